@@ -1,0 +1,99 @@
+"""``python -m benchmarks``: measure, print a table, write JSON. Judges nobody: the exit status is 0."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from benchmarks.report import Section, as_json, as_text, surroundings
+from benchmarks.workloads import WORKLOADS, Plan
+
+USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2)
+QUICK = Plan(repeats=3, seconds=0.15, warm_up=0.1)
+FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what *arguments* ask for. Returns the exit status."""
+    options = parser().parse_args(arguments)
+    plan: Plan = options.plan
+    if options.repeats is not None:
+        plan = attrs.evolve(plan, repeats=options.repeats)
+    where = surroundings()
+    say(heading(plan, where))
+    sections = []
+    for name in options.only:
+        sections.append(measure(name, plan))
+        say(as_text(sections[-1]) + "\n")
+    if options.json is not None:
+        options.json.write_text(as_json(sections, attrs.asdict(plan), where), encoding="utf-8")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="How fast and how fair the pool is, as ratios to floors measured in the same run.",
+    )
+    length = made.add_mutually_exclusive_group()
+    length.add_argument(
+        "--quick",
+        dest="plan",
+        action="store_const",
+        const=QUICK,
+        default=USUAL,
+        help="a first impression, in under 20 seconds",
+    )
+    length.add_argument(
+        "--full", dest="plan", action="store_const", const=FULL, help="figures to publish, in some minutes"
+    )
+    made.add_argument(
+        "--repeats", type=count, metavar="N", help=f"rounds of each workload (usually {USUAL.repeats})"
+    )
+    made.add_argument(
+        "--only", type=names, default=list(WORKLOADS), metavar="W1,W4", help=f"some of {', '.join(WORKLOADS)}"
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
+    return made
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1 expected, got {number}")
+    return number
+
+
+def names(text: str) -> list[str]:
+    known = {name.lower(): name for name in WORKLOADS}
+    wanted = [part.strip() for part in text.split(",")]
+    for name in wanted:
+        if name.lower() not in known:
+            raise argparse.ArgumentTypeError(f"no workload {name!r}: there are {', '.join(WORKLOADS)}")
+    return [known[name.lower()] for name in wanted]
+
+
+def measure(name: str, plan: Plan) -> Section:
+    """One workload's answer, below its question."""
+    workload = WORKLOADS[name]
+    question = (inspect.getdoc(workload) or "").partition("\n")[0]
+    return Section(name, question, tuple(workload(plan)))
+
+
+def heading(plan: Plan, where: Mapping[str, object]) -> str:
+    """Where and how it is measured."""
+    facts = "".join(f"{what}: {fact}\n" for what, fact in where.items())
+    window = f"{plan.seconds:g} s each after {plan.warm_up:g} s of warm-up"
+    return f"{facts}rounds: {plan.repeats}, {window}; median (smallest to largest)\n"
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

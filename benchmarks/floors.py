@@ -1,0 +1,62 @@
+"""The least a lender can be: what the pool is measured against."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.race import BUNDLE, Running, Track
+
+
+class FloorA:
+    """A deque and a lock: takes and gives back under the lock, and cannot wait.
+
+    For at most as many threads as there are connections.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.idle: deque[object] = deque(object() for _ in range(size))
+        self.lock = threading.Lock()
+
+    def spin(self, running: Running, track: Track) -> None:
+        lock, pop, append = self.lock, self.idle.pop, self.idle.append
+        while running:
+            for _ in BUNDLE:
+                with lock:
+                    item = pop()
+                with lock:
+                    append(item)
+            track.turns += len(BUNDLE)
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
+class FloorB:
+    """A semaphore and a deque: waits for its turn, without a deadline and without an order."""
+
+    def __init__(self, size: int) -> None:
+        self.idle: deque[object] = deque(object() for _ in range(size))
+        self.places = threading.Semaphore(size)
+
+    def spin(self, running: Running, track: Track) -> None:
+        acquire, release = self.places.acquire, self.places.release
+        pop, append = self.idle.pop, self.idle.append
+        while running:
+            for _ in BUNDLE:
+                acquire()
+                item = pop()
+                append(item)
+                release()
+            track.turns += len(BUNDLE)
+
+    def take(self) -> Callable[[], object]:
+        self.places.acquire()
+        return partial(self.give_back, self.idle.pop())
+
+    def give_back(self, item: object) -> None:
+        self.idle.append(item)
+        self.places.release()
+
+    def close(self) -> None:
+        """Nothing was opened."""

@@ -1,0 +1,241 @@
+"""Threads that borrow and give back until the time is up."""
+
+from __future__ import annotations  # array[float] is no expression before 3.12
+
+import gc
+import math
+import threading
+from array import array
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter, sleep
+from typing import Protocol
+
+from attrs import Factory, define, field, frozen
+
+#: True while a race runs: a list that is emptied at the end, because no flag is cheaper to look at.
+Running = list[bool]
+
+#: Turns that are counted together: counting each one would cost a floor a tenth of its speed.
+BUNDLE = range(10)
+
+#: A thread served less than this share of the mean starves.
+STARVING = 0.01
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@define
+class Track:
+    """What one thread notes. It alone writes, except where the window is opened and shut.
+
+    Attributes:
+        turns: How many are over, from the start on.
+        waits: Seconds of each checkout that ended since the window was opened, even
+            after it was shut: a thread that never had its turn shows in no other way.
+        holds: Seconds that each of these connections was held.
+        aways: Seconds the thread stayed away after each turn.
+        served: Turns that ended while the window was open.
+    """
+
+    turns: int = 0
+    waits: array[float] = Factory(_floats)
+    holds: array[float] = Factory(_floats)
+    aways: array[float] = Factory(_floats)
+    served: int = 0
+    _before: int = field(default=0, init=False)
+
+    def open_window(self) -> None:
+        """Forget what was so far: it was the warm-up."""
+        self._before = self.turns
+        self.waits, self.holds, self.aways = _floats(), _floats(), _floats()
+
+    def shut_window(self) -> None:
+        """Count what was served since it was opened."""
+        self.served = self.turns - self._before
+
+
+class Spinner(Protocol):
+    """Something that lends and takes back."""
+
+    def spin(self, running: Running, track: Track) -> None:
+        """Borrow and give back while *running*, and count the turns by the bundle.
+
+        Every spinner spells this loop out itself: a loop shared by all would call
+        what it measures through a wrapper, and that costs a floor a third of its speed.
+        """
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class Lender(Spinner, Protocol):
+    """A spinner whose threads wait for one another, so that there are waits to measure."""
+
+    def take(self) -> Callable[[], object]:
+        """Borrow one, waiting for it if need be; what is returned gives it back."""
+
+
+@frozen
+class Result:
+    """What one race came to.
+
+    Attributes:
+        served: Turns of each thread.
+        seconds: How long the turns were counted.
+    """
+
+    served: tuple[int, ...]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Turns a second, of all threads together."""
+        return sum(self.served) / self.seconds
+
+    @property
+    def starved(self) -> int:
+        """How many threads got nothing, or next to nothing."""
+        mean_served = sum(self.served) / len(self.served)
+        return sum(turns == 0 or turns < STARVING * mean_served for turns in self.served)
+
+    @property
+    def most_to_least(self) -> float:
+        """Turns of the best served thread for each turn of the worst served one."""
+        return ratio(max(self.served), min(self.served))
+
+
+@frozen
+class TimedResult(Result):
+    """What a race with a look at the clock on every turn came to.
+
+    Attributes:
+        waits: Seconds that each single checkout took.
+        hold: Mean seconds a connection was really held: a sleep lasts longer than asked for.
+        away: Mean seconds a thread really stayed away after giving back.
+    """
+
+    waits: tuple[float, ...] = field(repr=False)
+    hold: float
+    away: float
+
+    @property
+    def p99_wait(self) -> float:
+        """Seconds that 99 of 100 checkouts did not exceed."""
+        return sorted(self.waits)[math.ceil(len(self.waits) * 0.99) - 1]
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds of the slowest checkout."""
+        return max(self.waits)
+
+    def ideal_rate(self, size: int) -> float:
+        """Turns a second if all *size* connections were held all the time."""
+        return ratio(size, self.hold)
+
+    def ideal_wait(self, size: int) -> float:
+        """Seconds each checkout takes if all connections are always held and all threads served in turn.
+
+        A round of all threads lasts threads / size holds, of which a thread spends
+        one holding and the time it stays away not asking.
+        """
+        return (len(self.served) / size - 1) * self.hold - self.away
+
+
+def spin(spinner: Spinner, threads: int, seconds: float, warm_up: float) -> Result:
+    """Let *threads* take turns as fast as they can; nobody looks at the clock meanwhile."""
+    tracks, elapsed = race(spinner.spin, threads, seconds, warm_up)
+    return Result(tuple(track.served for track in tracks), elapsed)
+
+
+def spin_timed(
+    lender: Lender, threads: int, seconds: float, warm_up: float, *, hold: float = 0.0, away: float = 0.0
+) -> TimedResult:
+    """Let *threads* take turns: hold for *hold* seconds, stay away for *away*, and time every checkout."""
+
+    def take_turns(running: Running, track: Track) -> None:
+        while running:
+            asked = perf_counter()
+            give_back = lender.take()
+            track.waits.append(perf_counter() - asked)
+            if hold:
+                track.holds.append(timed_sleep(hold))
+            give_back()
+            track.turns += 1
+            if away:
+                track.aways.append(timed_sleep(away))
+
+    tracks, elapsed = race(take_turns, threads, seconds, warm_up)
+    return TimedResult(
+        tuple(track.served for track in tracks),
+        elapsed,
+        waits=tuple(wait for track in tracks for wait in track.waits),
+        hold=mean(hold for track in tracks for hold in track.holds),
+        away=mean(away for track in tracks for away in track.aways),
+    )
+
+
+def timed_sleep(seconds: float) -> float:
+    """Sleep, and say how long it really took."""
+    began = perf_counter()
+    sleep(seconds)
+    return perf_counter() - began
+
+
+def race(
+    job: Callable[[Running, Track], None], threads: int, seconds: float, warm_up: float
+) -> tuple[list[Track], float]:
+    """Run *job* on so many threads at once; count for *seconds*, *warm_up* seconds after the start.
+
+    The first threads to leave the gate have everything to themselves for a while,
+    which says nothing about the rest of their lives: hence the warm-up.
+
+    Returns:
+        The track of each thread, and how many seconds were really counted: under
+        load the thread that ends the race comes late.
+
+    Raises:
+        BaseException: what the first of the failing threads raised, once all have ended.
+    """
+    gc.collect()  # one contender's rubbish is not the next one's work
+    running: Running = [True]
+    tracks = [Track() for _ in range(threads)]
+    gate = threading.Barrier(threads + 1)
+
+    def start(track: Track) -> None:
+        gate.wait()
+        job(running, track)
+
+    with ThreadPoolExecutor(threads) as runners:
+        futures = [runners.submit(start, track) for track in tracks]
+        try:
+            gate.wait()
+            sleep(warm_up)
+            began = perf_counter()
+            for track in tracks:
+                track.open_window()
+            sleep(seconds)
+            for track in tracks:
+                track.shut_window()
+            ended = perf_counter()
+        except BaseException:
+            gate.abort()  # or an interrupt leaves the runners waiting there for ever
+            raise
+        finally:
+            running.clear()
+    for future in futures:
+        future.result()
+    return tracks, ended - began
+
+
+def ratio(figure: float, base: float) -> float:
+    """*figure* for each one of *base*; without end if that is nothing."""
+    return figure / base if base else math.inf
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean; 0 of nothing."""
+    known = list(values)
+    return math.fsum(known) / len(known) if known else 0.0

@@ -1,0 +1,184 @@
+"""What was measured: rows, a table of them, and the same as JSON."""
+
+import enum
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import frozen
+
+
+class Unit(enum.Enum):
+    """What a figure counts."""
+
+    RATE = "turns/s"
+    RATIO = "ratio"
+    SECONDS = "s"
+    BYTES = "bytes"
+    COUNT = "threads"
+
+
+@frozen
+class Target:
+    """What a figure should be.
+
+    Attributes:
+        sign: ``">="`` or ``"<="``.
+        bound: In the figure's unit.
+        always: True: every repeat should meet it; False: their median should.
+    """
+
+    sign: str
+    bound: float
+    always: bool = False
+
+    def is_met(self, values: Sequence[float]) -> bool:
+        judged = values if self.always else [statistics.median(values)]
+        return all(value >= self.bound if self.sign == ">=" else value <= self.bound for value in judged)
+
+
+def at_least(bound: float) -> Target:
+    return Target(">=", bound)
+
+
+def at_most(bound: float, *, always: bool = False) -> Target:
+    return Target("<=", bound, always)
+
+
+@frozen
+class Row:
+    """One figure of one contender.
+
+    Attributes:
+        who: The contender.
+        what: The figure's name.
+        unit: What it counts.
+        values: One for each repeat, in order.
+        target: What it should be, if anything.
+    """
+
+    who: str
+    what: str
+    unit: Unit
+    values: tuple[float, ...]
+    target: Target | None = None
+
+
+@frozen
+class Section:
+    """One workload's question and the rows that answer it."""
+
+    name: str
+    question: str
+    rows: tuple[Row, ...]
+
+
+def as_text(section: Section) -> str:
+    """The section as a table: median, smallest and largest of the repeats; the target, and if it is met."""
+    lines = [f"{section.name}  {section.question}"]
+    for row in section.rows:
+        spread = statistics.median(row.values), min(row.values), max(row.values)
+        middle, low, high = (shown(value, row.unit) for value in spread)
+        line = f"    {row.who:<22}{row.what:<22}{middle:>10}   ({low} to {high})"
+        if row.target is not None:
+            verdict = "met" if row.target.is_met(row.values) else "MISSED"
+            line = f"{line:<82}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def shown(value: float, unit: Unit) -> str:
+    """*value* in few digits, with a unit that a reader grasps."""
+    match unit:
+        case Unit.RATE if value >= 1e6:
+            return f"{value / 1e6:.2f} M/s"
+        case Unit.RATE if value >= 1e3:
+            return f"{value / 1e3:.1f} k/s"
+        case Unit.RATE:
+            return f"{value:.0f} /s"
+        case Unit.SECONDS if value < 1e-3:
+            return f"{value * 1e6:.0f} us"
+        case Unit.SECONDS:
+            return f"{value * 1e3:.2f} ms"
+        case Unit.RATIO:
+            return f"{value:.2f}"
+        case Unit.BYTES:
+            return f"{value:.0f} B"
+        case Unit.COUNT:
+            return f"{value:.0f}"
+
+
+def as_json(sections: Sequence[Section], plan: Mapping[str, float], where: Mapping[str, object]) -> str:
+    """Everything measured, how and where. What is not finite is ``null``: JSON has no word for it."""
+    document = {
+        **where,
+        "plan": plan,
+        "workloads": {
+            section.name: {"question": section.question, "rows": [row_as_dict(row) for row in section.rows]}
+            for section in sections
+        },
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def row_as_dict(row: Row) -> dict[str, object]:
+    """*row* as JSON shows it."""
+    return {
+        "who": row.who,
+        "what": row.what,
+        "unit": row.unit.value,
+        "median": finite(statistics.median(row.values)),
+        "min": finite(min(row.values)),
+        "max": finite(max(row.values)),
+        "values": [finite(value) for value in row.values],
+        "target": None
+        if row.target is None
+        else {"sign": row.target.sign, "bound": row.target.bound, "met": row.target.is_met(row.values)},
+    }
+
+
+def finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def surroundings() -> dict[str, object]:
+    """The time, the machine, the interpreter and the code: a figure means nothing without them."""
+    return {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            # What others ran in the last minute, if asked before the measuring begins.
+            "load": os.getloadavg()[0] if sys.platform != "win32" else None,
+        },
+        "python": {
+            "implementation": platform.python_implementation(),
+            "version": platform.python_version(),
+            # Before 3.13 there is a lock and no way to ask for it.
+            "gil": getattr(sys, "_is_gil_enabled", lambda: True)(),
+            "switch_interval": sys.getswitchinterval(),
+        },
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit the code stands at, marked if it was changed since; None without git or a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    answer = subprocess.run(
+        [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip() or None

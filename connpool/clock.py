@@ -1,0 +1,58 @@
+"""The only module that asks the time: a protocol, the real clock, and a gate to wait at."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Protocol
+
+__all__ = ["Clock", "Gate", "SystemClock", "now"]
+
+
+class Gate(Protocol):
+    """A binary semaphore that starts shut: a plain lock, acquired once.
+
+    ``release`` opens it for one ``acquire``. Who opens an open gate gets a
+    RuntimeError, which means no more than "it is open already".
+    """
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class Clock(Protocol):
+    """Seconds since an arbitrary origin; never goes backwards."""
+
+    @property
+    def overtake_delay(self) -> float:
+        """Seconds for which newcomers may overtake a waiter; 0 makes every hand-off immediate."""
+
+    def now(self) -> float: ...
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        """Wait until *gate* is opened. False: *timeout* seconds are up. None: no limit."""
+
+
+class SystemClock:
+    """Real time.
+
+    ``now`` is the C function itself, because the fast path of a checkout asks
+    twice. A library that freezes the clock by replacing ``time.monotonic``
+    therefore never stops a pool in its tracks.
+    """
+
+    __slots__ = ()
+
+    overtake_delay = 0.001
+    now = staticmethod(time.monotonic)
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        if timeout is None:
+            return gate.acquire()
+        return gate.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+
+
+def now() -> float:
+    """Real monotonic seconds, whatever clock a pool was given: what sockets go by."""
+    return time.monotonic()

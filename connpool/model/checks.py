@@ -1,0 +1,79 @@
+"""Validators and complaints that the values of this floor share.
+
+attrs' own ``instance_of(int)`` accepts ``True`` and its ``gt(0)`` accepts
+``inf``, which ``Condition.wait`` refuses much later, in another place. These
+here say ``ConfigError`` with the name and the value, at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from attrs import Attribute
+
+from connpool.errors import ConfigError
+
+Check = Callable[[object, "Attribute[Any]", Any], None]
+
+
+def is_number(value: object) -> bool:
+    """Tell whether *value* is an int or a float; a bool is neither here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether *value* is an int; a bool is none here."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def flag(_: object, attribute: Attribute[Any], value: Any) -> None:
+    """Accept True and False only."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{attribute.name} must be True or False, got {value!r}")
+
+
+def count(least: int, *, or_none: bool = False) -> Check:
+    """Accept a whole number of at least *least*."""
+
+    def check(_: object, attribute: Attribute[Any], value: Any) -> None:
+        if value is None and or_none:
+            return
+        if not is_whole(value) or value < least:
+            expected = f"a whole number of at least {least}" + (" or None" if or_none else "")
+            raise ConfigError(f"{attribute.name} must be {expected}, got {value!r}")
+
+    return check
+
+
+def seconds(*, or_zero: bool = False, or_none: bool = False) -> Check:
+    """Accept a number of seconds that a thread can really wait for."""
+
+    def check(_: object, attribute: Attribute[Any], value: Any) -> None:
+        require_seconds(attribute.name, value, or_zero=or_zero, or_none=or_none)
+
+    return check
+
+
+def require_seconds(name: str, value: Any, *, or_zero: bool = False, or_none: bool = False) -> None:
+    """The same for an argument *name* that is no field."""
+    if value is None and or_none:
+        return
+    if is_number(value) and (value > 0 or (or_zero and value == 0)) and value <= threading.TIMEOUT_MAX:
+        return  # nan compares false and inf is too much
+    expected = ("at least 0 seconds" if or_zero else "more than 0 seconds") + " and finite"
+    raise ConfigError(f"{name} must be {expected}{', or None' if or_none else ''}, got {value!r}")
+
+
+def fraction(_: object, attribute: Attribute[Any], value: Any) -> None:
+    """Accept a number from 0 to 1."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ConfigError(f"{attribute.name} must be a number from 0 to 1, got {value!r}")
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Make the error for *name*, no known *what*, naming the nearest of the *known* ones."""
+    nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
+    return ConfigError(f"unknown {what} {name!r} (the nearest known one is {nearest[0]!r})")

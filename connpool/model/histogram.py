@@ -1,0 +1,82 @@
+"""Durations counted in buckets that grow with them, so that memory stays the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from connpool.model.stats import Percentiles
+
+SHORTEST: Final = 1e-6  # seconds; what is shorter counts as 0
+LONGEST: Final = 1e4  # seconds; what is longer is told apart by the maximum alone
+
+# Each power of two is cut into 8 equal buckets. A bucket is thus at most an
+# eighth of its lower edge wide, and its middle at most 6.25 % off any sample.
+_PARTS: Final = 8
+_FIRST: Final = math.frexp(SHORTEST)[1]
+_LAST: Final = math.frexp(LONGEST)[1]
+_N_BUCKETS: Final = (_LAST - _FIRST + 1) * _PARTS
+
+
+def _middle(bucket: int) -> float:
+    """Return the middle of a bucket: the value its samples are reported as."""
+    octave, part = divmod(bucket, _PARTS)
+    return math.ldexp(0.5 + (part + 0.5) / (2 * _PARTS), octave + _FIRST)
+
+
+class Histogram:
+    """Counts durations; tells their percentiles within 7 %, and their maximum exactly.
+
+    It has no lock: who records and who reads must exclude each other.
+    """
+
+    __slots__ = ("_buckets", "_longer", "_longest", "_shorter")
+
+    def __init__(self) -> None:
+        self._buckets = [0] * _N_BUCKETS
+        self._shorter = 0  # samples below SHORTEST
+        self._longer = 0  # samples above LONGEST
+        self._longest = 0.0
+
+    def record(self, seconds: float) -> None:
+        """Count one duration. What a clock set back made negative counts as 0."""
+        if seconds > self._longest:
+            self._longest = seconds
+        if seconds < SHORTEST:
+            self._shorter += 1
+        elif seconds > LONGEST:
+            self._longer += 1
+        else:
+            mantissa, exponent = math.frexp(seconds)  # 0.5 <= mantissa < 1
+            self._buckets[(exponent - _FIRST) * _PARTS + int((mantissa - 0.5) * 2 * _PARTS)] += 1
+
+    @property
+    def count(self) -> int:
+        """How many durations were recorded."""
+        return self._shorter + sum(self._buckets) + self._longer
+
+    def percentiles(self, zeros: int = 0) -> Percentiles:
+        """Tell how what was recorded is distributed.
+
+        Args:
+            zeros: Samples of exactly 0 seconds to count in addition: those that
+                were too cheap to be recorded one by one.
+        """
+        total = zeros + self.count
+        return Percentiles(
+            p50=self._at_rank(math.ceil(total * 50 / 100), zeros),
+            p95=self._at_rank(math.ceil(total * 95 / 100), zeros),
+            p99=self._at_rank(math.ceil(total * 99 / 100), zeros),
+            max=self._longest,
+        )
+
+    def _at_rank(self, rank: int, zeros: int) -> float:
+        """Return about the value of the *rank*-th shortest sample, counted from 1."""
+        reached = zeros + self._shorter
+        if rank <= reached:
+            return 0.0
+        for bucket, n in enumerate(self._buckets):
+            reached += n
+            if rank <= reached:
+                return min(_middle(bucket), self._longest)  # the middle may lie beyond the last sample
+        return self._longest

@@ -1,0 +1,76 @@
+"""Where connections, pools and endpoints can stand, and the only ways on from there."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final
+
+
+class ConnState(enum.Enum):
+    """Where one connection stands. ``MOVES`` lists the only ways on."""
+
+    OPENING = "opening"  # holds a place; nothing open yet
+    IDLE = "idle"  # open, in the pool
+    IN_USE = "in use"  # lent to one holder
+    SHARED = "shared"  # lent to several, or to one who will share it
+    CLOSING = "closing"  # being closed; still holds its place
+    CLOSED = "closed"  # out of the pool for good; its place is free
+
+
+# No state leads to itself. A hand-off from one sole holder to the next is a new
+# ticket, not a move: a table that allowed IN_USE to IN_USE could not notice that
+# a connection is lent twice.
+MOVES: Final[Mapping[ConnState, frozenset[ConnState]]] = {
+    ConnState.OPENING: frozenset(
+        # CLOSING: opened, but nobody may have it any more. CLOSED: the dial failed.
+        {ConnState.IDLE, ConnState.IN_USE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}
+    ),
+    # To CLOSED at once: what leaves the pool open (taken, detached) or is not this process' to close.
+    ConnState.IDLE: frozenset({ConnState.IN_USE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}),
+    ConnState.IN_USE: frozenset({ConnState.IDLE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}),
+    ConnState.SHARED: frozenset({ConnState.IDLE, ConnState.IN_USE, ConnState.CLOSING, ConnState.CLOSED}),
+    ConnState.CLOSING: frozenset({ConnState.CLOSED}),
+    ConnState.CLOSED: frozenset(),
+}
+
+
+class PoolState(enum.Enum):
+    """Where a pool stands. ``POOL_MOVES`` lists the only ways on."""
+
+    OPEN = "open"  # lends
+    PAUSED = "paused"  # lends nothing for the time being
+    SHUT_DOWN = "shut down"  # lends nothing; loans are cut off; may be reopened
+    CLOSED = "closed"  # lends nothing, for good
+
+
+POOL_MOVES: Final[Mapping[PoolState, frozenset[PoolState]]] = {
+    PoolState.OPEN: frozenset({PoolState.PAUSED, PoolState.SHUT_DOWN, PoolState.CLOSED}),
+    PoolState.PAUSED: frozenset({PoolState.OPEN, PoolState.SHUT_DOWN, PoolState.CLOSED}),
+    PoolState.SHUT_DOWN: frozenset({PoolState.OPEN, PoolState.CLOSED}),
+    PoolState.CLOSED: frozenset(),
+}
+
+
+class EndpointState(enum.Enum):
+    """What a pool thinks of an endpoint."""
+
+    UP = "up"  # dialled when needed
+    BLACKLISTED = "blacklisted"  # not dialled before its retry_at
+    PROBING = "probing"  # one dial is under way to see whether it is back
+
+
+class CloseReason(enum.Enum):
+    """Why the pool parted with a connection."""
+
+    STALE = "stale"  # of an older generation: the pool was cleared, or its route changed
+    IDLE = "idle"  # unused for idle_timeout
+    EXPIRED = "expired"  # max_lifetime
+    USED_UP = "used up"  # max_uses
+    BROKEN = "broken"  # found dead by a look, a validation or its holder's I/O
+    TERMINATED = "terminated"  # its holder said so, or left its block with an exception
+    DIRTY = "dirty"  # came back with bytes nobody had read, or could not be reset
+    EVICTED = "evicted"  # made room for a connection to another endpoint
+    SURPLUS = "surplus"  # more than a lowered max_size
+    LOST = "lost"  # its holder forgot it
+    POOL_CLOSED = "pool closed"  # came back to, or lay in, a pool that was closed

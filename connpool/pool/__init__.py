@@ -1,0 +1,1 @@
+"""Lending: who holds which connection, who waits, and which endpoint is next."""

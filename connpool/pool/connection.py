@@ -1,0 +1,313 @@
+"""What a user holds: one loan of one connection, given back exactly once."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from connpool.errors import UsageError
+from connpool.model.endpoint import Endpoint
+from connpool.model.states import CloseReason
+from connpool.model.stats import ConnectionInfo
+from connpool.pool.record import Key, Record
+from connpool.pool.snapshots import connection_info
+from connpool.wire.io import is_tls
+
+if TYPE_CHECKING:
+    from connpool.wire.io import FileStream, Stream
+
+__all__ = ["Connection"]
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+class Connection:
+    """One loan: exclusive use of one connection until ``release`` or ``terminate``.
+
+    Made by ``ConnectionPool.try_connect`` and never by hand. As a context
+    manager it is released at the end of the block, or terminated if the block
+    raises. Every method of a loan that was given back raises ``UsageError``
+    and does nothing, even if the same connection has been lent again since.
+
+    Input and output are all-or-error: ``timeout`` (seconds; None: no limit)
+    covers a call as a whole, on TLS too, and a call that fails marks the
+    connection broken, so that even ``release`` closes it.
+
+    Locking: ``release`` takes none on the fast path; one loan is for one thread at a time.
+    """
+
+    __slots__ = ("__weakref__", "_key")
+
+    _key: Key  # deleted when the loan ends: of two threads that try, one gets an AttributeError
+
+    def release(self) -> None:
+        """Give it back, for the next caller: it is healthy.
+
+        It is closed nevertheless if it is broken, has expired, has been cleared,
+        or holds bytes that were read from the socket but not consumed.
+
+        Raises:
+            UsageError: it was given back before; whoever holds the connection now is unharmed.
+
+        Source: dpl_conn_release (Droplet); dmConnectionPool::Return (Defold).
+        """
+        try:
+            key = self._key
+            del self._key
+        except AttributeError:
+            raise _given_back() from None
+        try:
+            record = key.record
+            pool = record.pool
+            now = pool._now()
+            stream = record.stream
+            if now < record.expires_at and now < pool._return_until and (stream is None or not stream.rest):
+                record.since = now
+                record.host.idle.append(key)
+                if pool._is_awaited:  # announced before its last look: see docs/locking.md
+                    pool._lender.serve()
+            else:
+                pool._lender.take_back(key)
+        except BaseException:
+            del key  # let the finaliser find it: a traceback would keep it alive
+            raise
+
+    def terminate(self, error: BaseException | None = None) -> None:
+        """Give it back to be closed: something went wrong on it.
+
+        Args:
+            error: What went wrong, for ``EndpointInfo.last_error``. It blames no
+                endpoint; ``pool.blacklist(conn.endpoint)`` does.
+
+        Raises:
+            UsageError: it was given back before.
+
+        Source: dpl_conn_terminate (Droplet); dmConnectionPool::Close (Defold).
+        """
+        key = self._surrender()
+        if error is not None:
+            key.record.host.last_error = error
+        key.record.condemn(CloseReason.TERMINATED)
+        key.record.pool._lender.take_back(key)
+
+    def detach(self) -> Any:
+        """Leave the pool with the transport still open, and return it; its place is free again.
+
+        Raises:
+            UsageError: it was given back before.
+        """
+        key = self._surrender()
+        return key.record.pool._lender.let_go(key)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._key  # noqa: B018 - given back or detached within the block?
+        except AttributeError:
+            return
+        if kind is None:
+            self.release()
+        else:
+            self.terminate()
+
+    def __repr__(self) -> str:
+        try:
+            record = self._key.record
+        except AttributeError:
+            return "<Connection: given back>"
+        return f"<Connection {record.id} of pool {record.pool.name!r} to {record.host.endpoint}>"
+
+    # -- what it is
+
+    @property
+    def raw(self) -> Any:
+        """What the connector opened: a socket, a database connection, ..."""
+        return self._held().raw
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket.
+
+        Raises:
+            UsageError: what the connector opened is not one.
+        """
+        raw = self._held().raw
+        if not isinstance(raw, socket.socket):
+            raise UsageError(f"{self!r}: a {type(raw).__name__} is not a socket; use raw")
+        return raw
+
+    @property
+    def ssl_socket(self) -> ssl.SSLSocket | None:
+        """The socket if it speaks TLS, else None."""
+        raw = self._held().raw
+        return raw if is_tls(raw) else None
+
+    def fileno(self) -> int:
+        """The descriptor, so that ``select`` takes a connection."""
+        return int(self._held().raw.fileno())
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address it leads to."""
+        return self._held().host.endpoint
+
+    @property
+    def info(self) -> ConnectionInfo:
+        """A snapshot of what the pool knows of it."""
+        return connection_info(self._held(), is_idle=False)
+
+    @property
+    def uses(self) -> int:
+        """How often the connection was lent before: 0 on the first loan."""
+        return self._held().uses - 1
+
+    @property
+    def extra(self) -> Any:
+        """Data of yours that stays with the connection from loan to loan; None at first."""
+        return self._held().extra
+
+    @extra.setter
+    def extra(self, value: Any) -> None:
+        self._held().extra = value
+
+    # -- input and output
+
+    def writev_all(self, buffers: Iterable[Bytes], timeout: float | None = None) -> None:
+        """Write all of *buffers*, in order, as one stretch of bytes.
+
+        Raises:
+            TimeoutError: not everything was taken within *timeout* seconds.
+            OSError: the connection is broken.
+            UsageError: given back before, or not a socket.
+
+        Source: dpl_conn_writev_all (Droplet).
+        """
+        stream = self._stream()
+        try:
+            stream.writev_all(buffers, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def sendall(self, data: Bytes, timeout: float | None = None) -> None:
+        """Write all of *data*; as ``writev_all`` of one buffer."""
+        self.writev_all((data,), timeout)
+
+    def recv(self, n: int, timeout: float | None = None) -> bytes:
+        """Read at most *n* bytes, at least one; ``b""`` at the end of the stream.
+
+        Raises:
+            TimeoutError: nothing came within *timeout* seconds.
+            OSError: the connection is broken, or the pool interrupted it.
+            UsageError: given back before, or not a socket.
+        """
+        stream = self._stream()
+        try:
+            data = stream.recv(n, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if not data and n:
+            self._held().condemn(CloseReason.BROKEN)  # the peer has finished
+        return data
+
+    def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, timeout: float | None = None) -> int:
+        """Read at most *nbytes* bytes (0: as many as fit) into *buffer*. Returns how many; see ``recv``."""
+        stream = self._stream()
+        try:
+            n = stream.recv_into(buffer, nbytes, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if not n and len(buffer):
+            self._held().condemn(CloseReason.BROKEN)
+        return n
+
+    def recv_exactly(self, n: int, timeout: float | None = None) -> bytes:
+        """Read *n* bytes, no more and no fewer.
+
+        Raises:
+            ConnectionError: the stream ended before; see ``recv`` for the rest.
+        """
+        stream = self._stream()
+        try:
+            return stream.recv_exactly(n, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
+        """Read up to and including *delimiter*, at most *limit* bytes.
+
+        What was read behind it is kept for the next call; a connection that is
+        released with such a rest is closed.
+
+        Raises:
+            ConnectionError: *limit* bytes came without it, or the stream ended; see ``recv`` for the rest.
+        """
+        stream = self._stream()
+        try:
+            return stream.recv_until(delimiter, limit, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def start_tls(
+        self, context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
+
+        Args:
+            server_hostname: The name to verify; None: the endpoint's host.
+
+        Raises:
+            HandshakeError: the peer cannot be trusted, or does not speak TLS.
+            UsageError: unread bytes came in clear, or it speaks TLS already.
+
+        Source: dmConnectionPool::CreateSSLSocket (Defold).
+        """
+        record, stream = self._held(), self._stream()
+        try:
+            stream.start_tls(context, server_hostname or record.host.endpoint.host, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        record.raw = stream.raw
+        record.pool._lender.upgraded(record)
+
+    # -- the loan itself
+
+    def _held(self) -> Record:
+        try:
+            return self._key.record
+        except AttributeError:
+            raise _given_back() from None
+
+    def _surrender(self) -> Key:
+        try:
+            key = self._key
+            del self._key
+        except AttributeError:
+            raise _given_back() from None
+        return key
+
+    def _stream(self) -> Stream | FileStream:
+        return self._held().streaming()
+
+    def _fail(self, error: BaseException) -> None:
+        """Mark it broken, unless *error* only says that the arguments are wrong."""
+        if not isinstance(error, TypeError | ValueError | UsageError) or isinstance(error, OSError):
+            self._held().condemn(CloseReason.BROKEN)
+
+
+def _given_back() -> UsageError:
+    return UsageError(
+        "this connection was given back already: a loan ends with its first release or terminate"
+    )

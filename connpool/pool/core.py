@@ -1,0 +1,295 @@
+"""The books of one pool: places, hosts, counters, and what became of lost keys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from connpool.clock import Gate
+from connpool.model.config import PoolConfig
+from connpool.model.histogram import Histogram
+from connpool.model.route import Route
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.hosts import Fleet, Host, Take
+from connpool.pool.record import Key, Phase, Record
+from connpool.pool.waiters import Waiter, WaitQueue
+
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["Board", "Books", "Dial", "Todo"]
+
+
+class Board(Protocol):
+    """What the fast path reads without the lock. Only ``Books.publish`` writes it."""
+
+    _take: Take  # an idle key of the next host, or IndexError
+    _fresh_for: float  # seconds of idleness after which a connection is looked at
+    _lend_until: float  # from this instant on a checkout takes the long way
+    _return_until: float  # from this instant on a return takes the long way
+    _is_awaited: bool  # somebody sleeps who must hear of every return
+
+
+class Dial:
+    """One attempt to make a key lendable: opening its transport, or looking at it.
+
+    Holds the key, so a dial that gets lost on its way to a thread frees its place.
+    """
+
+    __slots__ = ("blames", "cancel", "is_look", "key", "number")
+
+    def __init__(
+        self, key: Key, cancel: threading.Event, number: int, *, is_look: bool, blames: bool
+    ) -> None:
+        self.key = key
+        self.cancel = cancel
+        self.number = number  # of the checkout it was begun for
+        self.is_look = is_look
+        self.blames = blames  # whether a failure counts against the host
+
+
+class Todo:
+    """What was decided under the lock, to be done without it."""
+
+    __slots__ = ("dials", "doomed")
+
+    def __init__(self) -> None:
+        self.dials: list[Dial] = []
+        self.doomed: list[Key] = []  # CLOSING, to be closed and then forgotten
+
+    def __bool__(self) -> bool:
+        return bool(self.dials or self.doomed)
+
+
+class Books:
+    """The state of one pool. Every method is called with the pool's lock held.
+
+    How many connections there are is not counted but read off the hosts' sets
+    of records, so that there is no count an interrupt could leave wrong.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, config: PoolConfig, overtake_delay: float, *, long_returns: bool
+    ) -> None:
+        self.pool = pool
+        self.config = config
+        self.state = PoolState.OPEN
+        self.route: Route | None = None
+        self.drains: list[Gate] = []  # of threads that wait for the last loan to come back
+        self.fleet = Fleet()
+        self.queue = WaitQueue()
+        self.rng = random.Random()
+        self.overtake_delay = overtake_delay
+        self.long_returns = long_returns  # every return takes the long way: there is a reset hook
+        self.lost: deque[Record] = deque()  # keys that were dropped; finalisers append without the lock
+        self.departed = 0  # left the pool open: taken or detached
+        self.closed: Counter[CloseReason] = Counter()
+        self.past_uses = 0  # loans of connections that are gone
+        self.timeouts = 0
+        self.connect_failures = 0
+        self.lost_loans = 0
+        self.last_error: BaseException | None = None
+        self.waits = Histogram()
+        self.dials = Histogram()
+        self._ids = itertools.count(1)
+        self.next_change = math.inf
+
+    # -- places
+
+    def summary(self) -> str:
+        """The numbers that an error needs; may be asked without the lock."""
+        return (
+            f"{self.size()} of {self.config.max_size} open, {self.n_lent()} in use, {len(self.queue)} waiting"
+        )
+
+    def n_lent(self) -> int:
+        """How many are lent, or being looked at. Idle ones are counted once, so it is never negative."""
+        n_idle = sum(len(host.idle) for host in self.fleet.hosts.values())
+        return max(0, sum(record.phase is Phase.OPEN for record in self.records()) - n_idle)
+
+    def records(self) -> Iterator[Record]:
+        for host in list(self.fleet.hosts.values()):
+            yield from host.records.copy()
+
+    def size(self) -> int:
+        return sum(len(host.records) for host in self.fleet.hosts.values())
+
+    def is_full(self) -> bool:
+        return self.size() >= self.config.max_size
+
+    def has_place(self, host: Host, now: float) -> bool:
+        """Whether one more connection to *host* may be dialled now, total left aside."""
+        config = self.config
+        most_dials = config.max_connecting if host.is_up() else 1  # one half-open probe at a time
+        return (
+            host.dialable
+            and (host.is_up() or host.is_due(now))
+            and len(host.opening) < most_dials
+            and (config.max_per_endpoint is None or len(host.records) < config.max_per_endpoint)
+        )
+
+    def reserve(self, host: Host, now: float) -> tuple[Key, threading.Event]:
+        """Take a place at *host* for a connection that is to be dialled."""
+        key = Key(Record(next(self._ids), self.pool, host, now))
+        cancel = threading.Event()
+        host.opening[key.record] = cancel
+        host.records.add(key.record)
+        return key, cancel
+
+    def adopt(self, host: Host, raw: object, now: float) -> Key:
+        """Take a place at *host* for a transport that is open already."""
+        key = Key(Record(next(self._ids), self.pool, host, now))
+        key.record.raw = raw
+        host.records.add(key.record)
+        self.admit(key.record, now)
+        return key
+
+    def admit(self, record: Record, now: float) -> None:
+        """An opening record is open."""
+        record.move(Phase.OPEN)
+        record.was_open = True
+        record.host.opening.pop(record, None)
+        record.opened_at = record.since = now
+        lifetime = self.config.max_lifetime
+        if record.fate is None:
+            jitter = 1 - self.config.lifetime_jitter * self.rng.random()
+            record.expires_at = math.inf if lifetime is None else now + lifetime * jitter
+
+    def doom(self, key: Key, reason: CloseReason, todo: Todo) -> None:
+        """Let *key*'s connection be closed; it keeps its place until that is done."""
+        key.record.condemn(reason)
+        key.record.move(Phase.CLOSING)
+        todo.doomed.append(key)
+
+    def forget(self, record: Record) -> None:
+        """Free the place of *record*: it is closed, or has left the pool."""
+        is_first_time = record in record.host.records  # recovered records may come twice
+        was = record.phase
+        record.host.opening.pop(record, None)
+        record.host.records.discard(record)  # this frees the place; what follows is statistics
+        record.phase = Phase.CLOSED
+        if is_first_time and record.was_open:
+            self.past_uses += record.uses
+            if was is Phase.CLOSING and record.fate is not None:
+                self.closed[record.fate] += 1
+            else:
+                self.departed += 1
+        self.fleet.forget_empty()
+        if self.drains and self.n_lent() == 0:
+            while self.drains:
+                self.drains.pop().release()
+
+    def verdict(self, record: Record, now: float) -> CloseReason | None:
+        """Why *record* must not be lent (again); None: it may be."""
+        config = self.config
+        if record.fate is not None:
+            return record.fate
+        if now >= record.expires_at:
+            return CloseReason.EXPIRED
+        if config.max_uses is not None and record.uses >= config.max_uses:
+            return CloseReason.USED_UP
+        return None
+
+    def idle_verdict(self, record: Record, now: float) -> CloseReason | None:
+        """The same for an idle one, which may also have been idle for too long."""
+        limit = self.config.idle_timeout
+        if limit is not None and now - record.since >= limit:
+            return CloseReason.IDLE
+        return self.verdict(record, now)
+
+    def drain_idle(self, host: Host, reason: CloseReason, todo: Todo) -> None:
+        """Let every idle connection of *host* be closed."""
+        while host.idle:
+            try:
+                key = host.idle.pop()
+            except IndexError:  # a checkout was faster
+                return
+            self.doom(key, reason, todo)
+
+    def trim(self, now: float, todo: Todo) -> None:
+        """Let what is idle and has expired be closed, and what is more than ``max_size``."""
+        for host in self.fleet.hosts.values():
+            for key in host.idle.copy():
+                reason = self.idle_verdict(key.record, now)
+                if reason is not None and withdraw(host, key):
+                    self.doom(key, reason, todo)
+        surplus = self.size() - len(todo.doomed) - self.config.max_size
+        while surplus > 0 and (key_and_host := self.longest_idle(self.fleet.hosts.values())):
+            if withdraw(key_and_host[1], key_and_host[0]):
+                self.doom(key_and_host[0], CloseReason.SURPLUS, todo)
+                surplus -= 1
+
+    def longest_idle(self, hosts: object) -> tuple[Key, Host] | None:
+        """The idle connection of *hosts* that was released first."""
+        oldest: tuple[Key, Host] | None = None
+        for host in hosts:  # type: ignore[attr-defined]
+            try:
+                key = host.idle[0]
+            except IndexError:
+                continue
+            if oldest is None or key.record.since < oldest[0].record.since:
+                oldest = key, host
+        return oldest
+
+    # -- lost keys
+
+    def recover(self, todo: Todo) -> None:
+        """Free the places of records whose key was dropped, by an interrupt or by its holder."""
+        while self.lost:
+            record = self.lost.popleft()
+            if record.phase is Phase.CLOSED:
+                continue
+            key = Key(record)
+            for waiter in self.queue:
+                if waiter.attempt is record:
+                    waiter.attempt = None
+            if record.phase is Phase.OPEN and record.fate is None:
+                self.lost_loans += 1
+            if record.raw is None:  # nothing was opened, or it is closed already
+                self.forget(record)
+            elif record.phase is Phase.CLOSING:
+                todo.doomed.append(key)
+            else:
+                self.doom(key, CloseReason.LOST, todo)
+
+    # -- the fast path's board
+
+    def publish(self, now: float) -> None:
+        """Tell the fast path how things stand."""
+        board: Board = self.pool
+        config = self.config
+        self.next_change = self.fleet.refresh(now, lends=self.state is PoolState.OPEN)
+        board._take = self.fleet.take
+        limits = (config.look_after_idle, config.idle_timeout)
+        board._fresh_for = min((limit for limit in limits if limit is not None), default=math.inf)
+        board._lend_until = -math.inf if config.max_uses is not None else self.next_change
+        self.publish_queue()
+
+    def publish_queue(self) -> None:
+        """The part of the board that depends on who waits."""
+        board: Board = self.pool
+        oldest = self.queue.oldest
+        board._is_awaited = oldest is not None and oldest.is_asleep
+        if self.long_returns or self.state is not PoolState.OPEN or self.size() > self.config.max_size:
+            board._return_until = -math.inf
+        elif oldest is not None:
+            board._return_until = min(self.next_change, oldest.since + self.overtake_delay)
+        else:
+            board._return_until = self.next_change
+
+    def needs_look(self, record: Record, now: float, waiter: Waiter) -> bool:
+        return waiter.must_look or now - record.since >= self.pool._fresh_for
+
+
+def withdraw(host: Host, key: Key) -> bool:
+    """Take *key* out of the middle of the stack. False: a checkout was faster."""
+    try:
+        host.idle.remove(key)
+    except ValueError:
+        return False
+    return True

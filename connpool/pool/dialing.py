@@ -1,0 +1,244 @@
+"""What may take long: opening, looking at and closing transports, with no lock held."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from connpool import clock as real
+from connpool.errors import (
+    CancelledError,
+    ConnectError,
+    ConnectTimeoutError,
+    HandshakeError,
+    PermissionDeniedError,
+)
+from connpool.pool.connection import Connection
+from connpool.pool.core import Dial
+from connpool.pool.record import Key, Record
+from connpool.wire.connector import FullConnector
+from connpool.wire.io import FileStream, is_stream
+from connpool.wire.waiting import Cancel
+
+if TYPE_CHECKING:
+    from connpool.pool.lending import Lender
+
+__all__ = ["Dialler", "EitherCancel"]
+
+logger = logging.getLogger("connpool.pool")
+
+CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
+JOIN_GRACE: Final = 0.25  # seconds ``join`` gives threads whose dials were cancelled
+
+
+class EitherCancel:
+    """Set as soon as one of two flags is."""
+
+    __slots__ = ("_flags",)
+
+    def __init__(self, *flags: Cancel) -> None:
+        self._flags = flags
+
+    def is_set(self) -> bool:
+        return any(flag.is_set() for flag in self._flags)
+
+
+class Dialler:
+    """Runs a pool's dials, looks and closes: on short-lived threads, or on the caller's own.
+
+    A thread lives for one dial. Starting it costs a twentieth of a millisecond,
+    and nothing is left behind when the pool is closed.
+    """
+
+    def __init__(self, lender: Lender, connector: FullConnector, name: str) -> None:
+        self._lender = lender
+        self._connector = connector
+        self._name = name
+        self._idents: list[int] = []  # threads inside ``open`` just now
+        self._threads: set[threading.Thread] = set()
+
+    def is_dialling_here(self) -> bool:
+        """Whether this very thread is inside ``open`` of this pool."""
+        return threading.get_ident() in self._idents
+
+    # -- dials and looks
+
+    def start(self, dial: Dial) -> None:
+        """Run *dial* on a thread of its own, or here if no thread can be had."""
+        record = dial.key.record
+        verb = "look" if dial.is_look else "dial"
+        if not self._spawn(f"connpool-{verb}-{self._name}-{record.id}", self._run_apart, dial):
+            self._run_apart(dial)
+
+    def _spawn(self, name: str, target: Any, *args: Any) -> bool:
+        thread = threading.Thread(target=self._tracked, args=(target, *args), name=name, daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # can't start new thread
+            self._threads.discard(thread)
+            return False
+        return True
+
+    def _tracked(self, target: Any, *args: Any) -> None:
+        try:
+            target(*args)
+        finally:
+            self._threads.discard(threading.current_thread())
+
+    def _run_apart(self, dial: Dial) -> None:
+        config = self._lender.config
+        try:
+            self.run(dial, config.connect_timeout, dial.cancel)
+        except Exception:
+            logger.exception("pool %r: recording a dial failed", self._name)
+
+    def run(self, dial: Dial, timeout: float, cancel: Cancel) -> None:
+        """Run *dial* on this thread and record what came of it.
+
+        Raises:
+            BaseException: only what is no Exception (Ctrl-C) and only after its place was freed.
+        """
+        record = dial.key.record
+        began = self._lender.clock.now()
+        ident = threading.get_ident()
+        error: BaseException | None = None
+        self._idents.append(ident)
+        try:
+            if not dial.is_look:
+                self._open(record, timeout, cancel)
+            elif not self.is_usable(record):
+                error = ConnectionError("found dead when looked at")
+        except BaseException as caught:
+            error = caught
+        finally:
+            self._idents.remove(ident)
+        self._lender.record_dial(dial, error, began)
+        if error is not None and not isinstance(error, Exception):
+            raise error
+
+    def _open(self, record: Record, timeout: float, cancel: Cancel) -> None:
+        """Open the transport and run the connector's hooks on it, all within *timeout* seconds."""
+        endpoint = record.host.endpoint
+        connector = self._connector
+        deadline = real.now() + timeout
+        record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
+        if connector.handshake is None and connector.permissions is None:
+            return
+        try:
+            self._greet(record, deadline)
+        except (ConnectError, CancelledError):
+            raise
+        except TimeoutError as error:
+            raise ConnectTimeoutError(f"the login at {endpoint} took too long", endpoint=endpoint) from error
+        except Exception as error:
+            raise HandshakeError(f"the login at {endpoint} failed: {error!r}", endpoint=endpoint) from error
+
+    def _greet(self, record: Record, deadline: float) -> None:
+        """Let the connector's hooks speak to the peer before anybody else does."""
+        connector, endpoint = self._connector, record.host.endpoint
+        greeting = Connection()
+        greeting._key = Badge(record)
+        stream = record.streaming() if is_stream(record.raw) else None
+        if stream is not None:
+            stream.deadline = deadline
+        try:
+            if connector.handshake is not None:
+                connector.handshake(greeting)
+            required = self._lender.config.required_permissions
+            if connector.permissions is not None and required:
+                missing = required - frozenset(connector.permissions(greeting))
+                if missing:
+                    listed = ", ".join(sorted(missing))
+                    raise PermissionDeniedError(f"{endpoint} does not grant: {listed}", endpoint=endpoint)
+        finally:
+            del greeting._key  # a hook that kept it holds nothing
+            if stream is not None:
+                stream.deadline = None
+
+    def is_usable(self, record: Record) -> bool:
+        """Look at an idle transport. A look that fails finds it dead."""
+        try:
+            return bool(self._connector.is_usable(record.raw))
+        except Exception as error:
+            logger.debug("pool %r: looking at connection %d failed: %r", self._name, record.id, error)
+            return False
+
+    def reset(self, record: Record) -> bool:
+        """Make a transport ready for its next holder. A reset that fails says no."""
+        try:
+            return self._connector.reset(record.raw) is not False
+        except Exception as error:
+            logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
+            return False
+
+    # -- closes
+
+    def close_all(self, keys: Iterable[Key]) -> list[Key]:
+        """Close the transports of *keys*. Returns those that are closed; threads report the others.
+
+        A foreign ``close`` runs on a thread, for which the caller waits only a
+        moment: as a rule it is over by then, and one that hangs holds up nobody.
+        """
+        if self._connector.prompt or self._lender.config.dial_in_caller:
+            closed = list(keys)
+            for key in closed:
+                self.close(key.record)
+            return closed
+        pending = deque(keys)
+        while pending:
+            left = len(pending)
+            done = threading.Event()
+            if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
+                self._close_apart(pending, done)
+            while not done.wait(CLOSE_GRACE) and len(pending) < left:
+                left = len(pending)  # it is getting on
+        return []
+
+    def _close_apart(self, pending: deque[Key], done: threading.Event) -> None:
+        try:
+            while pending:
+                key = pending.popleft()
+                self.close(key.record)
+                self._lender.record_closed([key])
+        except IndexError:  # another thread took the last one
+            pass
+        finally:
+            done.set()
+
+    def close(self, record: Record) -> None:
+        """Close one transport, once. What its ``close`` raises is logged: it is gone anyhow."""
+        raw, record.raw = record.raw, None
+        if raw is None:
+            return
+        try:
+            if isinstance(raw, FileStream):  # no connector opened it
+                raw.close()
+            else:
+                self._connector.close(raw)
+        except Exception:
+            logger.exception("pool %r: closing connection %d failed", self._name, record.id)
+
+    def close_forgotten(self, record: Record) -> None:
+        """The pool itself was dropped unclosed: close what cannot block, in its finaliser."""
+        if self._connector.prompt:
+            self.close(record)
+
+    def join(self) -> None:
+        """Wait a moment for threads that have nothing left to do but to end."""
+        deadline = real.now() + JOIN_GRACE
+        for thread in self._threads.copy():
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - real.now()))
+
+
+class Badge(Key):
+    """Shows a hook the record that is being opened. Not a key: dropping it means nothing."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        """Nothing is lost with it."""

@@ -1,0 +1,89 @@
+"""The errors of a checkout: which class, and one sentence with the numbers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Final
+
+from connpool.errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    HandshakeError,
+    NoEndpointError,
+    PermissionDeniedError,
+)
+from connpool.model.endpoint import Endpoint
+
+__all__ = ["again", "as_connect_error", "no_endpoint"]
+
+
+class SoleConnectError(NoEndpointError, ConnectError):
+    """The only endpoint that could have served could not be dialled."""
+
+
+class SoleConnectTimeoutError(NoEndpointError, ConnectTimeoutError):
+    """The only endpoint that could have served did not answer in time."""
+
+
+class SoleHandshakeError(NoEndpointError, HandshakeError):
+    """TLS or the login failed at the only endpoint that could have served."""
+
+
+class SolePermissionDeniedError(NoEndpointError, PermissionDeniedError):
+    """The only endpoint that could have served does not grant what the pool requires."""
+
+
+SOLE: Final[dict[type[BaseException], type[NoEndpointError]]] = {
+    ConnectError: SoleConnectError,
+    ConnectTimeoutError: SoleConnectTimeoutError,
+    HandshakeError: SoleHandshakeError,
+    PermissionDeniedError: SolePermissionDeniedError,
+}
+
+
+def no_endpoint(
+    pool: str,
+    causes: Sequence[tuple[Endpoint, BaseException]],
+    retry_at: float | None,
+    *,
+    is_pinned: bool,
+) -> Exception:
+    """The error of a checkout that no endpoint can serve.
+
+    Where there is but one endpoint its failure is the checkout's, so the error
+    is of that class as well, and has the same ``__cause__``.
+    """
+    if not causes:
+        return NoEndpointError(f"pool {pool!r}: nothing is idle, and it has no route to dial", pool=pool)
+    listed = "; ".join(str(error) for _, error in causes)
+    where = "the endpoint asked for" if is_pinned else f"any of {len(causes)} endpoint(s)"
+    message = f"pool {pool!r}: cannot reach {where}: {listed}"
+    endpoint, last = causes[-1]
+    kind = SOLE.get(type(last)) if len(causes) == 1 else None
+    failure: NoEndpointError = (kind or NoEndpointError)(
+        message, pool=pool, causes=tuple(causes), retry_at=retry_at
+    )
+    failure.__cause__ = last
+    if isinstance(failure, ConnectError) and isinstance(last, ConnectError):
+        failure.endpoint, failure.local = endpoint, last.local
+        failure.__cause__ = last.__cause__ or last
+    return failure
+
+
+def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> ConnectError:
+    """What ``open`` or a hook raised, as the error that callers are promised."""
+    if isinstance(error, ConnectError):
+        error.pool = pool
+        return error
+    kind = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
+    failure = kind(f"cannot open a connection to {endpoint}: {error!r}", pool=pool, endpoint=endpoint)
+    failure.__cause__ = error
+    return failure
+
+
+def again(error: Exception) -> Exception:
+    """A copy to be raised in one more thread: a traceback belongs to one of them."""
+    twin = copy.copy(error)
+    twin.__cause__ = error.__cause__
+    return twin

@@ -1,0 +1,219 @@
+"""What the pool knows of each endpoint, and which one a checkout turns to next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from connpool.model.config import PoolConfig
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Route
+from connpool.model.states import EndpointState
+from connpool.pool.record import Key, Record
+
+__all__ = ["Fleet", "Host", "Missed", "Take"]
+
+Take: TypeAlias = Callable[[], Key]
+
+BACKOFF_JITTER: Final = 0.1  # a blacklisting lasts between 90 % and 100 % of its nominal time
+NOTHING: Final[deque[Key]] = (
+    deque()
+)  # a stack that is always empty: its turn sends a checkout to the long way
+
+
+class Missed(IndexError):
+    """Nothing is idle at the host whose turn it was; carries the number of the turn."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__(turn)
+        self.turn = turn
+
+
+class Host:
+    """One endpoint: its idle stack, its records, and whether it may be dialled.
+
+    The stack is used without the lock, by single pops and appends. All the
+    rest changes under the pool's lock.
+    """
+
+    __slots__ = (
+        "by_hand",
+        "dialable",
+        "endpoint",
+        "failures",
+        "idle",
+        "last_error",
+        "on_route",
+        "opening",
+        "records",
+        "retry_at",
+        "since",
+    )
+
+    def __init__(self, endpoint: Endpoint, *, now: float, on_route: bool, dialable: bool = True) -> None:
+        self.endpoint = endpoint
+        self.idle: deque[Key] = deque()  # the right end was released last
+        self.records: set[Record] = set()  # opening + open + closing: what the server may see
+        self.opening: dict[Record, threading.Event] = {}  # dials under way, and what cancels each
+        self.on_route = on_route
+        self.dialable = dialable
+        self.retry_at: float | None = None  # blacklisted until then; None: up
+        self.by_hand = False  # blacklisted by the user: nothing but time or the user lifts it
+        self.failures = 0  # in a row
+        self.since = now  # up, or down, since
+        self.last_error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Host {self.endpoint} {self.state.value}: {len(self.records)} open, {len(self.idle)} idle>"
+
+    @property
+    def state(self) -> EndpointState:
+        if self.retry_at is None:
+            return EndpointState.UP
+        return EndpointState.PROBING if self.opening else EndpointState.BLACKLISTED
+
+    def is_up(self) -> bool:
+        return self.retry_at is None
+
+    def is_due(self, now: float) -> bool:
+        """Blacklisted, but the time is up and nobody probes it yet."""
+        return self.retry_at is not None and now >= self.retry_at and not self.opening
+
+    def blacklist(self, now: float, delay: float, *, by_hand: bool) -> None:
+        if self.retry_at is None:
+            self.since = now
+        self.retry_at = now + delay
+        self.by_hand = by_hand
+
+    def fail(self, error: BaseException, now: float, config: PoolConfig, rng: random.Random) -> None:
+        """A dial failed. Dials that were under way together count as one failure."""
+        self.last_error = error
+        if self.retry_at is not None and (self.by_hand or now < self.retry_at):
+            return
+        self.failures += 1
+        doubled = config.blacklist_initial * 2.0 ** min(self.failures - 1, 64)
+        delay = min(doubled, config.blacklist_max) * (1 - BACKOFF_JITTER * rng.random())
+        self.blacklist(now, delay, by_hand=False)
+
+    def succeed(self, now: float) -> None:
+        """A dial succeeded: the endpoint is up, unless the user said otherwise."""
+        self.failures = 0
+        if self.retry_at is not None and not (self.by_hand and now < self.retry_at):
+            self.lift(now)
+
+    def lift(self, now: float) -> None:
+        self.retry_at = None
+        self.by_hand = False
+        self.failures = 0
+        self.since = now
+
+
+class Fleet:
+    """All hosts of one pool: the route's groups, pinned ones, adopted connections."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[Endpoint, Host] = {}
+        self.groups: tuple[tuple[Host, ...], ...] = ()
+        self.adopted: Host | None = None  # for connections given to the pool without an endpoint
+        self.turns = itertools.count()  # whose turn it is; every checkout takes one
+        self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
+        self._stacks: tuple[deque[Key], ...] = (NOTHING,)
+
+    def host(self, endpoint: Endpoint, now: float) -> Host:
+        """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
+        if endpoint not in self.hosts:
+            self.hosts[endpoint] = Host(endpoint, now=now, on_route=False)
+        return self.hosts[endpoint]
+
+    def follow(self, route: Route | None, now: float) -> list[Host]:
+        """Take *route* as the new one. Returns the hosts that are no longer on it."""
+        groups = []
+        for group in route.groups if route else ():
+            groups.append(tuple(self.host(endpoint, now) for endpoint in group.endpoints))
+        before = [host for host in self.hosts.values() if host.on_route]
+        self.groups = tuple(groups)
+        wanted = {host for group in groups for host in group}
+        for host in self.hosts.values():
+            host.on_route = host in wanted
+        return [host for host in before if not host.on_route]
+
+    def forget_empty(self) -> None:
+        """Drop hosts that are on no route, hold nothing and are not blacklisted."""
+        for host in list(self.hosts.values()):
+            idle_one = not host.on_route and not host.records and host.is_up() and host is not self.adopted
+            if idle_one:
+                del self.hosts[host.endpoint]
+
+    def adopting_host(self, now: float) -> Host:
+        if self.adopted is None:
+            self.adopted = self.host(Endpoint.callable("adopted"), now)
+            self.adopted.dialable = False
+        return self.adopted
+
+    def refresh(self, now: float, *, lends: bool) -> float:
+        """Set ``take`` for *now*. Returns the instant at which it must be done again.
+
+        Blacklistings made by hand end by themselves; others end with a probe,
+        for which the host takes its turn with an empty stack.
+        """
+        for host in self.hosts.values():
+            if host.by_hand and host.is_due(now):
+                host.lift(now)
+        stacks: list[deque[Key]] = []
+        for group in self.groups if lends else ():
+            stacks = [h.idle if h.is_up() else NOTHING for h in group if h.is_up() or h.is_due(now)]
+            if stacks:
+                break
+        if lends and self.adopted is not None:
+            stacks.append(self.adopted.idle)
+        self._publish(tuple(stacks) or (NOTHING,))
+        waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
+        return min(waits, default=math.inf)
+
+    def take_any(self, turn: int) -> Key:
+        """An idle key of any host that lends just now, beginning with *turn*'s. IndexError: none."""
+        stacks = self._stacks
+        for i in range(len(stacks)):
+            try:
+                return stacks[(turn + i) % len(stacks)].pop()
+            except IndexError:
+                continue
+        raise IndexError("nothing is idle")
+
+    def lends(self, host: Host) -> bool:
+        """Whether a checkout without wishes may get a connection of *host* just now."""
+        return any(stack is host.idle for stack in self._stacks)
+
+    def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
+        same = len(stacks) == len(self._stacks) and all(map(_is, stacks, self._stacks))
+        if same:
+            return
+        self._stacks = stacks
+        if len(stacks) == 1:
+            self.take = stacks[0].pop
+        else:
+            self.take = _rotation(stacks, self.turns)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _rotation(stacks: tuple[deque[Key], ...], turns: itertools.count[int]) -> Take:
+    """Pop from the stack whose turn it is. ``next`` and ``pop`` are one C call each."""
+    pops = tuple(stack.pop for stack in stacks)
+    n = len(pops)
+
+    def take() -> Key:
+        turn = next(turns)
+        try:
+            return pops[turn % n]()
+        except IndexError:
+            raise Missed(turn) from None
+
+    return take

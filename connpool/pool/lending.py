@@ -1,0 +1,221 @@
+"""The desk between users and the books: everything but the fast path goes through here."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import TYPE_CHECKING, Any
+
+from connpool.clock import Clock
+from connpool.errors import CancelledError, PoolClosedError, UsageError
+from connpool.model.config import PoolConfig
+from connpool.model.endpoint import Endpoint
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.core import Books, Dial, Todo
+from connpool.pool.dialing import Dialler
+from connpool.pool.failures import as_connect_error
+from connpool.pool.record import Key, Phase, Record
+from connpool.pool.service import Service
+from connpool.pool.waiters import Waiter
+from connpool.wire.connector import FullConnector
+from connpool.wire.look import interrupt
+
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["Lender"]
+
+
+class Lender:
+    """Decides under the lock, acts without it, records under it again.
+
+    The lock guards the books, the service and the queue. It is re-entrant only
+    so that a signal handler or a finaliser that strikes in the middle of a
+    locked section can be told from another thread, and turned away: see
+    ``is_inside``. Nothing is ever decided in a re-entered section.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool, connector: FullConnector, clock: Clock, config: PoolConfig
+    ) -> None:
+        self.pool = pool
+        self.clock = clock
+        self.connector = connector
+        self._lock = threading.RLock()
+        self.books = Books(pool, config, clock.overtake_delay, long_returns=connector.has_reset)
+        self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
+        self.dialler = Dialler(self, connector, pool.name)
+        self.numbers = itertools.count(1)  # of checkouts, in order of arrival
+
+    @property
+    def config(self) -> PoolConfig:
+        return self.books.config
+
+    def is_inside(self) -> bool:
+        """Whether this very thread is in a locked section, interrupted by what calls us now."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
+
+    def serve(self) -> None:
+        """Serve the queue, because something has become free."""
+        if self.is_inside():
+            self.nudge()
+            return
+        todo = Todo()
+        with self._lock:
+            self.service.serve(self.clock.now(), todo)
+        self.carry_out(todo)
+
+    def nudge(self) -> None:
+        """Make the oldest waiter look for itself. Takes no lock: for finalisers and the like."""
+        oldest = self.books.queue.oldest
+        if oldest is not None:
+            oldest.wake()
+
+    def carry_out(self, todo: Todo) -> None:
+        """Do what was decided, and what is decided in consequence. No lock is held."""
+        while todo:
+            while todo.dials:
+                self.dialler.start(todo.dials.pop())
+            closed = self.dialler.close_all(todo.doomed)
+            todo = Todo()
+            if closed:
+                self._forget(closed, todo)
+
+    def record_closed(self, keys: list[Key]) -> None:
+        """These are closed: their places are free."""
+        todo = Todo()
+        self._forget(keys, todo)
+        self.carry_out(todo)
+
+    def _forget(self, keys: list[Key], todo: Todo) -> None:
+        with self._lock:
+            for key in keys:
+                self.books.forget(key.record)
+            self.service.serve(self.clock.now(), todo)
+
+    # -- what comes back
+
+    def take_back(self, key: Key) -> None:
+        """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""
+        record = key.record
+        if record.phase is not Phase.OPEN:
+            raise UsageError(
+                f"connection {record.id} of pool {self.pool.name!r} cannot be given back here: it is {record.phase.value}",
+                pool=self.pool.name,
+            )
+        if record.fate is None and record.stream is not None and record.stream.rest:
+            record.condemn(CloseReason.DIRTY)
+        if record.fate is None and self.connector.has_reset and not self.dialler.reset(record):
+            record.condemn(CloseReason.DIRTY)
+        if self.is_inside():
+            self._take_back_inside(key)
+            return
+        todo = Todo()
+        with self._lock:
+            now = self.clock.now()
+            reason = self._fate_locked(record, now)
+            if reason is not None:
+                self.books.doom(key, reason, todo)
+            else:
+                record.since = now
+                is_settled = self.service.hand_over(key, now)
+                if is_settled and now < self.books.next_change:
+                    return
+                if not is_settled:
+                    record.host.idle.append(key)
+            self.service.serve(now, todo)
+        self.carry_out(todo)
+
+    def _take_back_inside(self, key: Key) -> None:
+        """A return by what interrupted a locked section: only what needs no lock."""
+        if key.record.fate is None:
+            key.record.since = self.clock.now()
+            key.record.host.idle.append(key)
+        self.nudge()  # one that must be closed is recovered like a lost one, by who looks next
+
+    def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
+        """Why a connection that is on nobody's hands must be closed; None: it is kept."""
+        books = self.books
+        reason = books.verdict(record, now)
+        if reason is None and books.state is PoolState.CLOSED:
+            reason = CloseReason.POOL_CLOSED
+        if reason is None and books.size() > books.config.max_size:
+            reason = CloseReason.SURPLUS
+        return reason
+
+    def let_go(self, key: Key) -> Any:
+        """The transport leaves the pool open. Returns it."""
+        record = key.record
+        with self._lock:
+            raw, record.raw = record.raw, None
+            self.books.forget(record)
+        self.serve()
+        return raw
+
+    def upgraded(self, record: Record) -> None:
+        """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not."""
+        plain = record.host.endpoint
+        if record.phase is not Phase.OPEN or plain.tls:
+            return  # while it is being opened, the upgrade is how this pool opens
+        with self._lock:
+            host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.clock.now())
+            host.records.add(record)
+            old, record.host = record.host, host
+            old.records.discard(record)
+        self.serve()
+
+    # -- what dials bring
+
+    def record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
+        """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
+        key, record, books = dial.key, dial.key.record, self.books
+        todo = Todo()
+        with self._lock:
+            now = self.clock.now()
+            self.service.attempt_is_over(record)
+            if error is None:
+                if not dial.is_look:
+                    books.admit(record, now)
+                    record.host.succeed(now)
+                    books.dials.record(now - began)
+                reason = self._fate_locked(record, now)
+                record.since = now
+                if reason is None:
+                    record.host.idle.append(key)
+                else:
+                    books.doom(key, reason, todo)
+            elif dial.is_look:
+                books.doom(key, CloseReason.BROKEN, todo)
+            else:
+                is_called_off = dial.cancel.is_set() or isinstance(error, CancelledError)
+                if not is_called_off:
+                    failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+                    self.service.blame(dial, failure, now)
+                books.doom(key, CloseReason.BROKEN, todo)
+            self.service.serve(now, todo)
+        self.carry_out(todo)
+
+    def abandon_locked(self, waiter: Waiter) -> None:
+        """Call off what is being opened for *waiter*, unless somebody else may use it."""
+        record = waiter.attempt
+        if record is not None and len(self.books.queue) <= 1:
+            self.call_off_locked(record)
+
+    def call_off_locked(self, record: Record) -> None:
+        """Cancel the dial that is opening *record*, if one is."""
+        cancel = record.host.opening.get(record)
+        if cancel is not None:
+            cancel.set()
+
+    def check_open_locked(self) -> None:
+        state = self.books.state
+        if state is not PoolState.OPEN:
+            raise PoolClosedError(f"pool {self.pool.name!r} is {state.value}", pool=self.pool.name)
+
+    @staticmethod
+    def interrupt(record: Record, how: int, why: str) -> None:
+        """Make blocked input and output on *record* end. The owner closes it, not we."""
+        if record.stream is not None:
+            record.stream.interrupt(how, why)
+        elif record.raw is not None:
+            interrupt(record.raw, how)

@@ -1,0 +1,55 @@
+"""Loans out of the ordinary: over a file, and for one piece of work that may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from connpool.model.endpoint import Endpoint
+from connpool.model.request import Request
+from connpool.model.states import CloseReason
+from connpool.pool.checkout import Checkout
+from connpool.pool.connection import Connection
+from connpool.pool.hosts import Host
+from connpool.pool.lending import Lender
+from connpool.pool.record import Key, Phase, Record
+from connpool.wire.io import FileStream
+
+__all__ = ["open_file", "run"]
+
+T = TypeVar("T")
+
+
+def open_file(lender: Lender, fd: int) -> Connection:
+    """A loan over *fd*, of a host of its own that no checkout ever sees."""
+    now = lender.clock.now()
+    host = Host(Endpoint.callable("file"), now=now, on_route=False, dialable=False)
+    record = Record(0, lender.pool, host, now)  # it expired before it was opened: a return closes it
+    record.raw = record.stream = FileStream(fd)
+    record.move(Phase.OPEN)
+    record.uses = 1
+    conn = Connection()
+    conn._key = Key(record)
+    return conn
+
+
+def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, idempotent: bool) -> T:
+    conn = lender.pool.try_connect(request if request != Request() else None)
+    record = conn._key.record
+    if record.stream is not None:
+        record.stream.begin()
+    is_reused = record.uses > 1
+    try:
+        with conn:
+            return work(conn)
+    except Exception:
+        is_stale = is_reused and record.fate is CloseReason.BROKEN and not _was_answered(record)
+        if not (idempotent and is_stale):
+            raise
+    with Checkout(lender, request, None, None, fresh_only=True).run() as fresh:
+        return work(fresh)
+
+
+def _was_answered(record: Record) -> bool:
+    """Whether a byte came back; of a transport that has its own input nobody knows."""
+    return record.stream is None or record.stream.received

@@ -1,0 +1,137 @@
+"""The pool's bookkeeping of one open transport, and the one key that goes with it."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from connpool.errors import UsageError
+from connpool.model.states import CloseReason
+from connpool.wire.io import FileStream, Stream, open_stream
+
+if TYPE_CHECKING:
+    from connpool.pool.hosts import Host
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["Key", "Phase", "Record"]
+
+
+class Phase(enum.Enum):
+    """How far one transport has come. ``MOVES`` lists the only ways on.
+
+    Whether an OPEN one is idle or lent is not written down anywhere: it is
+    idle exactly while its key lies in its host's stack. That is what makes a
+    checkout one pop and a return one append.
+    """
+
+    OPENING = "opening"  # holds a place; nothing is lent yet
+    OPEN = "open"  # idle, lent, or being looked at
+    CLOSING = "closing"  # being closed; still holds its place
+    CLOSED = "closed"  # out of the pool for good
+
+
+MOVES: Final[Mapping[Phase, frozenset[Phase]]] = {
+    Phase.OPENING: frozenset({Phase.OPEN, Phase.CLOSING}),
+    Phase.OPEN: frozenset({Phase.CLOSING, Phase.CLOSED}),  # straight to CLOSED: it left the pool open
+    Phase.CLOSING: frozenset({Phase.CLOSED}),
+    Phase.CLOSED: frozenset(),
+}
+
+
+class Record:
+    """What the pool knows of one transport.
+
+    ``phase``, ``fate`` and ``host`` change under the pool's lock only. ``since``, ``holder``
+    and ``uses`` belong to whoever holds the key.
+    """
+
+    __slots__ = (
+        "expires_at",
+        "extra",
+        "fate",
+        "holder",
+        "host",
+        "id",
+        "opened_at",
+        "origin",
+        "phase",
+        "pool",
+        "raw",
+        "since",
+        "stream",
+        "uses",
+        "was_open",
+    )
+
+    def __init__(self, id: int, pool: ConnectionPool, host: Host, now: float) -> None:
+        self.id = id
+        self.pool = pool
+        self.host = host
+        self.raw: Any = None
+        self.phase = Phase.OPENING
+        self.opened_at = now
+        self.expires_at = -math.inf  # a record that is not open is never lent
+        self.since = now  # lent since, or idle since
+        self.holder = 0  # ident of the thread that took it last
+        self.uses = 0  # loans, the present one included
+        self.stream: Stream | FileStream | None = None  # made at the first input or output
+        self.was_open = False  # counted as opened
+        self.fate: CloseReason | None = None  # why it must not be lent again
+        self.origin: object = None  # where the present loan was taken, if that is tracked
+        self.extra: Any = None
+
+    def move(self, to: Phase) -> None:
+        """Go on to phase *to*.
+
+        Raises:
+            UsageError: ``MOVES`` does not allow it; nothing changed.
+        """
+        if to not in MOVES[self.phase]:
+            raise UsageError(
+                f"connection {self.id} is {self.phase.value}: it cannot become {to.value}",
+                pool=self.pool.name,
+            )
+        self.phase = to
+
+    def condemn(self, reason: CloseReason) -> None:
+        """See to it that this connection is closed, not lent, when it comes back.
+
+        The first reason stands. One plain store makes it effective, so any
+        thread may do it without the lock.
+        """
+        if self.fate is None:
+            self.fate = reason
+        self.expires_at = -math.inf
+
+    def streaming(self) -> Stream | FileStream:
+        """The buffered view of the transport.
+
+        Raises:
+            UsageError: what the connector opened is not a socket.
+        """
+        if self.stream is None:
+            self.stream = open_stream(self.raw)
+        return self.stream
+
+
+class Key:
+    """The right to use one record. Exactly one exists per record until that is closed.
+
+    It lies in a host's idle stack, in a loan, or in the hands of the thread
+    that opens, looks at or closes the transport. Wherever an interrupt or a
+    forgotten ``release`` drops it, the finaliser reports the record, and the
+    pool's next turn recovers the place. That is why no step of a checkout needs
+    to be undone by hand.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def __del__(self) -> None:
+        record = self.record
+        if record.phase is not Phase.CLOSED:
+            record.pool._key_dropped(record)

@@ -1,0 +1,280 @@
+"""Serving the queue: which waiter gets what, who must be dialled, who cannot be served.
+
+After every change of the books ``serve`` is called. It is the one place that
+decides, so that freed capacity cannot be forgotten in one of twenty others.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from typing import Final
+
+from connpool.errors import ConnectError
+from connpool.model.endpoint import Endpoint
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.core import Books, Dial, Todo, withdraw
+from connpool.pool.failures import again, no_endpoint
+from connpool.pool.hosts import Host
+from connpool.pool.record import Key, Phase, Record
+from connpool.pool.waiters import Outcome, Waiter
+
+__all__ = ["Service"]
+
+PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
+
+
+class Answer(enum.Enum):
+    """What one look brought a waiter."""
+
+    SETTLED = "settled"  # served, or failed for good
+    PENDING = "pending"  # something is under way for it
+    NOTHING = "nothing"  # no connection and no place: whoever asks the same after it gets nothing either
+
+
+class Service:
+    """The rules of lending. Every method is called with the pool's lock held."""
+
+    def __init__(self, books: Books, *, looks_are_prompt: bool) -> None:
+        self._books = books
+        self._queue = books.queue
+        self.looks_are_prompt = looks_are_prompt  # a look never blocks: the new holder does it itself
+
+    def serve(self, now: float, todo: Todo) -> None:
+        """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
+        books = self._books
+        books.recover(todo)
+        books.publish(now)
+        if self._queue and books.state is PoolState.OPEN:
+            nothing_left = False
+            for waiter in self._queue:
+                if waiter.outcome is not Outcome.WAITING or waiter.key is not None:
+                    self._finish(waiter, now)  # an interrupt cut this short the last time
+                elif not (nothing_left and waiter.is_plain()):
+                    answer = self._attend(waiter, now, todo)
+                    nothing_left = nothing_left or (answer is Answer.NOTHING and waiter.is_plain())
+            books.publish(now)
+
+    def hand_over(self, key: Key, now: float) -> bool:
+        """Give a connection that comes back to the oldest waiter, past the stack. False: it cannot take it."""
+        waiter = self._queue.oldest
+        if waiter is None or not waiter.is_plain() or waiter.outcome is not Outcome.WAITING:
+            return False
+        if not self._books.fleet.lends(key.record.host):
+            return False
+        self._give(waiter, key, now)
+        self._books.publish_queue()
+        return True
+
+    def fail_all(self, error: Exception) -> None:
+        """Every waiter gets its own copy of *error*."""
+        for waiter in self._queue:
+            self.fail(waiter, again(error))
+        self._books.publish_queue()
+
+    def leave(self, waiter: Waiter) -> Key | None:
+        """*waiter* goes. Returns what it was given meanwhile, which must go to the next."""
+        if waiter.outcome is Outcome.WAITING:
+            waiter.outcome = Outcome.LEFT
+        self._queue.leave(waiter)
+        waiter.errands.clear()
+        key, waiter.key = waiter.key, None
+        self._books.publish_queue()
+        return key
+
+    def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
+        """A dial failed: remember it for the host, and for who waited for it."""
+        books = self._books
+        record, host = dial.key.record, dial.key.record.host
+        books.connect_failures += 1
+        books.last_error = error
+        is_hosts_fault = dial.blames and not error.local
+        if is_hosts_fault:
+            host.fail(error, now, books.config, books.rng)
+        for waiter in self._queue:
+            concerned = waiter.number == dial.number
+            if is_hosts_fault and host.on_route:
+                concerned = concerned or waiter.pinned in (None, host.endpoint)
+            if concerned:
+                waiter.tried[host.endpoint] = error
+
+    def attempt_is_over(self, record: Record) -> None:
+        """Nobody need wait for *record* to be opened or looked at any longer."""
+        for waiter in self._queue:
+            if waiter.attempt is record:
+                waiter.attempt = None
+
+    # -- one waiter
+
+    def _attend(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
+        hosts = self._candidates(waiter, now)
+        is_patient = waiter.attempt is not None and now < waiter.patience_at
+        for host in hosts:
+            answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
+            if answer is not None:
+                return answer
+            if not is_patient and self._begin_dial(waiter, host, now, todo):
+                return Answer.PENDING
+        if waiter.attempt is not None:
+            return Answer.PENDING
+        if not any(host.dialable for host in hosts):
+            return self._last_resort(waiter, now, todo)
+        if self._evict_for(waiter, hosts, now, todo):
+            return Answer.PENDING
+        return Answer.NOTHING
+
+    def _candidates(self, waiter: Waiter, now: float) -> tuple[Host, ...]:
+        """The hosts that may serve *waiter*, the one whose turn it is first."""
+        fleet = self._books.fleet
+        if not self._books.config.fail_fast:
+            self._retry_what_is_due(waiter, now)
+        if waiter.pinned is not None:
+            return tuple(h for h in (fleet.host(waiter.pinned, now),) if self._may_serve(h, waiter, now))
+        hosts: tuple[Host, ...] = ()
+        for group in fleet.groups:
+            hosts = tuple(host for host in group if self._may_serve(host, waiter, now))
+            if hosts:
+                break
+        if fleet.adopted is not None:
+            hosts = (*hosts, fleet.adopted)
+        start = waiter.turn % len(hosts) if hosts else 0
+        return hosts[start:] + hosts[:start]
+
+    @staticmethod
+    def _may_serve(host: Host, waiter: Waiter, now: float) -> bool:
+        return host.endpoint not in waiter.tried and (host.is_up() or host.is_due(now))
+
+    def _retry_what_is_due(self, waiter: Waiter, now: float) -> None:
+        """Who waits for an endpoint to come back may see it dialled more than once."""
+        hosts = self._books.fleet.hosts
+        for endpoint in list(waiter.tried):
+            if endpoint not in hosts or hosts[endpoint].is_up() or hosts[endpoint].is_due(now):
+                del waiter.tried[endpoint]
+
+    def _try_idle(
+        self, waiter: Waiter, host: Host, now: float, todo: Todo, *, only_new: bool
+    ) -> Answer | None:
+        """Give *waiter* an idle connection of *host*. None: there is none for it."""
+        books = self._books
+        while (key := self._pop_idle(waiter, host, only_new=only_new)) is not None:
+            record = key.record
+            if (reason := books.idle_verdict(record, now)) is not None:
+                books.doom(key, reason, todo)
+            elif books.needs_look(record, now, waiter) and not self.looks_are_prompt:
+                self.begin_look(waiter, key, now, todo)
+                return Answer.PENDING
+            else:
+                self._give(waiter, key, now)
+                return Answer.SETTLED
+        return None
+
+    @staticmethod
+    def _pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
+        """The idle key of *host* that was released last and that suits *waiter*."""
+        if waiter.is_plain() and not only_new:
+            try:
+                return host.idle.pop()
+            except IndexError:
+                return None
+        for key in reversed(host.idle.copy()):
+            record = key.record
+            suits = not (
+                (only_new and record.since < waiter.since)
+                or (waiter.is_fresh_only and record.uses > 0)
+                or waiter.refused.get(record) == record.since
+            )
+            if suits and withdraw(host, key):
+                return key
+        return None
+
+    def _begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
+        books = self._books
+        if books.is_full() or not books.has_place(host, now) or host.endpoint in waiter.dialled:
+            return False
+        key, cancel = books.reserve(host, now)
+        if waiter.request.where is not None:
+            waiter.dialled.add(host.endpoint)  # one that does not pass is not tried again
+        self._attempt(
+            waiter, Dial(key, cancel, waiter.number, is_look=False, blames=waiter.pinned is None), now, todo
+        )
+        return True
+
+    def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
+        self._attempt(
+            waiter, Dial(key, threading.Event(), waiter.number, is_look=True, blames=False), now, todo
+        )
+
+    def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
+        waiter.attempt = dial.key.record
+        waiter.patience_at = now + PATIENCE
+        if self._books.config.dial_in_caller:
+            waiter.errands.append(dial)
+            waiter.wake()
+        else:
+            todo.dials.append(dial)
+
+    def _evict_for(self, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
+        """At the total limit: close an idle connection that serves nobody here, to make room."""
+        if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
+            return True
+        books = self._books
+        wanted = [h for h in hosts if books.has_place(h, now) and h.endpoint not in waiter.dialled]
+        if not wanted or not books.is_full():
+            return False
+        others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
+        while (found := books.longest_idle(others)) is not None:
+            key, host = found
+            if withdraw(host, key):
+                waiter.eviction = key.record
+                books.doom(key, CloseReason.EVICTED, todo)
+                return True
+        return False
+
+    def _last_resort(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
+        """No endpoint may be dialled: an idle connection of a blacklisted one, a probe's result, or an error."""
+        books = self._books
+        if waiter.pinned is not None:
+            hosts = [books.fleet.host(waiter.pinned, now)]
+        else:
+            hosts = [host for group in books.fleet.groups for host in group]
+        for host in hosts:
+            waiter.must_look = True
+            answer = self._try_idle(waiter, host, now, todo, only_new=False)
+            if answer is not None:
+                return answer
+        if any(host.opening and host.endpoint not in waiter.tried for host in hosts):
+            return Answer.PENDING  # somebody's probe is under way
+        if not books.config.fail_fast and any(host.retry_at is not None for host in hosts):
+            return Answer.PENDING  # until the first blacklisting ends
+        self.fail(waiter, self._no_endpoint(waiter, hosts))
+        return Answer.SETTLED
+
+    def _no_endpoint(self, waiter: Waiter, hosts: list[Host]) -> Exception:
+        pool = self._books.pool.name
+        causes: list[tuple[Endpoint, BaseException]] = []
+        for host in hosts:
+            error = waiter.tried.get(host.endpoint) or host.last_error
+            if error is None:
+                error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
+            causes.append((host.endpoint, error))
+        retry_at = min((h.retry_at for h in hosts if h.retry_at is not None), default=None)
+        return no_endpoint(pool, causes, retry_at, is_pinned=waiter.pinned is not None)
+
+    # -- how a wait ends
+
+    def _give(self, waiter: Waiter, key: Key, now: float) -> None:
+        waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
+        self._finish(waiter, now)
+
+    def fail(self, waiter: Waiter, error: BaseException) -> None:
+        waiter.error = error
+        waiter.outcome = Outcome.FAILED
+        waiter.wake()
+        self._queue.leave(waiter)
+
+    def _finish(self, waiter: Waiter, now: float) -> None:
+        if waiter.outcome is Outcome.WAITING:
+            waiter.outcome = Outcome.SERVED
+            self._books.waits.record(now - waiter.since)
+        waiter.wake()
+        self._queue.leave(waiter)

@@ -1,0 +1,128 @@
+"""Frozen pictures of a pool, for people and programs that watch it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import TYPE_CHECKING
+
+from connpool.model.states import ConnState
+from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.pool.record import Phase, Record
+from connpool.wire.look import describe
+
+if TYPE_CHECKING:
+    from connpool.pool.core import Books
+    from connpool.pool.hosts import Host
+
+__all__ = ["connection_info", "describe_loans", "endpoint_infos", "idle_ones", "pool_stats", "thread_name"]
+
+
+def thread_name(ident: int) -> str:
+    """The name of a running thread; one that has ended is named by its number."""
+    for thread in threading.enumerate():
+        if thread.ident == ident:
+            return thread.name
+    return f"ended thread {ident}"
+
+
+def idle_ones(books: Books) -> set[Record]:
+    """The records whose key lies in a stack at this moment."""
+    return {key.record for host in books.fleet.hosts.values() for key in host.idle.copy()}
+
+
+def state_of(record: Record, *, is_idle: bool) -> ConnState:
+    if record.phase is Phase.OPEN:
+        return ConnState.IDLE if is_idle else ConnState.IN_USE
+    return ConnState[record.phase.name]
+
+
+def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
+    """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
+    state = state_of(record, is_idle=is_idle)
+    local, peer, tls = describe(record.raw)
+    return ConnectionInfo(
+        id=record.id,
+        endpoint=record.host.endpoint,
+        state=state,
+        uses=record.uses - (state is ConnState.IN_USE),
+        opened_at=record.opened_at,
+        idle_since=record.since if state is ConnState.IDLE else None,
+        expires_at=record.expires_at if math.isfinite(record.expires_at) else None,
+        local=local,
+        peer=peer,
+        tls=tls,
+        extra=record.extra,
+        holder=thread_name(record.holder) if state is ConnState.IN_USE else None,
+        since=record.since,
+    )
+
+
+def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
+    """Every endpoint of the route in its order, then the others. Called with the lock held."""
+    listed: list[tuple[Host, int | None]] = []
+    for number, group in enumerate(books.fleet.groups):
+        listed += [(host, number) for host in group]
+    on_route = {host for host, _ in listed}
+    listed += [(host, None) for host in books.fleet.hosts.values() if host not in on_route]
+    return tuple(
+        EndpointInfo(
+            endpoint=host.endpoint,
+            group=number,
+            state=host.state,
+            since=host.since,
+            failures=host.failures,
+            retry_at=host.retry_at,
+            last_error=host.last_error,
+            size=len(host.records),
+            idle=len(host.idle),
+        )
+        for host, number in listed
+    )
+
+
+def pool_stats(books: Books) -> PoolStats:
+    """Counters that add up. Called with the lock held.
+
+    Connections pass between idle and lent without the lock, so the idle ones
+    are counted once and the lent ones are the rest.
+    """
+    records = list(books.records())
+    opening = sum(record.phase is Phase.OPENING for record in records)
+    closing = sum(record.phase is Phase.CLOSING for record in records)
+    idle = sum(len(host.idle) for host in books.fleet.hosts.values())
+    checkouts = books.past_uses + sum(record.uses for record in records)
+    was_open = sum(record.was_open for record in records)
+    return PoolStats(
+        name=books.pool.name,
+        state=books.state,
+        size=len(records),
+        idle=idle,
+        in_use=len(records) - opening - closing - idle,
+        shared=0,
+        opening=opening,
+        closing=closing,
+        waiting=len(books.queue),
+        max_size=books.config.max_size,
+        min_idle=books.config.min_idle,
+        checkouts=checkouts,
+        opened=was_open + books.closed.total() + books.departed,
+        closed=dict(books.closed),  # type: ignore[arg-type]
+        timeouts=books.timeouts,
+        connect_failures=books.connect_failures,
+        lost=books.lost_loans,
+        wait=books.waits.percentiles(zeros=max(0, checkouts - books.waits.count)),
+        dial=books.dials.percentiles(),
+    )
+
+
+def describe_loans(books: Books, now: float) -> str:
+    """Who holds what since when, longest first: for an error or a person. Called without the lock."""
+    idle = idle_ones(books)
+    lent = [r for r in list(books.records()) if r.phase is Phase.OPEN and r not in idle]
+    lent.sort(key=lambda record: record.since)
+    return "; ".join(
+        f"connection {record.id} to {record.host.endpoint} for {now - record.since:.1f} s"
+        f" by thread {thread_name(record.holder)!r}"
+        for record in lent
+    )

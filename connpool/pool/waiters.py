@@ -1,0 +1,131 @@
+"""Threads that wait for a connection, in order of arrival."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from connpool.clock import Gate
+from connpool.model.endpoint import Endpoint
+from connpool.model.request import Request
+from connpool.pool.record import Key, Phase, Record
+
+if TYPE_CHECKING:
+    from connpool.pool.core import Dial
+
+__all__ = ["Outcome", "WaitQueue", "Waiter"]
+
+
+class Outcome(enum.Enum):
+    """How a wait stands. It is decided once, under the pool's lock."""
+
+    WAITING = "waiting"
+    SERVED = "served"  # ``key`` is the waiter's
+    FAILED = "failed"  # ``error`` is to be raised
+    LEFT = "left"  # timed out, cancelled or interrupted
+
+
+class Waiter:
+    """One thread that wants one connection, with a gate of its own to sleep at."""
+
+    __slots__ = (
+        "attempt",
+        "dialled",
+        "errands",
+        "error",
+        "eviction",
+        "gate",
+        "is_asleep",
+        "is_fresh_only",
+        "key",
+        "must_look",
+        "number",
+        "outcome",
+        "patience_at",
+        "pinned",
+        "refused",
+        "request",
+        "since",
+        "tried",
+        "turn",
+    )
+
+    def __init__(
+        self, request: Request, number: int, turn: int, now: float, *, fresh_only: bool = False
+    ) -> None:
+        self.request = request
+        self.pinned: Endpoint | None = request.endpoint
+        self.number = number  # in order of arrival
+        self.turn = turn  # whose turn it is to serve it
+        self.since = now
+        self.is_fresh_only = fresh_only  # nothing that was lent before will do
+        self.gate: Gate = threading.Lock()
+        self.gate.acquire()
+        self.outcome = Outcome.WAITING
+        self.key: Key | None = None
+        self.error: BaseException | None = None
+        self.is_asleep = False  # has looked a second time; only a wake-up or its deadline comes now
+        self.attempt: Record | None = None  # what is being opened or looked at for it
+        self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
+        self.eviction: Record | None = None  # what is being closed to make room for it
+        self.errands: deque[Dial] = deque()  # dials it is to run itself
+        self.tried: dict[Endpoint, BaseException] = {}  # failed while it waited
+        self.must_look = False  # what it is given comes from a blacklisted endpoint
+        self.dialled: set[Endpoint] = set()  # opened for ``Request.where``, which need not have liked it
+        self.refused: dict[Record, float] = {}  # did not pass ``Request.where``, as idle since then
+
+    def is_waiting(self) -> bool:
+        """Whether nothing was decided yet. Without the lock a True may be out of date, a False never."""
+        return self.outcome is Outcome.WAITING
+
+    def is_plain(self) -> bool:
+        """Any idle connection of the active group will do."""
+        return self.pinned is None and not (self.is_fresh_only or self.tried or self.refused)
+
+    def has_something_coming(self) -> bool:
+        """Whether a dial, a look or a close is under way on its behalf."""
+        is_evicting = self.eviction is not None and self.eviction.phase is Phase.CLOSING
+        return self.attempt is not None or is_evicting
+
+    def wake(self) -> None:
+        """Open its gate; harmless when it is open already."""
+        with suppress(RuntimeError):
+            self.gate.release()
+
+
+class WaitQueue:
+    """First come, first served. Guarded by the pool's lock, except ``oldest``."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Waiter] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(self._queue.copy())
+
+    @property
+    def oldest(self) -> Waiter | None:
+        """The one to be served first. May be asked without the lock."""
+        try:
+            return self._queue[0]
+        except IndexError:
+            return None
+
+    def join(self, waiter: Waiter) -> None:
+        """Queue up by number: one that comes back finds its old place."""
+        queue = self._queue
+        if not queue or queue[-1].number < waiter.number:
+            queue.append(waiter)
+            return
+        position = sum(1 for other in queue if other.number < waiter.number)
+        queue.insert(position, waiter)
+
+    def leave(self, waiter: Waiter) -> None:
+        with suppress(ValueError):  # served, and so removed, in the meantime
+            self._queue.remove(waiter)

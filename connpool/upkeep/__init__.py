@@ -1,0 +1,1 @@
+"""What happens to pools without their users' doing."""

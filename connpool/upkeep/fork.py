@@ -1,0 +1,18 @@
+"""A forked child starts clean: every pool is empty there, and the parent's sockets are left in peace."""
+
+from __future__ import annotations
+
+import os
+
+from connpool.pool.census import POOLS
+
+__all__: list[str] = []
+
+
+def _start_clean() -> None:
+    for pool in list(POOLS):
+        pool._start_clean()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_clean)

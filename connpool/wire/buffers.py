@@ -1,0 +1,52 @@
+"""Lists of buffers on their way out, without copying what is large."""
+
+from __future__ import annotations
+
+import array
+import mmap
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+__all__ = ["BytesLike", "as_views", "drop_front", "gather"]
+
+BytesLike: TypeAlias = "bytes | bytearray | memoryview | array.array[Any] | mmap.mmap"
+
+
+def as_views(buffers: Iterable[BytesLike]) -> list[memoryview]:
+    """Give a view of bytes over each buffer that is not empty. The caller releases them."""
+    return [view for view in map(_as_bytes, buffers) if view]
+
+
+def _as_bytes(buffer: BytesLike) -> memoryview:
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        return memoryview(view.tobytes())  # no system call takes it as it is
+    return view.cast("B")
+
+
+def drop_front(views: list[memoryview], sent: int) -> None:
+    """Take *sent* bytes off the front of *views*."""
+    done = 0
+    for view in views:
+        if len(view) > sent:
+            break
+        sent -= len(view)
+        view.release()
+        done += 1
+    del views[:done]
+    if sent:
+        front = views[0]
+        views[0] = front[sent:]
+        front.release()
+
+
+def gather(views: list[memoryview], most: int) -> bytes:
+    """Join views from the front, at least one, as long as they have no more than *most* bytes."""
+    picked: list[memoryview] = []
+    size = 0
+    for view in views:
+        size += len(view)
+        if size > most and picked:
+            break
+        picked.append(view)
+    return b"".join(picked)

@@ -1,0 +1,180 @@
+"""Input and output over sockets, TLS or not, with one timeout per call."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Final, TypeGuard, TypeVar
+
+from connpool.errors import UsageError
+from connpool.wire import look
+from connpool.wire.buffers import gather
+from connpool.wire.files import FileStream
+from connpool.wire.stream import ByteStream, TimeIsUp
+from connpool.wire.tls import begin_tls, handshake_error
+
+__all__ = ["FileStream", "Stream", "is_stream", "is_tls", "open_stream"]
+
+T = TypeVar("T")
+
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+_TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
+
+
+def is_stream(raw: object) -> bool:
+    """Whether ``open_stream`` takes *raw*."""
+    return isinstance(raw, socket.socket | FileStream)
+
+
+def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
+    """Whether *raw* is a socket that speaks TLS."""
+    return isinstance(raw, ssl.SSLSocket)
+
+
+def open_stream(raw: object) -> Stream | FileStream:
+    """Give the stream over what a connector opened; a FileStream is one already.
+
+    Raises:
+        UsageError: *raw* is neither a socket nor a FileStream.
+    """
+    if isinstance(raw, FileStream):
+        return raw
+    if isinstance(raw, socket.socket):
+        return Stream(raw)
+    raise UsageError(f"a {type(raw).__name__} is not a socket: it has its own input and output, on raw")
+
+
+class Stream(ByteStream):
+    """A connected stream socket, with or without TLS.
+
+    A plain socket is never switched to non-blocking mode, so several holders
+    with different timeouts do not disturb each other. A TLS socket is, but only
+    inside a lock that is never held while waiting: OpenSSL allows no two calls
+    on one connection at once. Outside of calls the socket blocks without limit.
+
+    Attributes:
+        raw: The socket; after ``start_tls`` the TLS socket.
+    """
+
+    __slots__ = ("_tls_turn", "raw")
+
+    def __init__(self, raw: socket.socket) -> None:
+        super().__init__()
+        self.raw = raw
+        self._tls_turn = threading.Lock()
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def interrupt(self, how: int, why: str) -> None:
+        """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
+
+        Never blocks, never raises, and leaves the descriptor open.
+
+        Args:
+            how: ``SHUT_RD``, ``SHUT_WR`` or ``SHUT_RDWR``.
+            why: A sentence for whoever is interrupted.
+        """
+        self.interrupted = why  # before the shutdown, which looks like the peer's end of stream
+        look.interrupt(self.raw, how)
+
+    def start_tls(
+        self, context: ssl.SSLContext, server_hostname: str | None, timeout: float | None = None
+    ) -> ssl.SSLSocket:
+        """Go over to TLS in place.
+
+        Args:
+            context: Decides what is verified.
+            server_hostname: What the certificate must be made out to, and SNI.
+            timeout: Seconds for the handshake.
+
+        Returns:
+            The TLS socket, which is ``raw`` from now on; the old object is empty.
+
+        Raises:
+            UsageError: TLS is on already; or plain text was read ahead, which an
+                attacker may have put there to pass as protected. Nothing was changed.
+            HandshakeError: The peer or its certificate is refused.
+            TimeoutError: It was not done in time.
+            ConnectionAbortedError: Another thread broke it off.
+        """
+        if isinstance(self.raw, ssl.SSLSocket):
+            raise UsageError("start_tls: the connection speaks TLS already")
+        if self.rest:
+            raise UsageError(f"start_tls: {len(self.rest)} bytes of plain text lie unread")
+        limit = self._limit(timeout)
+        peer = look.describe(self.raw)[1] or server_hostname or "the peer"
+        try:
+            secure = begin_tls(self.raw, context, server_hostname)
+        except (OSError, ValueError) as exc:
+            raise handshake_error(exc, peer) from exc
+        self.raw = secure
+        if self.interrupted is not None:  # its shutdown may have met the emptied object
+            look.interrupt(secure, socket.SHUT_RDWR)
+        try:
+            self._attempt(self._try_handshake, secure, select.POLLIN, limit)
+        except TimeIsUp:
+            raise self._late(timeout, "the TLS handshake was not done") from None
+        except (OSError, ValueError) as exc:
+            if self.interrupted is not None:
+                raise
+            raise handshake_error(exc, peer) from exc
+        return secure
+
+    # -- one attempt each ---------------------------------------------------------
+
+    def _try_handshake(self, secure: ssl.SSLSocket, eager: bool) -> None:
+        self._on_tls(secure, secure.do_handshake)
+
+    def _must_wait_to_read(self, eager: bool) -> bool:
+        raw = self.raw
+        if isinstance(raw, ssl.SSLSocket):
+            with self._tls_turn:
+                return not raw.pending()
+        return eager
+
+    def _try_read(self, n: int, eager: bool) -> bytes:
+        raw = self.raw
+        if isinstance(raw, ssl.SSLSocket):
+            return self._on_tls(raw, raw.recv, n)
+        _block_without_limit(raw)
+        return raw.recv(n, socket.MSG_DONTWAIT if eager else 0)
+
+    def _try_read_into(self, target: memoryview, eager: bool) -> int:
+        raw = self.raw
+        if isinstance(raw, ssl.SSLSocket):
+            return self._on_tls(raw, raw.recv_into, target)
+        _block_without_limit(raw)
+        return raw.recv_into(target, 0, socket.MSG_DONTWAIT if eager else 0)
+
+    def _try_write(self, views: list[memoryview], eager: bool) -> int:
+        raw = self.raw
+        if isinstance(raw, ssl.SSLSocket):
+            if len(views) > 1 and len(views[0]) < _TLS_CHUNK:
+                return self._on_tls(raw, raw.send, gather(views, _TLS_CHUNK))
+            with views[0][:_TLS_CHUNK] as front:
+                return self._on_tls(raw, raw.send, front)
+        _block_without_limit(raw)
+        flags = socket.MSG_NOSIGNAL | (socket.MSG_DONTWAIT if eager else 0)
+        if len(views) == 1:
+            return raw.send(views[0], flags)
+        return raw.sendmsg(views[:_IOV_MAX], (), flags)
+
+    def _on_tls(self, raw: ssl.SSLSocket, operation: Callable[..., T], *arguments: object) -> T:
+        """Do one operation that does not block, alone on this connection."""
+        with self._tls_turn:
+            try:
+                raw.settimeout(0.0)
+                return operation(*arguments)
+            finally:
+                raw.settimeout(None)
+
+
+def _block_without_limit(raw: socket.socket) -> None:
+    """Undo what the user of ``raw`` may have set: a socket's own timeout would sleep before DONTWAIT."""
+    if raw.gettimeout() is not None:
+        raw.settimeout(None)

@@ -1,0 +1,152 @@
+"""From a host name to addresses, on threads that a caller may abandon."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+from connpool.errors import ConnectError, ConnectTimeoutError
+from connpool.wire.waiting import Budget, pause
+
+__all__ = ["MAX_LOOKUPS", "AddressInfo", "resolve"]
+
+AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
+
+# getaddrinfo cannot be interrupted: a caller whose time is up leaves its thread
+# behind. This many may be under way in the whole process; further ones wait.
+MAX_LOOKUPS: Final = 8
+
+# What says that the own resolver is at fault, or out of reach, rather than the name wrong.
+_LOCAL: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
+
+# Who occupies which place. One setdefault claims one, atomically, and the claim dies with the look-up
+# that it names: a Ctrl-C at any moment can neither lose a place nor leave a lock held.
+_under_way: Final[dict[int, weakref.ref[_Lookup]]] = {}
+
+# In a forked child no look-up is under way, whatever the parent was doing.
+os.register_at_fork(after_in_child=_under_way.clear)
+
+
+def resolve(budget: Budget) -> list[AddressInfo]:
+    """Give all addresses of the budget's endpoint, in the resolver's order.
+
+    ``socket.getaddrinfo`` is looked up at each call, so it can be replaced.
+    An address written in digits is not looked up at all.
+
+    Raises:
+        ConnectError: There is no such name; ``local`` if the own resolver failed.
+        ConnectTimeoutError: The time is up; ``local`` if ``MAX_LOOKUPS`` older
+            look-ups left no room to begin.
+        CancelledError: The dial was cancelled.
+    """
+    host, port = budget.endpoint.host, budget.endpoint.port
+    numeric = _read_digits(host, port)
+    if numeric is not None:
+        return [numeric]
+    try:
+        answer = _look_up(host, port, budget)
+    except (OSError, UnicodeError) as exc:  # UnicodeError: no such name can exist
+        if isinstance(exc, ConnectError):
+            raise
+        raise _unresolved(budget, exc) from exc
+    if not answer:
+        raise ConnectError(f"{budget.endpoint}: {host!r} has no address", endpoint=budget.endpoint)
+    return answer
+
+
+def _read_digits(host: str, port: int) -> AddressInfo | None:
+    for family, address in ((socket.AF_INET, (host, port)), (socket.AF_INET6, (host, port, 0, 0))):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address
+    return None
+
+
+class _Lookup(threading.Thread):
+    """One call of getaddrinfo. The thread ends with it, whether or not anybody still waits."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(name=f"connpool-resolve-{host}", daemon=True)
+        self._query = host, port
+        self._place: int | None = None
+        # A plain lock as a one-shot signal: a Ctrl-C inside Event.wait could leave the event locked.
+        self._done = threading.Lock()
+        self._done.acquire()
+        self.answer: list[AddressInfo] = []
+        self.error: BaseException | None = None
+
+    def claim_place(self) -> bool:
+        """Take one of the places. False: all are taken."""
+        for place in range(MAX_LOOKUPS):
+            mine = weakref.ref(self, partial(_free, place))
+            if _under_way.setdefault(place, mine) is mine:
+                self._place = place
+                return True
+        return False
+
+    def run(self) -> None:
+        try:
+            host, port = self._query
+            self.answer = list(dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except BaseException as exc:  # noqa: BLE001 - handed to the waiting thread
+            self.error = exc
+        finally:
+            if self._place is not None:
+                _free(self._place)
+            self._done.release()
+
+    def is_done_within(self, seconds: float | None) -> bool:
+        return self._done.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+
+
+def _free(place: int, _: object = None) -> None:
+    _under_way.pop(place, None)
+
+
+def _look_up(host: str, port: int, budget: Budget) -> list[AddressInfo]:
+    phase = f"resolving {host!r}"
+    lookup = _Lookup(host, port)
+    _wait_for_place(lookup, host, budget, phase)
+    try:
+        lookup.start()
+    except RuntimeError as exc:  # the system grants no more threads
+        raise ConnectError(
+            f"{budget.endpoint}: no thread to resolve {host!r}: {exc}", endpoint=budget.endpoint, local=True
+        ) from exc
+    while not budget.wait(lookup.is_done_within, phase):
+        pass
+    lookup.join()  # it has nothing left to do: no thread outlives its answer
+    if lookup.error is not None:
+        raise lookup.error
+    return lookup.answer
+
+
+def _wait_for_place(lookup: _Lookup, host: str, budget: Budget, phase: str) -> None:
+    while not lookup.claim_place():
+        try:
+            budget.wait(pause, phase, at_most=0.02)
+        except ConnectTimeoutError as exc:
+            raise ConnectTimeoutError(
+                f"{budget.endpoint}: {host!r} was not looked up within the {budget.timeout:g} s of the dial: "
+                f"{MAX_LOOKUPS} older look-ups are still under way",
+                endpoint=budget.endpoint,
+                local=True,
+            ) from exc
+
+
+def _unresolved(budget: Budget, exc: OSError | UnicodeError) -> ConnectError:
+    code = exc.errno if isinstance(exc, OSError) else None
+    reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+    error = ConnectError(
+        f"{budget.endpoint}: cannot resolve {budget.endpoint.host!r}: {reason}",
+        endpoint=budget.endpoint,
+        local=isinstance(exc, socket.gaierror) and code in _LOCAL,
+    )
+    error.errno = code
+    return error

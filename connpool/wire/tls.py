@@ -1,0 +1,99 @@
+"""Putting TLS on a socket that stands, within what is left of a dial."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from functools import partial
+
+from connpool.errors import HandshakeError
+from connpool.model.endpoint import Endpoint
+from connpool.wire.waiting import Budget, wait_until_ready
+
+__all__ = ["begin_tls", "handshake_error", "wrap_tls"]
+
+
+def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> ssl.SSLSocket:
+    """Move *sock* into an SSLSocket whose handshake is still to come.
+
+    Whatever happens, *sock* is empty afterwards and no descriptor is lost.
+
+    Raises:
+        OSError: The connection is gone.
+        ValueError: *context* and *server_hostname* do not fit together.
+    """
+    try:
+        # Not the whole handshake in one call: this way the SSLSocket can be
+        # published first, so that another thread can break the handshake off.
+        return context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def wrap_tls(
+    sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None, budget: Budget
+) -> ssl.SSLSocket:
+    """Shake hands on *sock*, which is closed if that fails.
+
+    Args:
+        sock: A connected socket; empty afterwards.
+        context: Decides what is verified.
+        server_hostname: What the certificate must be made out to, and SNI.
+        budget: Of the dial that *sock* comes from: time does not start again.
+
+    Returns:
+        The TLS socket, in blocking mode, owned by the caller.
+
+    Raises:
+        HandshakeError: The peer or its certificate is refused, or it refused
+            ours (``local``).
+        ConnectTimeoutError: The time is up.
+        CancelledError: The dial was cancelled.
+    """
+    endpoint = budget.endpoint
+    try:
+        secure = begin_tls(sock, context, server_hostname)
+    except (OSError, ValueError) as exc:
+        raise handshake_error(exc, str(endpoint), endpoint) from exc
+    try:
+        secure.settimeout(0.0)
+        while (events := _shake(secure, endpoint)) is not None:
+            while not budget.wait(partial(wait_until_ready, secure.fileno(), events), "the TLS handshake"):
+                pass
+        secure.settimeout(None)
+    except BaseException:
+        secure.close()
+        raise
+    return secure
+
+
+def _shake(secure: ssl.SSLSocket, endpoint: Endpoint) -> int | None:
+    """Go on as far as possible. Returns the poll event to wait for, or None when done."""
+    try:
+        secure.do_handshake()
+    except ssl.SSLWantReadError:
+        return select.POLLIN
+    except ssl.SSLWantWriteError:
+        return select.POLLOUT
+    except (OSError, ValueError) as exc:
+        raise handshake_error(exc, str(endpoint), endpoint) from exc
+    return None
+
+
+def handshake_error(exc: Exception, peer: str, endpoint: Endpoint | None = None) -> HandshakeError:
+    """Say in our words why TLS with *peer* failed, and whether the cause lies here."""
+    error = HandshakeError(
+        f"{peer}: the TLS handshake failed: {exc}", endpoint=endpoint, local=_is_our_own_fault(exc)
+    )
+    error.errno = exc.errno if isinstance(exc, OSError) else None
+    return error
+
+
+def _is_our_own_fault(exc: Exception) -> bool:
+    """Whether the settings do not fit, or the peer refused *our* certificate."""
+    if not isinstance(exc, OSError):
+        return True
+    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
+    return "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)

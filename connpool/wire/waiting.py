@@ -1,0 +1,103 @@
+"""Waiting for a descriptor, and the one budget that every phase of a dial draws on."""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar
+
+from connpool.clock import now
+from connpool.errors import CancelledError, ConnectTimeoutError
+from connpool.model.endpoint import Endpoint
+
+__all__ = ["Budget", "Cancel", "milliseconds", "pause", "wait_until_ready"]
+
+T = TypeVar("T")
+
+# Nothing wakes a waiting thread when a cancel flag is set, so it looks this often (seconds).
+CANCEL_SLICE: Final = 0.02
+
+
+class Cancel(Protocol):
+    """A flag that tells a dial to give up; a ``threading.Event`` is one."""
+
+    def is_set(self) -> bool: ...
+
+
+def wait_until_ready(fd: int, events: int, seconds: float | None) -> bool:
+    """Wait until *fd* is ready for *events*, or has failed. False: *seconds* are over."""
+    if fd < 0:
+        return True  # closed: the caller's next attempt says so properly
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(milliseconds(seconds)))
+
+
+def pause(seconds: float | None) -> bool:
+    """Let *seconds* pass. Always False, as a wait in which nothing happened."""
+    return bool(select.poll().poll(milliseconds(seconds)))
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Convert to what ``poll`` takes; it counts in a C int, so no wait is longer than 24 days."""
+    return None if seconds is None else min(seconds * 1000.0, 2**31 - 1)
+
+
+class Budget:
+    """What one dial may still spend, over all its phases: its time and its caller's patience.
+
+    Args:
+        endpoint: What is dialled; errors name it.
+        timeout: Seconds for all phases together; None: no limit.
+        cancel: Ends the dial within ``CANCEL_SLICE`` of being set.
+    """
+
+    __slots__ = ("_cancel", "_deadline", "_left", "endpoint", "timeout")
+
+    def __init__(self, endpoint: Endpoint, timeout: float | None, cancel: Cancel | None = None) -> None:
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self._cancel = cancel
+        self._left = math.inf if timeout is None else timeout
+        self._deadline = now() + self._left
+
+    def check(self, phase: str) -> None:
+        """Raise if the dial must end now.
+
+        Args:
+            phase: What the dial is doing, as in "example:80: *connecting* took longer ...".
+
+        Raises:
+            CancelledError: The cancel flag is set.
+            ConnectTimeoutError: The time is up.
+        """
+        if self._cancel is not None and self._cancel.is_set():
+            raise CancelledError(f"{self.endpoint}: {phase} was cancelled")
+        if self._time_left() <= 0:
+            raise ConnectTimeoutError(
+                f"{self.endpoint}: {phase} was not done within the {self.timeout:g} s of the dial",
+                endpoint=self.endpoint,
+            )
+
+    def wait(self, wait: Callable[[float | None], T], phase: str, at_most: float = math.inf) -> T:
+        """Give *wait* the seconds it may take now (None: no limit) and return its answer.
+
+        A falsy answer means that those seconds are over. It counts even if the
+        clock stands still, so that a frozen clock cannot make a dial endless.
+        Call it again until the answer is truthy.
+
+        Raises:
+            CancelledError, ConnectTimeoutError: As ``check``, before waiting.
+        """
+        self.check(phase)
+        seconds = min(at_most, self._time_left())
+        if self._cancel is not None:
+            seconds = min(seconds, CANCEL_SLICE)
+        answer = wait(None if math.isinf(seconds) else max(seconds, 0.0))
+        if not answer:
+            self._left -= seconds
+        return answer
+
+    def _time_left(self) -> float:
+        return min(self._left, self._deadline - now())

@@ -1,0 +1,165 @@
+"""Ctrl-C at any bytecode, and real signals at random moments."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType, TracebackType
+from typing import Any
+
+import pytest
+
+needs_monitoring = pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="stopping at a single bytecode needs sys.monitoring (Python 3.12)"
+)
+
+
+def codes_of(*things: Any) -> list[CodeType]:
+    """Find the code of functions, of all methods of classes, and of everything defined in modules."""
+    return list(dict.fromkeys(code for thing in things for code in _codes(thing)))
+
+
+def _codes(thing: Any) -> Iterator[CodeType]:
+    thing = getattr(thing, "__func__", thing)  # methods of all kinds
+    if isinstance(thing, ModuleType):
+        for member in vars(thing).values():
+            if isinstance(member, type | FunctionType) and member.__module__ == thing.__name__:
+                yield from _codes(member)
+    elif isinstance(thing, type):
+        for member in vars(thing).values():
+            if not isinstance(member, type):  # a class that is merely referred to
+                yield from _codes(member)
+    elif isinstance(thing, property):
+        yield from codes_of(thing.fget, thing.fset, thing.fdel)
+    elif isinstance(thing, FunctionType):
+        yield from _codes(thing.__code__)
+    elif isinstance(thing, CodeType):
+        yield thing
+        yield from codes_of(*thing.co_consts)  # nested functions, comprehensions
+
+
+class Strike:
+    """Raises KeyboardInterrupt before the *n*-th bytecode that this thread executes in *codes*.
+
+    A context manager. Its own interrupt ends with it; every other exception goes on.
+
+    Attributes:
+        where: Function and line that were struck; None: there were fewer bytecodes.
+    """
+
+    def __init__(self, n: int, codes: list[CodeType]) -> None:
+        self.n = n
+        self.where: str | None = None
+        self._left = n
+        self._codes = codes
+        self._thread = 0
+        self._raised: KeyboardInterrupt | None = None
+
+    def __repr__(self) -> str:
+        return f"<Strike {self.n}: {self.where or 'missed'}>"
+
+    def __enter__(self) -> Strike:
+        self._thread = threading.get_ident()
+        self._tool = next(i for i in (4, 3, 2, 0) if sys.monitoring.get_tool(i) is None)
+        sys.monitoring.use_tool_id(self._tool, "strike")
+        instruction = sys.monitoring.events.INSTRUCTION
+        sys.monitoring.register_callback(self._tool, instruction, self._on_instruction)
+        for code in self._codes:
+            sys.monitoring.set_local_events(self._tool, code, instruction)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        for code in self._codes:
+            sys.monitoring.set_local_events(self._tool, code, 0)
+        sys.monitoring.register_callback(self._tool, sys.monitoring.events.INSTRUCTION, None)
+        sys.monitoring.free_tool_id(self._tool)
+        return exc is not None and exc is self._raised
+
+    def _on_instruction(self, code: CodeType, offset: int) -> None:
+        if self._raised is not None or threading.get_ident() != self._thread:
+            return
+        self._left -= 1
+        if self._left == 0:
+            lines = [line for start, end, line in code.co_lines() if start <= offset < end]
+            self.where = f"{code.co_qualname}, line {lines[0] if lines else '?'}, offset {offset}"
+            self._raised = KeyboardInterrupt(f"struck at bytecode {self.n}: {self.where}")
+            raise self._raised
+
+
+def at_every_bytecode(*things: Any, step: int = 1) -> Iterator[Strike]:
+    """Give one ``Strike`` after the other until one finds no bytecode left to strike.
+
+    ::
+
+        for strike in at_every_bytecode(ConnectionPool, Connection):
+            pool = ...
+            with strike:
+                pool.try_connect().release()
+            assert pool.stats().in_use == 0, strike
+
+    Args:
+        things: Functions, classes, modules or code objects to strike in.
+        step: 1 strikes at each bytecode, 7 at every seventh.
+    """
+    codes = codes_of(*things)
+    n = 1
+    while True:
+        strike = Strike(n, codes)
+        yield strike
+        if strike.where is None:
+            return
+        n += step
+
+
+def struck(job: Callable[[], object], delay: float) -> bool:
+    """Run *job* on the main thread; a real signal raises KeyboardInterrupt in it after *delay* seconds.
+
+    SIGUSR1 serves, since test time-outs need SIGALRM.
+
+    Returns:
+        Whether it was struck before it was done.
+    """
+    is_armed = was_struck = False
+    done = threading.Event()
+    main = threading.main_thread().ident
+    assert main == threading.get_ident(), "signals reach the main thread only"
+
+    def on_signal(signum: int, frame: object) -> None:
+        nonlocal is_armed
+        if is_armed:
+            is_armed = False
+            raise KeyboardInterrupt("struck")
+
+    def shoot() -> None:
+        if not done.wait(delay):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, on_signal)
+    gun = threading.Thread(target=shoot, name="gun", daemon=True)
+    try:
+        gun.start()
+        try:
+            is_armed = True
+            job()
+        finally:
+            is_armed = False
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args != ("struck",):
+            raise
+        was_struck = True
+    finally:
+        done.set()
+        gun.join()
+        signal.signal(signal.SIGUSR1, before)
+    return was_struck
+
+
+def struck_at_random(job: Callable[[], object], *, times: int, longest: float, seed: int = 0) -> int:
+    """Run *job* *times* times, each struck after a random delay; return how often that was in time."""
+    dice = random.Random(seed)
+    return sum(struck(job, dice.uniform(0.0, longest)) for _ in range(times))

@@ -1,0 +1,102 @@
+"""The rules of the house, read off the source itself."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from configparser import ConfigParser
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import architecture
+from tests.helpers.architecture import ROOT, modules, parse
+
+MODULES = pytest.mark.parametrize(("module", "path"), modules().items(), ids=modules())
+PUBLIC = """
+    ConnectionPool Connection Endpoint Route Request PoolConfig SocketConnector
+    PoolStats ConnectionInfo EndpointInfo CloseReason
+    ConnPoolError ConfigError RouteSyntaxError UsageError NotSharableError PoolClosedError PoolPausedError
+    PoolExhaustedError CheckoutTimeoutError CancelledError ConnectError ConnectTimeoutError HandshakeError
+    PermissionDeniedError NoEndpointError SpoolError SpoolFullError SpoolCorruptError
+    CallError NoResourceError MethodNotSupportedError FilteredOutError ChannelClosedError
+    RepositoryError UnknownPoolError DuplicatePoolError
+""".split()
+
+
+@MODULES
+def test_every_module_stands_on_a_known_floor(module: str, path: Path) -> None:
+    assert architecture.floor_of(module) in architecture.FLOORS
+
+
+@MODULES
+def test_imports_go_down_only(module: str, path: Path) -> None:
+    assert list(architecture.climbing_imports(module, parse(path))) == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {
+        module: {found.module for found in architecture.imports_of(parse(path)) if not found.is_for_types}
+        for module, path in modules().items()
+    }
+    TopologicalSorter(graph).prepare()  # a CycleError names the circle
+
+
+@MODULES
+def test_only_attrs_is_imported_beside_the_standard_library(module: str, path: Path) -> None:
+    assert list(architecture.foreign_imports(module, parse(path))) == []
+
+
+@MODULES
+def test_the_time_and_the_wire_have_one_owner_each(module: str, path: Path) -> None:
+    assert list(architecture.broken_monopolies(module, parse(path))) == []
+
+
+@MODULES
+def test_nothing_slow_or_foreign_runs_under_a_lock(module: str, path: Path) -> None:
+    assert list(architecture.lock_offences(parse(path))) == []
+
+
+@MODULES
+def test_a_module_can_be_read_in_one_sitting(module: str, path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_importable_from_the_top(name: str) -> None:
+    import connpool
+
+    assert name in connpool.__all__
+    assert hasattr(connpool, name)
+
+
+def test_importing_connpool_starts_no_thread_and_warns_of_nothing() -> None:
+    look = "import connpool, threading; print(threading.active_count())"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", look],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.stdout.strip(), ran.stderr) == ("1", "")
+
+
+def test_the_readme_gives_the_very_line_that_ci_runs() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    line = re.search(r'^readme_line="(.*)"$', script, re.MULTILINE)
+    assert line is not None
+    assert line[1] in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_setup_cfg_holds_no_tool_settings() -> None:
+    """A tool that finds a section there ignores the one in pyproject.toml."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert [name for name in config.sections() if name.split(".")[0] not in ("metadata", "options")] == []
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert {"pytest", "ruff", "mypy"} <= tomllib.load(file)["tool"].keys()

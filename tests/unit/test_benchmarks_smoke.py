@@ -1,0 +1,245 @@
+"""The benchmarks measure what they say. No speed is asserted here, only that all of it is reported."""
+
+import json
+import math
+from array import array
+
+import pytest
+
+from benchmarks.__main__ import main, measure
+from benchmarks.floors import FloorA, FloorB
+from benchmarks.race import BUNDLE, Result, TimedResult, Track, race, spin_timed
+from benchmarks.report import Row, Section, Unit, as_json, as_text, at_least, at_most, surroundings
+from benchmarks.workloads import WORKLOADS, Plan, interleave
+
+BLINK = Plan(repeats=1, seconds=0.03, warm_up=0.01, idle=50)
+
+FLOOR_B_AND_OURS = ("floor B", "ours")
+
+TARGETS = {
+    ("W1", "ours", "x floor A"): (">=", 0.55),
+    ("W1", "ours, through with", "x floor A"): (">=", 0.45),
+    ("W1", "ours, three endpoints", "x ours"): (">=", 0.7),
+    ("W2", "ours", "x floor A"): (">=", 2.5),
+    ("W2", "ours, three endpoints", "x ours"): (">=", 0.7),
+    ("W3", "ours", "x floor B"): (">=", 1.0),
+    ("W4", "ours", "x floor B"): (">=", 2.5),
+    ("W4", "ours", "p99 wait"): ("<=", 0.005),
+    ("W4", "ours", "starved threads"): ("<=", 0),
+    ("W5", "ours", "x ideal rate"): (">=", 0.97),
+    ("W5", "ours", "p99 wait x ideal"): ("<=", 1.3),
+    ("W5", "ours", "most / least served"): ("<=", 1.3),
+    ("W6", "ours", "p99 wait x ideal"): ("<=", 1.5),
+    ("memory", "ours", "per idle connection"): ("<=", 400),
+}
+
+HELD = (
+    "turns",
+    "mean hold",
+    "x ideal rate",
+    "p99 wait",
+    "longest wait",
+    "p99 wait x ideal",
+    "most / least served",
+    "starved threads",
+)
+
+ROWS = {
+    "W1": [
+        ("floor A", "turns"),
+        ("floor B", "turns"),
+        ("ours", "turns"),
+        ("ours, through with", "turns"),
+        ("ours, three endpoints", "turns"),
+        ("ours", "x floor A"),
+        ("ours", "x floor B"),
+        ("ours, through with", "x floor A"),
+        ("ours, three endpoints", "x ours"),
+    ],
+    "W2": [
+        ("floor A", "turns"),
+        ("floor B", "turns"),
+        ("ours", "turns"),
+        ("ours, three endpoints", "turns"),
+        ("ours", "x floor A"),
+        ("ours", "x floor B"),
+        ("ours, three endpoints", "x ours"),
+    ],
+    "W3": [("floor B", "turns"), ("ours", "turns"), ("ours", "x floor B")],
+    "W4": [
+        ("floor B", "turns"),
+        ("ours", "turns"),
+        ("ours", "x floor B"),
+        *(
+            (who, what)
+            for what in ("p99 wait", "longest wait", "starved threads")
+            for who in FLOOR_B_AND_OURS
+        ),
+    ],
+    "W5": [(who, what) for what in HELD for who in FLOOR_B_AND_OURS],
+    "W6": [(who, what) for what in HELD for who in FLOOR_B_AND_OURS],
+    "memory": [("ours", "per idle connection")],
+}
+
+
+def timed(*, served=(1,), waits=(0.0,), hold=0.0, away=0.0):
+    return TimedResult(served, 1.0, waits=waits, hold=hold, away=away)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_each_workload_answers_its_question_with_every_row(name):
+    section = measure(name, BLINK)
+
+    assert section.question.endswith("?")
+    assert ROWS[name] == [(row.who, row.what) for row in section.rows]
+    assert {1} == {len(row.values) for row in section.rows}
+    for row in section.rows:
+        target = row.target and (row.target.sign, row.target.bound)
+        assert TARGETS.get((name, row.who, row.what)) == target
+
+
+def test_contenders_take_turns_round_by_round():
+    runs = []
+    results = interleave({"a": 1, "b": 2}, lambda contender: runs.append(contender) or len(runs), repeats=2)
+
+    assert runs == [1, 2, 1, 2]
+    assert results == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize("name", ["lock", "places"])
+def test_the_threads_of_a_floor_contend_for_one_and_the_same_thing(name):
+    class Counting:
+        entered = 0
+
+        def acquire(self):
+            self.entered += 1
+            running.clear()
+
+        def release(self, *_):
+            pass
+
+        __enter__, __exit__ = acquire, release
+
+    floor = FloorA(1) if name == "lock" else FloorB(1)
+    shared = Counting()
+    setattr(floor, name, shared)
+    running, track = [True], Track()
+    floor.spin(running, track)
+
+    assert len(BUNDLE) == track.turns
+    assert len(BUNDLE) * (2 if name == "lock" else 1) == shared.entered
+    assert len(floor.idle) == 1
+
+
+def test_only_turns_inside_the_window_are_counted():
+    track = Track(turns=5, waits=array("d", [9.0]))
+    track.open_window()
+    track.turns += 2
+    track.waits.append(1.0)
+    track.shut_window()
+    track.turns += 4
+    track.waits.append(2.0)  # began inside the window: it belongs to it
+
+    assert track.served == 2
+    assert list(track.waits) == [1.0, 2.0]
+
+
+def test_the_failure_of_one_thread_fails_the_race():
+    def fail(running, track):
+        raise LookupError("no such turn")
+
+    with pytest.raises(LookupError, match="no such turn"):
+        race(fail, threads=2, seconds=0.0, warm_up=0.0)
+
+
+def test_a_timed_race_gives_back_all_it_took():
+    floor = FloorB(2)
+    result = spin_timed(floor, 4, seconds=0.02, warm_up=0.0, hold=0.001, away=0.001)
+
+    assert len(floor.idle) == 2
+    assert len(result.served) == 4
+    # A turn whose wait was over before the window opened still counts: one at most for each thread.
+    assert len(result.waits) >= sum(result.served) - 4
+    assert result.hold >= 0.001
+    assert result.away >= 0.001
+
+
+def test_a_thread_with_under_a_hundredth_of_the_mean_starves():
+    assert Result((100, 100, 1), 1.0).starved == 0
+    assert Result((1000, 1000, 1), 1.0).starved == 1
+    assert Result((0, 0), 1.0).starved == 2
+
+
+def test_a_thread_that_is_never_served_makes_the_spread_endless():
+    assert Result((4, 2), 1.0).most_to_least == 2.0
+    assert math.inf == Result((4, 0), 1.0).most_to_least
+
+
+def test_p99_is_what_all_but_one_of_a_hundred_checkouts_keep_within():
+    result = timed(waits=tuple(float(wait) for wait in range(200, 0, -1)))
+
+    assert result.p99_wait == 198.0
+    assert result.longest_wait == 200.0
+
+
+def test_the_ideal_wait_is_a_round_less_the_own_hold_and_the_time_away():
+    there = timed(served=(1,) * 32, hold=1.5)
+    elsewhere = timed(served=(1,) * 32, hold=1.5, away=1.0)
+
+    assert there.ideal_wait(8) == 4.5
+    assert elsewhere.ideal_wait(8) == 3.5
+    assert there.ideal_rate(8) == 8 / 1.5
+
+
+def test_the_median_decides_about_a_speed_and_every_round_about_a_rule():
+    assert at_least(1.0).is_met([0.5, 1.0, 1.1])
+    assert not at_least(1.0).is_met([0.5, 0.9, 1.1])
+    assert at_most(0).is_met([0, 0, 1])
+    assert not at_most(0, always=True).is_met([0, 0, 1])
+
+
+def test_the_table_shows_each_row_with_its_range_and_its_target():
+    rows = (
+        Row("ours", "turns", Unit.RATE, (2e6, 1e6, 3e3)),
+        Row("ours", "x floor A", Unit.RATIO, (0.5,), at_least(0.55)),
+        Row("ours", "p99 wait", Unit.SECONDS, (0.004,), at_most(0.005)),
+    )
+    title, *lines = as_text(Section("W9", "Why?", rows)).splitlines()
+
+    assert title == "W9  Why?"
+    assert lines[0].split() == ["ours", "turns", "1.00", "M/s", "(3.0", "k/s", "to", "2.00", "M/s)"]
+    assert lines[1].endswith(">= 0.55  MISSED")
+    assert lines[2].endswith("<= 5.00 ms  met")
+
+
+def test_the_json_says_where_it_was_measured_and_null_for_what_has_no_end():
+    row = Row("ours", "most / least served", Unit.RATIO, (math.inf,), at_most(1.3))
+    document = json.loads(as_json([Section("W9", "Why?", (row,))], {"repeats": 1}, surroundings()))
+
+    assert {"began", "machine", "python", "commit", "plan", "workloads"} == document.keys()
+    (shown,) = document["workloads"]["W9"]["rows"]
+    assert shown["values"] == [None]
+    assert shown["median"] is shown["min"] is shown["max"] is None
+    assert shown["target"] == {"sign": "<=", "bound": 1.3, "met": False}
+
+
+def test_a_run_by_hand_prints_what_was_asked_for_and_writes_it_down(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+
+    assert main(["--quick", "--repeats", "1", "--only", "memory,w3", "--json", str(path)]) == 0
+
+    document = json.loads(path.read_text())
+    assert list(document["workloads"]) == ["memory", "W3"]
+    assert document["plan"]["repeats"] == 1
+    printed = capsys.readouterr().out
+    assert "per idle connection" in printed
+    assert "x floor B" in printed
+
+
+@pytest.mark.parametrize("arguments", [["--only", "W1,W7"], ["--repeats", "0"], ["--quick", "--full"]])
+def test_what_cannot_be_run_is_refused_before_anything_runs(arguments, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        main(arguments)
+
+    assert refusal.value.code == 2
+    assert not capsys.readouterr().out

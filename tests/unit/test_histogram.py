@@ -1,0 +1,84 @@
+"""The histogram: how far off its percentiles may be, and how much it may remember."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from connpool.model.histogram import LONGEST, SHORTEST, Histogram
+from connpool.model.stats import Percentiles
+
+NOTHING = Percentiles(0.0, 0.0, 0.0, 0.0)
+BOUND = 0.07
+
+
+def recorded(*samples: float) -> Histogram:
+    histogram = Histogram()
+    for sample in samples:
+        histogram.record(sample)
+    return histogram
+
+
+def exact(samples: list[float], percent: int) -> float:
+    return sorted(samples)[math.ceil(len(samples) * percent / 100) - 1]
+
+
+def test_nothing_recorded_is_all_zero():
+    assert Histogram().percentiles() == NOTHING
+
+
+@pytest.mark.parametrize("exponent", range(-20, 14))
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.124, 0.125, 0.5, 0.999])
+def test_any_duration_in_range_is_told_within_seven_percent(exponent, part):
+    sample = min(max(2.0**exponent * (1 + part), SHORTEST), LONGEST)
+    told = recorded(sample, sample, sample, 9_999.0).percentiles().p50
+    assert abs(told - sample) <= BOUND * sample
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_percentiles_are_near_the_exact_ones_whatever_the_distribution(seed):
+    rng = random.Random(seed)
+    samples = [rng.lognormvariate(-7, 2) for _ in range(2_000)]
+    told = recorded(*samples).percentiles()
+    for percent, value in (50, told.p50), (95, told.p95), (99, told.p99):
+        assert value == pytest.approx(exact(samples, percent), rel=BOUND)
+    assert told.max == max(samples)
+
+
+def test_a_rank_between_two_samples_is_the_upper_one_and_not_before():
+    assert recorded(*[1.0] * 50, *[2.0] * 50).percentiles().p50 == pytest.approx(1.0, rel=BOUND)
+    assert recorded(*[1.0] * 49, *[2.0] * 51).percentiles().p50 == pytest.approx(2.0, rel=BOUND)
+    assert recorded(*[1.0] * 95, *[2.0] * 5).percentiles().p95 == pytest.approx(1.0, rel=BOUND)
+    assert recorded(*[1.0] * 98, *[2.0] * 2).percentiles().p99 == pytest.approx(2.0, rel=BOUND)
+
+
+def test_no_percentile_is_beyond_the_longest_sample():
+    assert recorded(1.0).percentiles() == Percentiles(1.0, 1.0, 1.0, 1.0)
+
+
+def test_zeros_count_as_samples_of_no_time_at_all():
+    histogram = recorded(1.0, 1.0)
+    assert histogram.percentiles(zeros=2).p50 == 0.0
+    assert histogram.percentiles(zeros=1).p50 == 1.0
+    assert histogram.percentiles(zeros=1_000) == Percentiles(0.0, 0.0, 0.0, 1.0)
+    assert Histogram().percentiles(zeros=5) == NOTHING
+
+
+def test_what_is_too_short_or_negative_counts_as_zero():
+    assert recorded(0.0, 5e-7, -3.0).percentiles() == Percentiles(0.0, 0.0, 0.0, 5e-7)
+
+
+def test_what_is_too_long_is_told_by_the_maximum():
+    assert recorded(1.0, 20_000.0, 30_000.0).percentiles() == Percentiles(
+        30_000.0, 30_000.0, 30_000.0, 30_000.0
+    )
+
+
+def test_memory_does_not_grow_with_the_samples():
+    histogram = Histogram()
+    n_buckets = len(histogram._buckets)
+    for exponent in range(-40, 40):
+        histogram.record(2.0**exponent)
+    assert len(histogram._buckets) == n_buckets < 300
