@@ -4,7 +4,7 @@ import gc
 import tracemalloc
 from collections.abc import Callable
 
-from benchmarks.race import BUNDLE, Running, Track
+from benchmarks.race import Running, Track
 from connpool import ConnectionPool
 
 
@@ -20,11 +20,12 @@ class Ours:
 
     def spin(self, running: Running, track: Track) -> None:
         try_connect = self.pool.try_connect
+        bundle = track.bundle
         while running:
-            for _ in BUNDLE:
+            for _ in bundle:
                 conn = try_connect()
                 conn.release()
-            track.turns += len(BUNDLE)
+            track.turns += len(bundle)
 
     def take(self) -> Callable[[], object]:
         return self.pool.try_connect().release
@@ -38,11 +39,12 @@ class OursThroughWith(Ours):
 
     def spin(self, running: Running, track: Track) -> None:
         try_connect = self.pool.try_connect
+        bundle = track.bundle
         while running:
-            for _ in BUNDLE:
+            for _ in bundle:
                 with try_connect():
                     pass
-            track.turns += len(BUNDLE)
+            track.turns += len(bundle)
 
 
 class OursThreeEndpoints(Ours):

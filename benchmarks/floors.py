@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.race import BUNDLE, Running, Track
+from benchmarks.race import Running, Track
 
 
 class FloorA:
@@ -20,13 +20,14 @@ class FloorA:
 
     def spin(self, running: Running, track: Track) -> None:
         lock, pop, append = self.lock, self.idle.pop, self.idle.append
+        bundle = track.bundle
         while running:
-            for _ in BUNDLE:
+            for _ in bundle:
                 with lock:
                     item = pop()
                 with lock:
                     append(item)
-            track.turns += len(BUNDLE)
+            track.turns += len(bundle)
 
     def close(self) -> None:
         """Nothing was opened."""
@@ -42,13 +43,14 @@ class FloorB:
     def spin(self, running: Running, track: Track) -> None:
         acquire, release = self.places.acquire, self.places.release
         pop, append = self.idle.pop, self.idle.append
+        bundle = track.bundle
         while running:
-            for _ in BUNDLE:
+            for _ in bundle:
                 acquire()
                 item = pop()
                 append(item)
                 release()
-            track.turns += len(BUNDLE)
+            track.turns += len(bundle)
 
     def take(self) -> Callable[[], object]:
         self.places.acquire()

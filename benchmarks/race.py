@@ -16,9 +16,6 @@ from attrs import Factory, define, field, frozen
 #: True while a race runs: a list that is emptied at the end, because no flag is cheaper to look at.
 Running = list[bool]
 
-#: Turns that are counted together: counting each one would cost a floor a tenth of its speed.
-BUNDLE = range(10)
-
 #: A thread served less than this share of the mean starves.
 STARVING = 0.01
 
@@ -32,6 +29,7 @@ class Track:
     """What one thread notes. It alone writes, except where the window is opened and shut.
 
     Attributes:
+        bundle: So many turns are counted together.
         turns: How many are over, from the start on.
         waits: Seconds of each checkout that ended since the window was opened, even
             after it was shut: a thread that never had its turn shows in no other way.
@@ -40,6 +38,7 @@ class Track:
         served: Turns that ended while the window was open.
     """
 
+    bundle: range = range(1)
     turns: int = 0
     waits: array[float] = Factory(_floats)
     holds: array[float] = Factory(_floats)
@@ -144,9 +143,9 @@ class TimedResult(Result):
         return (len(self.served) / size - 1) * self.hold - self.away
 
 
-def spin(spinner: Spinner, threads: int, seconds: float, warm_up: float) -> Result:
+def spin(spinner: Spinner, threads: int, seconds: float, warm_up: float, *, bundle: int = 1) -> Result:
     """Let *threads* take turns as fast as they can; nobody looks at the clock meanwhile."""
-    tracks, elapsed = race(spinner.spin, threads, seconds, warm_up)
+    tracks, elapsed = race(spinner.spin, threads, seconds, warm_up, bundle)
     return Result(tuple(track.served for track in tracks), elapsed)
 
 
@@ -185,7 +184,7 @@ def timed_sleep(seconds: float) -> float:
 
 
 def race(
-    job: Callable[[Running, Track], None], threads: int, seconds: float, warm_up: float
+    job: Callable[[Running, Track], None], threads: int, seconds: float, warm_up: float, bundle: int = 1
 ) -> tuple[list[Track], float]:
     """Run *job* on so many threads at once; count for *seconds*, *warm_up* seconds after the start.
 
@@ -201,7 +200,7 @@ def race(
     """
     gc.collect()  # one contender's rubbish is not the next one's work
     running: Running = [True]
-    tracks = [Track() for _ in range(threads)]
+    tracks = [Track(range(bundle)) for _ in range(threads)]
     gate = threading.Barrier(threads + 1)
 
     def start(track: Track) -> None:

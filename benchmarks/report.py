@@ -90,7 +90,7 @@ def as_text(section: Section) -> str:
         line = f"    {row.who:<22}{row.what:<22}{middle:>10}   ({low} to {high})"
         if row.target is not None:
             verdict = "met" if row.target.is_met(row.values) else "MISSED"
-            line = f"{line:<82}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
+            line = f"{line:<84}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
         lines.append(line)
     return "\n".join(lines)
 

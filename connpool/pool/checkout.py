@@ -115,7 +115,7 @@ class Checkout:
             if waiter.pinned is not None:
                 host = books.fleet.hosts.get(waiter.pinned)
                 return host.idle.pop() if host is not None and host.is_up() else None
-            return books.fleet.take_any(waiter.turn) if books.is_full() else None
+            return books.fleet.take_any(waiter.turn) if books.fleet.is_full else None
         except IndexError:
             return None
 
@@ -166,11 +166,10 @@ class Checkout:
             self._lender.check_open_locked()
             now = self._clock.now()
             waiter.outcome = Outcome.WAITING
-            waiter.is_asleep = books.overtake_delay == 0
             books.queue.join(waiter)
             if key is not None:
                 service.begin_look(waiter, key, now, todo)
-            service.serve(now, todo)
+            service.welcome(waiter, now, todo)
             most = books.config.max_waiters
             is_stuck = waiter.is_waiting() and not waiter.has_something_coming()
             if is_stuck and self._limit == 0:
@@ -212,7 +211,7 @@ class Checkout:
         """Seconds until this waiter must look again even if nobody wakes it; None: never."""
         waiter, now = self._waiter, self._clock.now()
         instants = [self._until()]
-        if not waiter.is_asleep:
+        if waiter.is_alarmed and not waiter.is_asleep:
             instants.append(waiter.since + self._books.overtake_delay)
         if waiter.attempt is not None and waiter.patience_at > now:
             instants.append(waiter.patience_at)
@@ -227,10 +226,7 @@ class Checkout:
         todo = Todo()
         with self._lock:
             if self._waiter.is_waiting():
-                now = self._clock.now()
-                # Announced before the look, so that who returns one after it sees it: docs/locking.md
-                self._waiter.is_asleep = now - self._waiter.since >= self._books.overtake_delay
-                self._lender.service.serve(now, todo)
+                self._lender.service.serve(self._clock.now(), todo)
         self._lender.carry_out(todo)
 
     def _check_cancel(self) -> None:

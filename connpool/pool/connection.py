@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,7 +12,7 @@ from connpool.model.states import CloseReason
 from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
-from connpool.wire.io import is_tls
+from connpool.wire.io import Socket, TLSContext, TLSSocket, is_socket, is_tls
 
 if TYPE_CHECKING:
     from connpool.wire.io import FileStream, Stream
@@ -132,19 +130,19 @@ class Connection:
         return self._held().raw
 
     @property
-    def socket(self) -> socket.socket:
+    def socket(self) -> Socket:
         """The socket.
 
         Raises:
             UsageError: what the connector opened is not one.
         """
         raw = self._held().raw
-        if not isinstance(raw, socket.socket):
+        if not is_socket(raw):
             raise UsageError(f"{self!r}: a {type(raw).__name__} is not a socket; use raw")
         return raw
 
     @property
-    def ssl_socket(self) -> ssl.SSLSocket | None:
+    def ssl_socket(self) -> TLSSocket | None:
         """The socket if it speaks TLS, else None."""
         raw = self._held().raw
         return raw if is_tls(raw) else None
@@ -260,7 +258,7 @@ class Connection:
             raise
 
     def start_tls(
-        self, context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+        self, context: TLSContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from connpool.pool.hosts import Host
 from connpool.pool.lending import Lender
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.snapshots import connection_info, idle_ones
+from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
 
@@ -91,7 +91,7 @@ class Control:
                 self._books.drain_idle(host, CloseReason.POOL_CLOSED, todo)
             self._lender.service.serve(self._clock.now(), todo)
         for record in opening:
-            self._lender.interrupt(record, socket.SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)
         if deadline is not None and self._drain(deadline) > 0:
             self._interrupt_loans()
@@ -114,7 +114,7 @@ class Control:
         with self._lock:
             lent = [record for record in self._books.records() if record.phase is Phase.OPEN]
         for record in lent:
-            self._lender.interrupt(record, socket.SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
 
     def _go_locked(self, to: PoolState) -> None:
         if to not in POOL_MOVES[self._books.state]:
@@ -148,7 +148,7 @@ class Control:
             self._lender.service.serve(self._clock.now(), todo)
         if interrupt:
             for record in lent:
-                self._lender.interrupt(record, socket.SHUT_RDWR, why)
+                self._lender.interrupt(record, SHUT_RDWR, why)
         self._lender.carry_out(todo)
 
     def follow(self, route: Route | None) -> None:
@@ -223,7 +223,7 @@ class Control:
                     raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
             host = self._host_for_locked(endpoint, now)
             most = books.config.max_per_endpoint
-            if books.is_full() or (most is not None and len(host.records) >= most):
+            if books.fleet.is_full or (most is not None and len(host.records) >= most):
                 raise PoolExhaustedError(
                     f"pool {self._name!r}: no place is free ({books.summary()})", pool=self._name
                 )

@@ -74,7 +74,7 @@ class Books:
     """
 
     def __init__(
-        self, pool: ConnectionPool, config: PoolConfig, overtake_delay: float, *, long_returns: bool
+        self, pool: ConnectionPool, config: PoolConfig, overtake_delay: float, *, has_reset: bool
     ) -> None:
         self.pool = pool
         self.config = config
@@ -85,7 +85,8 @@ class Books:
         self.queue = WaitQueue()
         self.rng = random.Random()
         self.overtake_delay = overtake_delay
-        self.long_returns = long_returns  # every return takes the long way: there is a reset hook
+        self._has_reset = has_reset
+        self._all_returns_are_long = has_reset
         self.lost: deque[Record] = deque()  # keys that were dropped; finalisers append without the lock
         self.departed = 0  # left the pool open: taken or detached
         self.closed: Counter[CloseReason] = Counter()
@@ -119,9 +120,6 @@ class Books:
     def size(self) -> int:
         return sum(len(host.records) for host in self.fleet.hosts.values())
 
-    def is_full(self) -> bool:
-        return self.size() >= self.config.max_size
-
     def has_place(self, host: Host, now: float) -> bool:
         """Whether one more connection to *host* may be dialled now, total left aside."""
         config = self.config
@@ -139,6 +137,7 @@ class Books:
         cancel = threading.Event()
         host.opening[key.record] = cancel
         host.records.add(key.record)
+        self.count_places()
         return key, cancel
 
     def adopt(self, host: Host, raw: object, now: float) -> Key:
@@ -146,6 +145,7 @@ class Books:
         key = Key(Record(next(self._ids), self.pool, host, now))
         key.record.raw = raw
         host.records.add(key.record)
+        self.count_places()
         self.admit(key.record, now)
         return key
 
@@ -171,7 +171,8 @@ class Books:
         is_first_time = record in record.host.records  # recovered records may come twice
         was = record.phase
         record.host.opening.pop(record, None)
-        record.host.records.discard(record)  # this frees the place; what follows is statistics
+        record.host.records.discard(record)  # this frees the place; what follows is bookkeeping
+        self.count_places()
         record.phase = Phase.CLOSED
         if is_first_time and record.was_open:
             self.past_uses += record.uses
@@ -260,7 +261,7 @@ class Books:
     # -- the fast path's board
 
     def publish(self, now: float) -> None:
-        """Tell the fast path how things stand."""
+        """Tell the fast path how things stand, after anything but the queue has changed."""
         board: Board = self.pool
         config = self.config
         self.next_change = self.fleet.refresh(now, lends=self.state is PoolState.OPEN)
@@ -268,19 +269,39 @@ class Books:
         limits = (config.look_after_idle, config.idle_timeout)
         board._fresh_for = min((limit for limit in limits if limit is not None), default=math.inf)
         board._lend_until = -math.inf if config.max_uses is not None else self.next_change
+        self.count_places()
         self.publish_queue()
+
+    def count_places(self) -> None:
+        """After a place was taken or freed."""
+        size = self.size()
+        self.fleet.is_full = size >= self.config.max_size
+        self._all_returns_are_long = (
+            self._has_reset or self.state is not PoolState.OPEN or size > self.config.max_size
+        )
 
     def publish_queue(self) -> None:
         """The part of the board that depends on who waits."""
         board: Board = self.pool
         oldest = self.queue.oldest
         board._is_awaited = oldest is not None and oldest.is_asleep
-        if self.long_returns or self.state is not PoolState.OPEN or self.size() > self.config.max_size:
+        if self._all_returns_are_long:
             board._return_until = -math.inf
         elif oldest is not None:
             board._return_until = min(self.next_change, oldest.since + self.overtake_delay)
         else:
             board._return_until = self.next_change
+
+    def is_dry(self, now: float) -> bool:
+        """Whether nothing at all can be done for a plain waiter: no idle connection, no place, no news."""
+        fleet = self.fleet
+        return (
+            fleet.is_full
+            and not fleet.has_idle()
+            and not self.lost
+            and now < self.next_change
+            and fleet.has_host_up()
+        )
 
     def needs_look(self, record: Record, now: float, waiter: Waiter) -> bool:
         return waiter.must_look or now - record.since >= self.pool._fresh_for

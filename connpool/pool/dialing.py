@@ -132,9 +132,11 @@ class Dialler:
             self._greet(record, deadline)
         except (ConnectError, CancelledError):
             raise
-        except TimeoutError as error:
-            raise ConnectTimeoutError(f"the login at {endpoint} took too long", endpoint=endpoint) from error
         except Exception as error:
+            if isinstance(error, TimeoutError):
+                raise ConnectTimeoutError(
+                    f"the login at {endpoint} took too long", endpoint=endpoint
+                ) from error
             raise HandshakeError(f"the login at {endpoint} failed: {error!r}", endpoint=endpoint) from error
 
     def _greet(self, record: Record, deadline: float) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.model.config import PoolConfig
@@ -122,6 +123,7 @@ class Fleet:
         self.adopted: Host | None = None  # for connections given to the pool without an endpoint
         self.turns = itertools.count()  # whose turn it is; every checkout takes one
         self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
+        self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
         self._stacks: tuple[deque[Key], ...] = (NOTHING,)
 
     def host(self, endpoint: Endpoint, now: float) -> Host:
@@ -179,10 +181,8 @@ class Fleet:
         """An idle key of any host that lends just now, beginning with *turn*'s. IndexError: none."""
         stacks = self._stacks
         for i in range(len(stacks)):
-            try:
+            with suppress(IndexError):
                 return stacks[(turn + i) % len(stacks)].pop()
-            except IndexError:
-                continue
         raise IndexError("nothing is idle")
 
     def lends(self, host: Host) -> bool:
@@ -197,23 +197,33 @@ class Fleet:
         if len(stacks) == 1:
             self.take = stacks[0].pop
         else:
-            self.take = _rotation(stacks, self.turns)
+            self.take = self._rotation(tuple(stack.pop for stack in stacks))
+
+    def _rotation(self, pops: tuple[Take, ...]) -> Take:
+        """Take from the stack whose turn it is. ``next`` and ``pop`` are one C call each."""
+        turns, n = self.turns, len(pops)
+
+        def take() -> Key:
+            turn = next(turns)
+            try:
+                return pops[turn % n]()
+            except IndexError:
+                if self.is_full:
+                    for i in range(1, n):
+                        with suppress(IndexError):
+                            return pops[(turn + i) % n]()
+                raise Missed(turn) from None
+
+        return take
+
+    def has_idle(self) -> bool:
+        """Whether anything is idle at any host, lent out just now or not."""
+        return any(host.idle for host in self.hosts.values())
+
+    def has_host_up(self) -> bool:
+        """Whether some endpoint of the active group is up."""
+        return any(stack is not NOTHING for stack in self._stacks)
 
 
 def _is(one: object, other: object) -> bool:
     return one is other
-
-
-def _rotation(stacks: tuple[deque[Key], ...], turns: itertools.count[int]) -> Take:
-    """Pop from the stack whose turn it is. ``next`` and ``pop`` are one C call each."""
-    pops = tuple(stack.pop for stack in stacks)
-    n = len(pops)
-
-    def take() -> Key:
-        turn = next(turns)
-        try:
-            return pops[turn % n]()
-        except IndexError:
-            raise Missed(turn) from None
-
-    return take

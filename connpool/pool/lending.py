@@ -42,7 +42,7 @@ class Lender:
         self.clock = clock
         self.connector = connector
         self._lock = threading.RLock()
-        self.books = Books(pool, config, clock.overtake_delay, long_returns=connector.has_reset)
+        self.books = Books(pool, config, clock.overtake_delay, has_reset=connector.has_reset)
         self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
         self.dialler = Dialler(self, connector, pool.name)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
@@ -118,11 +118,10 @@ class Lender:
                 self.books.doom(key, reason, todo)
             else:
                 record.since = now
-                is_settled = self.service.hand_over(key, now)
-                if is_settled and now < self.books.next_change:
-                    return
-                if not is_settled:
+                if not self.service.hand_over(key, now):
                     record.host.idle.append(key)
+                elif self.service.is_content(now):
+                    return
             self.service.serve(now, todo)
         self.carry_out(todo)
 

@@ -13,6 +13,7 @@ from typing import Final
 from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, PoolState
+from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books, Dial, Todo, withdraw
 from connpool.pool.failures import again, no_endpoint
 from connpool.pool.hosts import Host
@@ -43,28 +44,72 @@ class Service:
     def serve(self, now: float, todo: Todo) -> None:
         """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
         books = self._books
-        books.recover(todo)
+        if books.lost:
+            books.recover(todo)
         books.publish(now)
-        if self._queue and books.state is PoolState.OPEN:
-            nothing_left = False
+        if books.state is not PoolState.OPEN:
+            return
+        oldest = None
+        while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look
+            oldest = self._queue.oldest
+            self._announce(now)
+            self._serve_queue(now, todo)
+        books.publish_queue()
+
+    def _serve_queue(self, now: float, todo: Todo) -> None:
+        for waiter in self._queue:
+            if not waiter.is_waiting() or waiter.key is not None:
+                self._finish(waiter, now)  # an interrupt cut this short the last time
+            elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain():
+                break  # nobody plain gets anything after that
+        else:
+            return
+        if self._queue.has_special():
             for waiter in self._queue:
-                if waiter.outcome is not Outcome.WAITING or waiter.key is not None:
-                    self._finish(waiter, now)  # an interrupt cut this short the last time
-                elif not (nothing_left and waiter.is_plain()):
-                    answer = self._attend(waiter, now, todo)
-                    nothing_left = nothing_left or (answer is Answer.NOTHING and waiter.is_plain())
-            books.publish(now)
+                if waiter.is_waiting() and not waiter.is_plain():
+                    self._attend(waiter, now, todo)
+
+    def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
+        """*waiter* has just queued up; now it looks, unless there is plainly nothing to be seen."""
+        if waiter.is_plain() and self._books.is_dry(now):
+            if self._queue.oldest is waiter:
+                waiter.is_alarmed = (
+                    True  # it looks again by itself: what comes back till then may be overtaken
+                )
+                self._books.publish_queue()
+            return
+        self.serve(now, todo)
 
     def hand_over(self, key: Key, now: float) -> bool:
         """Give a connection that comes back to the oldest waiter, past the stack. False: it cannot take it."""
         waiter = self._queue.oldest
-        if waiter is None or not waiter.is_plain() or waiter.outcome is not Outcome.WAITING:
+        if waiter is None or not waiter.is_plain() or not waiter.is_waiting():
             return False
         if not self._books.fleet.lends(key.record.host):
             return False
         self._give(waiter, key, now)
-        self._books.publish_queue()
+        self._announce(now)
         return True
+
+    def is_content(self, now: float) -> bool:
+        """After a hand-over: whether there is no more to give, so that nobody need be served."""
+        return now < self._books.next_change and not self._books.fleet.has_idle()
+
+    def _announce(self, now: float) -> None:
+        """See to it that the oldest waiter is heard of.
+
+        One that has waited for ``overtake_delay`` is told to every return from
+        now on. One that has not will do that itself in time; it is woken to set
+        its alarm, because until it came to the front it had none.
+        """
+        oldest = self._queue.oldest
+        if oldest is not None and not oldest.is_asleep:
+            if now - oldest.since >= self._books.overtake_delay:
+                oldest.is_asleep = True
+            elif not oldest.is_alarmed:
+                oldest.is_alarmed = True
+                oldest.wake()
+        self._books.publish_queue()
 
     def fail_all(self, error: Exception) -> None:
         """Every waiter gets its own copy of *error*."""
@@ -79,7 +124,6 @@ class Service:
         self._queue.leave(waiter)
         waiter.errands.clear()
         key, waiter.key = waiter.key, None
-        self._books.publish_queue()
         return key
 
     def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
@@ -107,7 +151,8 @@ class Service:
     # -- one waiter
 
     def _attend(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
-        hosts = self._candidates(waiter, now)
+        books = self._books
+        hosts = candidates(books, waiter, now)
         is_patient = waiter.attempt is not None and now < waiter.patience_at
         for host in hosts:
             answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
@@ -123,40 +168,12 @@ class Service:
             return Answer.PENDING
         return Answer.NOTHING
 
-    def _candidates(self, waiter: Waiter, now: float) -> tuple[Host, ...]:
-        """The hosts that may serve *waiter*, the one whose turn it is first."""
-        fleet = self._books.fleet
-        if not self._books.config.fail_fast:
-            self._retry_what_is_due(waiter, now)
-        if waiter.pinned is not None:
-            return tuple(h for h in (fleet.host(waiter.pinned, now),) if self._may_serve(h, waiter, now))
-        hosts: tuple[Host, ...] = ()
-        for group in fleet.groups:
-            hosts = tuple(host for host in group if self._may_serve(host, waiter, now))
-            if hosts:
-                break
-        if fleet.adopted is not None:
-            hosts = (*hosts, fleet.adopted)
-        start = waiter.turn % len(hosts) if hosts else 0
-        return hosts[start:] + hosts[:start]
-
-    @staticmethod
-    def _may_serve(host: Host, waiter: Waiter, now: float) -> bool:
-        return host.endpoint not in waiter.tried and (host.is_up() or host.is_due(now))
-
-    def _retry_what_is_due(self, waiter: Waiter, now: float) -> None:
-        """Who waits for an endpoint to come back may see it dialled more than once."""
-        hosts = self._books.fleet.hosts
-        for endpoint in list(waiter.tried):
-            if endpoint not in hosts or hosts[endpoint].is_up() or hosts[endpoint].is_due(now):
-                del waiter.tried[endpoint]
-
     def _try_idle(
         self, waiter: Waiter, host: Host, now: float, todo: Todo, *, only_new: bool
     ) -> Answer | None:
         """Give *waiter* an idle connection of *host*. None: there is none for it."""
         books = self._books
-        while (key := self._pop_idle(waiter, host, only_new=only_new)) is not None:
+        while (key := pop_idle(waiter, host, only_new=only_new)) is not None:
             record = key.record
             if (reason := books.idle_verdict(record, now)) is not None:
                 books.doom(key, reason, todo)
@@ -168,28 +185,9 @@ class Service:
                 return Answer.SETTLED
         return None
 
-    @staticmethod
-    def _pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
-        """The idle key of *host* that was released last and that suits *waiter*."""
-        if waiter.is_plain() and not only_new:
-            try:
-                return host.idle.pop()
-            except IndexError:
-                return None
-        for key in reversed(host.idle.copy()):
-            record = key.record
-            suits = not (
-                (only_new and record.since < waiter.since)
-                or (waiter.is_fresh_only and record.uses > 0)
-                or waiter.refused.get(record) == record.since
-            )
-            if suits and withdraw(host, key):
-                return key
-        return None
-
     def _begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
         books = self._books
-        if books.is_full() or not books.has_place(host, now) or host.endpoint in waiter.dialled:
+        if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
             return False
         key, cancel = books.reserve(host, now)
         if waiter.request.where is not None:
@@ -219,7 +217,7 @@ class Service:
             return True
         books = self._books
         wanted = [h for h in hosts if books.has_place(h, now) and h.endpoint not in waiter.dialled]
-        if not wanted or not books.is_full():
+        if not wanted or not books.fleet.is_full:
             return False
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
         while (found := books.longest_idle(others)) is not None:

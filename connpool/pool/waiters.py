@@ -39,6 +39,7 @@ class Waiter:
         "error",
         "eviction",
         "gate",
+        "is_alarmed",
         "is_asleep",
         "is_fresh_only",
         "key",
@@ -68,7 +69,8 @@ class Waiter:
         self.outcome = Outcome.WAITING
         self.key: Key | None = None
         self.error: BaseException | None = None
-        self.is_asleep = False  # has looked a second time; only a wake-up or its deadline comes now
+        self.is_asleep = False  # was announced: every return hears of it
+        self.is_alarmed = False  # will look by itself when it must be announced
         self.attempt: Record | None = None  # what is being opened or looked at for it
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it
@@ -93,8 +95,10 @@ class Waiter:
 
     def wake(self) -> None:
         """Open its gate; harmless when it is open already."""
-        with suppress(RuntimeError):
+        try:  # noqa: SIM105 - a context manager would cost more than the release
             self.gate.release()
+        except RuntimeError:
+            pass
 
 
 class WaitQueue:
@@ -122,10 +126,17 @@ class WaitQueue:
         queue = self._queue
         if not queue or queue[-1].number < waiter.number:
             queue.append(waiter)
-            return
-        position = sum(1 for other in queue if other.number < waiter.number)
-        queue.insert(position, waiter)
+        else:
+            queue.insert(sum(1 for other in queue if other.number < waiter.number), waiter)
 
     def leave(self, waiter: Waiter) -> None:
+        queue = self._queue
+        if queue and queue[0] is waiter:
+            queue.popleft()
+            return
         with suppress(ValueError):  # served, and so removed, in the meantime
-            self._queue.remove(waiter)
+            queue.remove(waiter)
+
+    def has_special(self) -> bool:
+        """Whether somebody waits for something in particular, who may be served though the oldest is not."""
+        return any(not waiter.is_plain() for waiter in self._queue)

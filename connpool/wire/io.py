@@ -17,7 +17,24 @@ from connpool.wire.files import FileStream
 from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
 
-__all__ = ["FileStream", "Stream", "is_stream", "is_tls", "open_stream"]
+__all__ = [
+    "SHUT_RDWR",
+    "FileStream",
+    "Socket",
+    "Stream",
+    "TLSContext",
+    "TLSSocket",
+    "is_socket",
+    "is_stream",
+    "is_tls",
+    "open_stream",
+]
+
+# The names by which the floors above speak of what is this floor's.
+SHUT_RDWR: Final[int] = socket.SHUT_RDWR
+Socket = socket.socket
+TLSContext = ssl.SSLContext
+TLSSocket = ssl.SSLSocket
 
 T = TypeVar("T")
 
@@ -28,6 +45,11 @@ _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
 def is_stream(raw: object) -> bool:
     """Whether ``open_stream`` takes *raw*."""
     return isinstance(raw, socket.socket | FileStream)
+
+
+def is_socket(raw: object) -> TypeGuard[socket.socket]:
+    """Whether *raw* is a socket, with or without TLS."""
+    return isinstance(raw, socket.socket)
 
 
 def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:

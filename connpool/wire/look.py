@@ -38,10 +38,10 @@ def is_usable(raw: Any) -> bool:
     if not isinstance(raw, ssl.SSLSocket):
         return not readable
     try:
-        if raw.pending():
-            return False
+        if raw.version() is None or raw.pending():
+            return False  # its TLS was taken off; or decrypted bytes wait
         return not readable or _has_only_tickets(raw)
-    except (OSError, ValueError):  # ValueError: the TLS layer was taken off
+    except OSError:
         return False
 
 

@@ -74,7 +74,7 @@ class _Lookup(threading.Thread):
     def __init__(self, host: str, port: int) -> None:
         super().__init__(name=f"connpool-resolve-{host}", daemon=True)
         self._query = host, port
-        self._place: int | None = None
+        self._claim: tuple[int, weakref.ref[_Lookup]] | None = None
         # A plain lock as a one-shot signal: a Ctrl-C inside Event.wait could leave the event locked.
         self._done = threading.Lock()
         self._done.acquire()
@@ -86,9 +86,16 @@ class _Lookup(threading.Thread):
         for place in range(MAX_LOOKUPS):
             mine = weakref.ref(self, partial(_free, place))
             if _under_way.setdefault(place, mine) is mine:
-                self._place = place
+                self._claim = place, mine
                 return True
         return False
+
+    def give_place_back(self) -> None:
+        """Free the place claimed, unless that was done before."""
+        if self._claim is not None:
+            place, mine = self._claim
+            if _under_way.get(place) is mine:
+                _free(place)
 
     def run(self) -> None:
         try:
@@ -97,8 +104,7 @@ class _Lookup(threading.Thread):
         except BaseException as exc:  # noqa: BLE001 - handed to the waiting thread
             self.error = exc
         finally:
-            if self._place is not None:
-                _free(self._place)
+            self.give_place_back()
             self._done.release()
 
     def is_done_within(self, seconds: float | None) -> bool:
@@ -115,10 +121,15 @@ def _look_up(host: str, port: int, budget: Budget) -> list[AddressInfo]:
     _wait_for_place(lookup, host, budget, phase)
     try:
         lookup.start()
-    except RuntimeError as exc:  # the system grants no more threads
-        raise ConnectError(
-            f"{budget.endpoint}: no thread to resolve {host!r}: {exc}", endpoint=budget.endpoint, local=True
-        ) from exc
+    except BaseException as exc:
+        lookup.give_place_back()  # now, since the traceback would keep the claim alive
+        if isinstance(exc, RuntimeError):  # the system grants no more threads
+            raise ConnectError(
+                f"{budget.endpoint}: no thread to resolve {host!r}: {exc}",
+                endpoint=budget.endpoint,
+                local=True,
+            ) from exc
+        raise
     while not budget.wait(lookup.is_done_within, phase):
         pass
     lookup.join()  # it has nothing left to do: no thread outlives its answer

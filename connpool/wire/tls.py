@@ -24,6 +24,8 @@ def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str
         ValueError: *context* and *server_hostname* do not fit together.
     """
     try:
+        # Settings that do not fit show here; some Pythons lose the descriptor if they show below.
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=server_hostname)
         # Not the whole handshake in one call: this way the SSLSocket can be
         # published first, so that another thread can break the handshake off.
         return context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)

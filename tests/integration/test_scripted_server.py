@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from connpool.testing import (
     Deaf,
     Echo,
     Ending,
-    NoHandshake,
     Pause,
     ReadSlowly,
     Reset,
@@ -26,30 +22,8 @@ from connpool.testing import (
     Send,
     ServedConnection,
     Silence,
-    StartTls,
 )
-from tests.helpers.certificates import Certificates
-
-LIMIT = 10.0
-
-
-@contextlib.contextmanager
-def dialled(server: ScriptedServer) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=LIMIT) as client:
-        yield client
-
-
-def reset(client: socket.socket) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    client.close()
-
-
-def read_all(client: socket.socket) -> bytes:
-    data = b""
-    while more := client.recv(1000):
-        data += more
-    return data
-
+from tests.helpers.clients import LIMIT, dialled, read_all, reset
 
 # -- steps ---------------------------------------------------------------------
 
@@ -88,6 +62,8 @@ def test_a_close_is_orderly_even_if_bytes_were_left_unread():
     with ScriptedServer(script=[unread_then_close]) as server, dialled(server) as client:
         client.sendall(b"never read by the script")
         assert read_all(client) == b"bye"
+        assert server.until_accepts(1).until_ended() is Ending.OURS
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0  # no reset came after it
 
 
 def unread_then_close(connection: ServedConnection) -> None:
@@ -206,11 +182,12 @@ def test_the_test_may_send_close_and_reset_while_the_script_waits_for_the_client
         one.send(b"hello")
         assert first.recv(5) == b"hello"
         one.close()
+        assert one.ending is Ending.OURS
         two.reset()
+        assert two.ending is Ending.OUR_RESET
         assert first.recv(1) == b""
         with pytest.raises(ConnectionResetError):
             second.recv(1)
-        assert (one.ending, two.ending) == (Ending.OURS, Ending.OUR_RESET)
         with pytest.raises(AssertionError, match="cannot send"):
             one.send(b"too late")
 
@@ -356,133 +333,3 @@ def test_a_path_that_is_taken_is_an_error_and_stays_untouched(tmp_path: Path):
     with pytest.raises(OSError, match="in use"):
         ScriptedServer(unix=path).start()
     assert path.read_text() == "precious"
-
-
-# -- TLS -------------------------------------------------------------------------
-
-
-def test_tls_is_spoken_and_the_name_asked_for_is_noted(certificates: Certificates):
-    context = certificates.server("a.example", "b.example")
-    with ScriptedServer(tls=context) as server, ScriptedServer(tls=context) as other:
-        assert server.endpoint == Endpoint("127.0.0.1", server.port, tls=True)
-        for name, serving in (("a.example", server), ("b.example", other), ("b.example", server)):
-            with (
-                dialled(serving) as plain,
-                certificates.client().wrap_socket(plain, server_hostname=name) as client,
-            ):
-                client.sendall(b"secret")
-                assert client.recv(6) == b"secret"
-        assert [served.sni for served in server.connections] == ["a.example", "b.example"]
-        assert [served.sni for served in other.connections] == ["b.example"]
-
-
-def test_the_callback_that_a_context_had_is_still_called(certificates: Certificates):
-    asked = []
-    context = certificates.server("a.example")
-    context.sni_callback = lambda sock, name, context: asked.append(name)
-    with (
-        ScriptedServer(tls=context) as server,
-        dialled(server) as plain,
-        certificates.client().wrap_socket(plain, server_hostname="a.example") as client,
-    ):
-        client.sendall(b"x")
-        assert client.recv(1) == b"x"
-    assert asked == ["a.example"]
-
-
-def test_the_clients_certificate_is_noted_and_one_without_is_turned_away(certificates: Certificates):
-    with ScriptedServer(tls=certificates.demanding_server()) as server:
-        for name in ("worker-1", None):
-            with (
-                dialled(server) as plain,
-                certificates.client(name).wrap_socket(plain, server_hostname="localhost") as client,
-                contextlib.suppress(OSError) if name is None else contextlib.nullcontext(),
-            ):
-                client.sendall(b"x")
-                client.recv(1)
-        known, unknown = server.until_accepts(1), server.until_accepts(2)
-        assert known.client_subject["commonName"] == "worker-1"
-        assert unknown.until_ended() is Ending.HANDSHAKE
-        assert isinstance(unknown.error, ssl.SSLError)
-
-
-def test_a_client_that_trusts_us_not_is_seen_as_a_failed_handshake(certificates: Certificates):
-    with ScriptedServer(tls=certificates.server()) as server, dialled(server) as plain:
-        with pytest.raises(ssl.SSLCertVerificationError):
-            certificates.stranger().wrap_socket(plain, server_hostname="localhost")
-        assert server.until_accepts(1).until_ended() is Ending.HANDSHAKE
-
-
-def test_a_server_that_does_not_shake_hands_lets_the_client_wait(certificates: Certificates):
-    with ScriptedServer(tls=certificates.server(), script=NoHandshake()) as server, dialled(server) as plain:
-        plain.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            certificates.client().wrap_socket(plain, server_hostname="localhost")
-        assert server.until_accepts(1).received == b""
-
-
-def test_a_handshake_that_the_client_never_begins_ends_with_the_server(certificates: Certificates):
-    with ScriptedServer(tls=certificates.server()) as server, dialled(server) as silent:
-        served = server.until_accepts(1)
-        server.stop()
-        assert served.ending is Ending.OURS
-        assert silent.recv(1) == b""
-
-
-def test_a_connection_goes_over_to_tls_in_the_middle(certificates: Certificates):
-    script = [Answer(b"go ahead", times=1), StartTls(certificates.server()), Echo()]
-    with ScriptedServer(script=script) as server, dialled(server) as plain:
-        plain.sendall(b"STARTTLS")
-        assert plain.recv(8) == b"go ahead"
-        with certificates.client().wrap_socket(plain, server_hostname="localhost") as client:
-            client.sendall(b"secret")
-            assert client.recv(6) == b"secret"
-        assert server.until_accepts(1).sni == "localhost"
-
-
-def test_over_tls_too_a_close_says_goodbye_and_a_reset_does_not(certificates: Certificates):
-    trusting = certificates.client()
-    with ScriptedServer(tls=certificates.server()) as server:
-        for n, ending in ((1, Ending.OURS), (2, Ending.OUR_RESET)):
-            with (
-                dialled(server) as plain,
-                trusting.wrap_socket(
-                    plain, server_hostname="localhost", suppress_ragged_eofs=False
-                ) as client,
-            ):
-                client.sendall(b"x")
-                assert client.recv(1) == b"x"
-                served = server.until_accepts(n)
-                if ending is Ending.OURS:
-                    served.close()
-                    assert client.recv(1) == b""
-                else:
-                    served.reset()
-                    with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
-                        client.recv(1)
-        assert server.closes == [Ending.OURS, Ending.OUR_RESET]
-
-
-def test_large_messages_cross_tls_whole_in_both_directions(certificates: Certificates):
-    blob = bytes(range(256)) * 8_000
-    script = [big_echo(len(blob))]
-    with (
-        ScriptedServer(tls=certificates.server(), script=script) as server,
-        dialled(server) as plain,
-        certificates.client().wrap_socket(plain, server_hostname="localhost") as client,
-    ):
-        client.sendall(blob)
-        back = bytearray()
-        while len(back) < len(blob):
-            back += client.recv(65536)
-        assert back == blob
-
-
-def big_echo(n: int):
-    def step(connection: ServedConnection) -> None:
-        data = bytearray()
-        while len(data) < n:
-            data += connection.receive()
-        connection.send(bytes(data))
-
-    return step

@@ -10,13 +10,12 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from connpool.errors import CancelledError, ConnectError, ConnectTimeoutError, HandshakeError
+from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.model.endpoint import Endpoint
 from connpool.testing import ScriptedServer
 from connpool.wire import dial, resolve
@@ -26,9 +25,7 @@ from tests.helpers.together import together
 from tests.helpers.wire import (
     answer_names_with,
     fail_names_with,
-    later,
     refused_port,
-    stuck_resolver,
     taking,
 )
 
@@ -55,11 +52,12 @@ def test_an_address_in_digits_is_dialled_without_a_look_up(
 
 
 def test_a_real_name_is_looked_up_and_its_thread_ends() -> None:
-    with ScriptedServer() as server:
-        threads = threading.active_count()
-        with SocketConnector().open(Endpoint("localhost", server.port), None) as sock:
-            assert threading.active_count() == threads
-            assert talk(sock) == b"hello"
+    with (
+        ScriptedServer() as server,
+        SocketConnector().open(Endpoint("localhost", server.port), None) as sock,
+    ):
+        assert not [t.name for t in threading.enumerate() if "resolve" in t.name]
+        assert talk(sock) == b"hello"
 
 
 def test_a_unix_socket_is_dialled(tmp_path: Path) -> None:
@@ -131,17 +129,16 @@ def test_a_silent_address_gets_its_delay_and_then_company(monkeypatch: pytest.Mo
 
 
 def test_the_losers_of_a_race_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ScriptedServer() as silent, ScriptedServer() as server:
-        silent.black_hole()
-        answer_names_with(monkeypatch, *[("127.0.0.1", silent.port)] * 3, ("127.0.0.1", server.port))
-        monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.01)
-        made: list[socket.socket] = []
-        original = dial.DialOptions.apply
-        monkeypatch.setattr(dial.DialOptions, "apply", lambda self, s: (made.append(s), original(self, s)))
-        monkeypatch.setattr(dial, "interleave", list)
-        monkeypatch.setattr(resolve, "dict", list, raising=False)
+    made: list[socket.socket] = []
+    apply = dial.DialOptions.apply
+    monkeypatch.setattr(dial.DialOptions, "apply", lambda self, sock: (made.append(sock), apply(self, sock)))
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.01)
+    with ScriptedServer() as one, ScriptedServer() as two, ScriptedServer() as server:
+        one.black_hole()
+        two.black_hole()
+        answer_names_with(monkeypatch, *[("127.0.0.1", s.port) for s in (one, two, server)])
         with SocketConnector().open(NAME, 8.0) as sock:
-            assert len(made) >= 2
+            assert len(made) == 3
             assert [s for s in made if s.fileno() >= 0] == [sock]
 
 
@@ -208,13 +205,13 @@ def test_a_connection_to_itself_counts_as_refused() -> None:
 def test_a_name_without_an_answer_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     gone = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     fail_names_with(monkeypatch, gone)
-    with pytest.raises(ConnectError, match="cannot resolve 'service.example': Name or service") as caught:
+    with pytest.raises(ConnectError, match=r"cannot resolve 'service\.example': Name or service") as caught:
         SocketConnector().open(NAME, 5.0)
     assert caught.value.__cause__ is gone
     assert caught.value.errno == socket.EAI_NONAME
     assert not caught.value.local
     answer_names_with(monkeypatch)
-    with pytest.raises(ConnectError, match="'service.example' has no address"):
+    with pytest.raises(ConnectError, match=r"'service\.example' has no address"):
         SocketConnector().open(NAME, 5.0)
 
 
@@ -238,7 +235,9 @@ def test_a_bug_in_a_resolver_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) 
 
 def test_no_descriptor_left_is_our_own_fault() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) - 1, hard))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
     try:
         with pytest.raises(ConnectError, match="Too many open files") as caught:
             SocketConnector().open(Endpoint("127.0.0.1", 1), 5.0)
@@ -255,138 +254,12 @@ def test_no_thread_left_is_our_own_fault(monkeypatch: pytest.MonkeyPatch) -> Non
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    for _ in range(resolve.MAX_LOOKUPS + 1):  # and each gives its place back
+    errors = []  # kept: a traceback must not keep a place
+    for _ in range(resolve.MAX_LOOKUPS + 1):
         with pytest.raises(ConnectError, match="no thread to resolve") as caught:
-            SocketConnector().open(NAME, 5.0)
-    assert caught.value.local
-
-
-def test_errors_of_a_unix_socket_name_its_path(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "none", "No such file"), ("/" + "x" * 200, "too long")):
-        with pytest.raises(ConnectError, match=reason) as caught:
-            SocketConnector().open(Endpoint.unix(path), 5.0)
-        assert str(path) in str(caught.value)
-        assert isinstance(caught.value.__cause__, OSError)
-        assert not caught.value.local
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(tmp_path / "deaf"))
-        with pytest.raises(ConnectError, match="refused"):
-            SocketConnector().open(Endpoint.unix(tmp_path / "deaf"), 5.0)
-
-
-# -- the resolver's threads
-
-
-def test_only_so_many_look_ups_hang_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dial_once() -> str:
-        with pytest.raises(ConnectTimeoutError) as caught:
-            SocketConnector().open(NAME, 0.4)
-        assert caught.value.local == ("older look-ups" in str(caught.value))
-        return "waited for room" if caught.value.local else "hung"
-
-    many = resolve.MAX_LOOKUPS + 4
-    with stuck_resolver(monkeypatch) as resolver:
-        with taking(0.3, 5.0):
-            outcomes = together(*[dial_once] * many)
-        assert resolver.peak == resolve.MAX_LOOKUPS
-        assert outcomes.count("waited for room") == 4
-    with refused_port() as refused:
-        answer_names_with(monkeypatch, refused.getsockname())
-        for _ in range(many):  # every place was given back
-            with pytest.raises(ConnectError, match="refused"):
-                SocketConnector().open(NAME, 5.0)
-
-
-def test_a_look_up_that_finds_no_room_waits_for_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ScriptedServer() as server, stuck_resolver(monkeypatch) as resolver:
-        endpoint = Endpoint("service.example", server.port)
-
-        def dial_once() -> None:
-            SocketConnector().open(endpoint, 10.0).close()
-
-        def free_when_full() -> None:
-            resolver.until_inside(resolve.MAX_LOOKUPS)
-            resolver.free()
-
-        together(*[dial_once] * (resolve.MAX_LOOKUPS + 2), free_when_full)
-        assert resolver.peak == resolve.MAX_LOOKUPS
-
-
-def test_a_place_whose_claimant_vanished_is_free_again() -> None:
-    """As when a Ctrl-C strikes between the claim and the start."""
-    for _ in range(resolve.MAX_LOOKUPS * 2):
-        assert resolve._Lookup("nowhere.example", 1).claim_place()
-    assert not resolve._under_way
-
-
-# -- time and cancellation, phase by phase
-
-
-def full_unix_queue(path: Path) -> list[socket.socket]:
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(0)
-    fillers = [listener]
-    while True:
-        filler = socket.socket(socket.AF_UNIX)
-        filler.setblocking(False)
-        fillers.append(filler)
-        if filler.connect_ex(str(path)):
-            return fillers
-
-
-@pytest.fixture(params=["name", "connect", "two addresses", "unix"])
-def endless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """An endpoint whose dial never gets beyond one phase."""
-    if request.param == "name":
-        with stuck_resolver(monkeypatch):
-            yield NAME
-    elif request.param == "unix":
-        fillers = full_unix_queue(tmp_path / "full")
-        yield Endpoint.unix(tmp_path / "full")
-        for sock in fillers:
-            sock.close()
-    else:
-        with ScriptedServer() as one, ScriptedServer() as two:
-            one.black_hole()
-            two.black_hole()
-            answer_names_with(monkeypatch, ("127.0.0.1", one.port), ("127.0.0.1", two.port))
-            yield NAME if request.param == "two addresses" else one.endpoint
-
-
-@pytest.mark.parametrize("cancel", [None, threading.Event()], ids=["no flag", "flag"])
-def test_every_phase_ends_with_the_one_time_limit(endless: Endpoint, cancel: Any) -> None:
-    before = time.thread_time()
-    with taking(0.35, 1.5), pytest.raises(ConnectTimeoutError, match=r"within the 0\.4 s") as caught:
-        SocketConnector().open(endless, 0.4, cancel)
-    assert caught.value.endpoint == endless
-    assert not isinstance(caught.value, HandshakeError)
-    assert time.thread_time() - before < 0.2
-
-
-def test_every_phase_ends_when_it_is_cancelled(endless: Endpoint) -> None:
-    cancel = threading.Event()
-    cancelled_at: list[float] = []
-    with later(lambda: (cancelled_at.append(time.monotonic()), cancel.set())):
-        with pytest.raises(CancelledError, match="was cancelled"):
-            SocketConnector().open(endless, 20.0, cancel)
-        assert time.monotonic() - cancelled_at[0] < 1.0
-
-
-def test_an_interrupted_race_leaves_no_socket_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    class CtrlC:
-        calls = 0
-
-        def is_set(self) -> bool:
-            self.calls += 1
-            if self.calls > 2:
-                raise KeyboardInterrupt
-            return False
-
-    with ScriptedServer() as silent:
-        silent.black_hole()
-        with pytest.raises(KeyboardInterrupt):
-            SocketConnector().open(silent.endpoint, 5.0, CtrlC())
+            SocketConnector().open(NAME, 0.5)
+        errors.append(caught.value)
+    assert all(error.local for error in errors)
 
 
 def test_a_peer_that_resets_at_once_is_no_success_for_long() -> None:
@@ -401,10 +274,13 @@ def test_a_peer_that_resets_at_once_is_no_success_for_long() -> None:
         def dial_it() -> None:
             with SocketConnector().open(Endpoint(*listener.getsockname()), 5.0) as sock:
                 sock.settimeout(5)
-                with pytest.raises(ConnectionResetError):
-                    sock.recv(1)
+                sock.recv(1)
 
-        together(dial_it, accept_and_reset)
+        def dial_in_vain() -> None:
+            with pytest.raises((ConnectError, ConnectionResetError)):
+                dial_it()
+
+        together(dial_in_vain, accept_and_reset)
 
 
 def test_one_answer_twice_is_dialled_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,3 +289,16 @@ def test_one_answer_twice_is_dialled_once(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ConnectError) as caught:
             SocketConnector().open(NAME, 5.0)
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+
+
+def test_errors_of_a_unix_socket_name_its_path(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none", "No such file"), ("/" + "x" * 200, "too long")):
+        with pytest.raises(ConnectError, match=reason) as caught:
+            SocketConnector().open(Endpoint.unix(path), 5.0)
+        assert str(path) in str(caught.value)
+        assert isinstance(caught.value.__cause__, OSError)
+        assert not caught.value.local
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "deaf"))
+        with pytest.raises(ConnectError, match="refused"):
+            SocketConnector().open(Endpoint.unix(tmp_path / "deaf"), 5.0)

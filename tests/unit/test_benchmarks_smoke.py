@@ -6,11 +6,12 @@ from array import array
 
 import pytest
 
+from benchmarks import workloads
 from benchmarks.__main__ import main, measure
 from benchmarks.floors import FloorA, FloorB
-from benchmarks.race import BUNDLE, Result, TimedResult, Track, race, spin_timed
+from benchmarks.race import Result, TimedResult, Track, race, spin, spin_timed
 from benchmarks.report import Row, Section, Unit, as_json, as_text, at_least, at_most, surroundings
-from benchmarks.workloads import WORKLOADS, Plan, interleave
+from benchmarks.workloads import WORKLOADS, Plan, interleave, spin_all
 
 BLINK = Plan(repeats=1, seconds=0.03, warm_up=0.01, idle=50)
 
@@ -123,12 +124,32 @@ def test_the_threads_of_a_floor_contend_for_one_and_the_same_thing(name):
     floor = FloorA(1) if name == "lock" else FloorB(1)
     shared = Counting()
     setattr(floor, name, shared)
-    running, track = [True], Track()
+    running, track = [True], Track(range(10))
     floor.spin(running, track)
 
-    assert len(BUNDLE) == track.turns
-    assert len(BUNDLE) * (2 if name == "lock" else 1) == shared.entered
+    assert track.turns == 10
+    assert shared.entered == (20 if name == "lock" else 10)
     assert len(floor.idle) == 1
+
+
+def test_turns_are_counted_one_by_one_where_threads_wait_for_each_other(monkeypatch):
+    bundles = []
+    monkeypatch.setattr(workloads, "spin", lambda *_, bundle: bundles.append(bundle))
+    spin_all(BLINK, {"floor B": FloorB}, threads=8, size=8)
+    spin_all(BLINK, {"floor B": FloorB}, threads=9, size=8)
+
+    assert bundles == [10, 1]
+
+
+def test_every_thread_of_a_race_counts_in_the_bundles_asked_for():
+    class Noting(FloorA):
+        def spin(self, running, track):
+            bundles.append(track.bundle)
+
+    bundles = []
+    spin(Noting(2), 2, seconds=0.0, warm_up=0.0, bundle=7)
+
+    assert bundles == [range(7), range(7)]
 
 
 def test_only_turns_inside_the_window_are_counted():

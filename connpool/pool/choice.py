@@ -1,0 +1,59 @@
+"""Which hosts may serve a waiter, in whose turn, and which idle connection of one suits it."""
+
+from __future__ import annotations
+
+from connpool.pool.core import Books, withdraw
+from connpool.pool.hosts import Host
+from connpool.pool.record import Key
+from connpool.pool.waiters import Waiter
+
+__all__ = ["candidates", "pop_idle"]
+
+
+def candidates(books: Books, waiter: Waiter, now: float) -> tuple[Host, ...]:
+    """The hosts that may serve *waiter*, the one whose turn it is first."""
+    fleet = books.fleet
+    if not books.config.fail_fast:
+        _retry_what_is_due(books, waiter, now)
+    if waiter.pinned is not None:
+        return tuple(h for h in (fleet.host(waiter.pinned, now),) if _may_serve(h, waiter, now))
+    hosts: tuple[Host, ...] = ()
+    for group in fleet.groups:
+        hosts = tuple(host for host in group if _may_serve(host, waiter, now))
+        if hosts:
+            break
+    if fleet.adopted is not None:
+        hosts = (*hosts, fleet.adopted)
+    start = waiter.turn % len(hosts) if hosts else 0
+    return hosts[start:] + hosts[:start]
+
+
+def _may_serve(host: Host, waiter: Waiter, now: float) -> bool:
+    return host.endpoint not in waiter.tried and (host.is_up() or host.is_due(now))
+
+
+def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
+    """Who waits for an endpoint to come back may see it dialled more than once."""
+    hosts = books.fleet.hosts
+    for endpoint in list(waiter.tried):
+        if endpoint not in hosts or hosts[endpoint].is_up() or hosts[endpoint].is_due(now):
+            del waiter.tried[endpoint]
+
+
+def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
+    """The idle key of *host* that was released last and that suits *waiter*."""
+    if waiter.is_plain() and not only_new:
+        try:
+            return host.idle.pop()
+        except IndexError:
+            return None
+    for key in reversed(host.idle.copy()):
+        record = key.record
+        suits = not (
+            (only_new and record.since < waiter.since)
+            or (waiter.is_fresh_only and record.uses > 0)
+            or waiter.refused.get(record) == record.since
+        )
+        if suits and withdraw(host, key):
+            return key
+    return None

@@ -1,0 +1,132 @@
+"""The operator's half of a pool's public methods: steering it, ending it, looking at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from connpool.model.config import PoolConfig
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Route
+from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
+from connpool.wire.io import SHUT_RDWR
+
+if TYPE_CHECKING:
+    from connpool.pool.control import Control
+    from connpool.pool.lending import Lender
+
+__all__ = ["Steering"]
+
+
+class Steering:
+    """What a program's operator calls; ``ConnectionPool`` adds what its threads call."""
+
+    _lender: Lender
+    _control: Control
+
+    @property
+    def route(self) -> Route | None:
+        """Where to. Setting it takes effect at once.
+
+        Connections to endpoints that stay keep serving; those to the others are
+        closed, lent ones when they come back.
+        """
+        return self._lender.books.route
+
+    @route.setter
+    def route(self, route: Route | Endpoint | str | Iterable[Endpoint | str] | None) -> None:
+        self._control.follow(None if route is None else Route.coerce(route))
+
+    @property
+    def config(self) -> PoolConfig:
+        """The settings in force."""
+        return self._lender.config
+
+    def configure(self, **settings: Any) -> None:
+        """Change any field of ``PoolConfig`` at run time, taking effect at once.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range; nothing was changed.
+        """
+        self._control.configure(settings)
+
+    def resize(self, max_size: int | None = None, min_idle: int | None = None) -> None:
+        """Change the limits. Idle connections too many are closed now, lent ones when they come back."""
+        given = {"max_size": max_size, "min_idle": min_idle}
+        self._control.configure({name: value for name, value in given.items() if value is not None})
+
+    def blacklist(self, endpoint: Endpoint | str, seconds: float | None = None) -> None:
+        """Do not dial *endpoint* for *seconds*; None: until ``unblacklist``.
+
+        Raises:
+            UsageError: the pool does not know it (also a LookupError).
+
+        Source: dpl_blacklist_host (Droplet).
+        """
+        self._control.blacklist(Endpoint.of(endpoint), seconds)
+
+    def unblacklist(self, endpoint: Endpoint | str) -> None:
+        """Let *endpoint* be dialled again, at once. Nothing happens if it is not blacklisted."""
+        self._control.unblacklist(Endpoint.of(endpoint))
+
+    def clear(self, endpoint: Endpoint | str | None = None, *, interrupt: bool = False) -> None:
+        """Begin anew: idle connections (to *endpoint*) are closed now, lent ones when they come back.
+
+        Args:
+            interrupt: Shut the lent ones' sockets down at once, so that blocked input and output ends.
+        """
+        self._control.clear(None if endpoint is None else Endpoint.of(endpoint), interrupt=interrupt)
+
+    def sweep(self) -> int:
+        """Close what has expired and recover what was lost. Returns how many connections that were."""
+        return self._control.sweep()
+
+    # -- the end
+
+    def shutdown(self, how: int = SHUT_RDWR) -> int:
+        """Cut off every loan: blocked input and output in other threads ends, and so do dials.
+
+        New checkouts are refused, waiters fail at once. Idle connections stay.
+
+        Returns:
+            How many are lent or being opened; call again until it is 0.
+
+        Source: dmConnectionPool::Shutdown (Defold).
+        """
+        return self._control.shutdown(how)
+
+    def reopen(self) -> None:
+        """Undo ``shutdown``. Loans from before are still closed when they come back.
+
+        Raises:
+            PoolClosedError: the pool was closed.
+        """
+        self._control.reopen()
+
+    def close(self, timeout: float | None = None) -> int:
+        """End the pool: refuse checkouts, fail every waiter at once, close what is idle.
+
+        Args:
+            timeout: Seconds to wait for what is lent; those still lent then are
+                interrupted. None: neither waits nor interrupts.
+
+        Returns:
+            How many are still lent. They are closed when they are given back.
+        """
+        return self._control.close(timeout)
+
+    # -- looking
+
+    def stats(self) -> PoolStats:
+        """Counts that add up, and percentiles."""
+        return self._control.picture(pool_stats)
+
+    def endpoints(self) -> tuple[EndpointInfo, ...]:
+        """Every endpoint of the route in its order, then pinned ones off the route."""
+        return self._control.picture(endpoint_infos)
+
+    def connections(self) -> tuple[ConnectionInfo, ...]:
+        """Every connection, those being opened and closed included."""
+        records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
+        return tuple(connection_info(record, is_idle=record in idle) for record in records)
