@@ -21,7 +21,7 @@ _INHERITED: Final[list[Any]] = []  # foreign transports: even their finalisers m
 
 
 def disown(lender: Lender) -> None:
-    """Let go of the parent's connections: sockets are closed without a goodbye, others never touched again."""
+    """Let go of the parent's: sockets are closed without a goodbye, others never touched again."""
     for record in list(lender.books.records()):
         record.condemn(CloseReason.STALE)
         record.phase = Phase.CLOSED  # its loan, if there is one, can no longer be given back

@@ -61,7 +61,8 @@ class Checkout:
             raise NotSharableError(f"pool {self._name!r} lends exclusively", pool=self._name)
         if lender.is_inside():
             raise UsageError(
-                f"pool {self._name!r}: a checkout by what interrupted the pool itself (a signal handler, a finaliser)",
+                f"pool {self._name!r}: a checkout by what interrupted the pool itself"
+                " (a signal handler, a finaliser)",
                 pool=self._name,
             )
         self._limit = self._seconds(timeout)

@@ -136,7 +136,7 @@ class Control:
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
     def _renew(self, hosts: list[Host], *, interrupt: bool, why: str) -> None:
-        """Everything open to *hosts* is of yesterday: idle ones are closed now, the others when they come back."""
+        """Close what is open to *hosts*: idle ones now, lent ones when they come back."""
         todo = Todo()
         with self._lock:
             records = [record for host in hosts for record in host.records]

@@ -112,7 +112,7 @@ class Dialler:
                 self._open(record, timeout, cancel)
             elif not self.is_usable(record):
                 error = ConnectionError("found dead when looked at")
-        except BaseException as caught:
+        except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
             error = caught
         finally:
             self._idents.remove(ident)
@@ -165,7 +165,7 @@ class Dialler:
         """Look at an idle transport. A look that fails finds it dead."""
         try:
             return bool(self._connector.is_usable(record.raw))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - foreign code
             logger.debug("pool %r: looking at connection %d failed: %r", self._name, record.id, error)
             return False
 
@@ -173,7 +173,7 @@ class Dialler:
         """Make a transport ready for its next holder. A reset that fails says no."""
         try:
             return self._connector.reset(record.raw) is not False
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - foreign code
             logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False
 

@@ -134,9 +134,8 @@ class Fleet:
 
     def follow(self, route: Route | None, now: float) -> list[Host]:
         """Take *route* as the new one. Returns the hosts that are no longer on it."""
-        groups = []
-        for group in route.groups if route else ():
-            groups.append(tuple(self.host(endpoint, now) for endpoint in group.endpoints))
+        listed = route.groups if route else ()
+        groups = [tuple(self.host(endpoint, now) for endpoint in group.endpoints) for group in listed]
         before = [host for host in self.hosts.values() if host.on_route]
         self.groups = tuple(groups)
         wanted = {host for group in groups for host in group}

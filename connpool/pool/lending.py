@@ -100,7 +100,8 @@ class Lender:
         record = key.record
         if record.phase is not Phase.OPEN:
             raise UsageError(
-                f"connection {record.id} of pool {self.pool.name!r} cannot be given back here: it is {record.phase.value}",
+                f"connection {record.id} of pool {self.pool.name!r} cannot be given back here:"
+                f" it is {record.phase.value}, or belongs to the process that this one was forked from",
                 pool=self.pool.name,
             )
         if record.fate is None and record.stream is not None and record.stream.rest:

@@ -34,6 +34,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
 
 
 def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, idempotent: bool) -> T:
+    """See ``ConnectionPool.run``."""
     conn = lender.pool.try_connect(request if request != Request() else None)
     record = conn._key.record
     if record.stream is not None:

@@ -199,9 +199,9 @@ class ConnectionPool(Steering):
         return run(self._lender, work, Request.of(req), idempotent=idempotent)
 
     def open_file(self, fd: int) -> Connection:
-        """A connection over the open descriptor *fd*: the same input and output, not counted, never lent again.
+        """A connection over the open descriptor *fd*: the same input and output, but not one of the pool's.
 
-        Its ``release`` closes *fd*.
+        It is not counted and never lent again; its ``release`` closes *fd*.
 
         Source: dpl_conn_open_file (Droplet).
         """
@@ -253,7 +253,7 @@ class ConnectionPool(Steering):
         if record.phase is Phase.OPEN and record.fate is None:
             held = self._now() - record.since
             warnings.warn(
-                f"connection {record.id} of pool {self.name!r} to {record.host.endpoint} was never given back:"
+                f"connection {record.id} of pool {self.name!r} to {record.host.endpoint} was not given back:"
                 f" it was dropped {held:.1f} s after thread {record.holder} took it",
                 ResourceWarning,
                 stacklevel=2,

@@ -55,7 +55,6 @@ class Record:
         "host",
         "id",
         "opened_at",
-        "origin",
         "phase",
         "pool",
         "raw",
@@ -79,7 +78,6 @@ class Record:
         self.stream: Stream | FileStream | None = None  # made at the first input or output
         self.was_open = False  # counted as opened
         self.fate: CloseReason | None = None  # why it must not be lent again
-        self.origin: object = None  # where the present loan was taken, if that is tracked
         self.extra: Any = None
 
     def move(self, to: Phase) -> None:

@@ -81,7 +81,7 @@ class Service:
         self.serve(now, todo)
 
     def hand_over(self, key: Key, now: float) -> bool:
-        """Give a connection that comes back to the oldest waiter, past the stack. False: it cannot take it."""
+        """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
         waiter = self._queue.oldest
         if waiter is None or not waiter.is_plain() or not waiter.is_waiting():
             return False
@@ -129,7 +129,7 @@ class Service:
     def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
         """A dial failed: remember it for the host, and for who waited for it."""
         books = self._books
-        record, host = dial.key.record, dial.key.record.host
+        host = dial.key.record.host
         books.connect_failures += 1
         books.last_error = error
         is_hosts_fault = dial.blames and not error.local
@@ -229,7 +229,7 @@ class Service:
         return False
 
     def _last_resort(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
-        """No endpoint may be dialled: an idle connection of a blacklisted one, a probe's result, or an error."""
+        """No endpoint may be dialled: what is idle at a blacklisted one, a probe, or an error."""
         books = self._books
         if waiter.pinned is not None:
             hosts = [books.fleet.host(waiter.pinned, now)]

@@ -95,7 +95,7 @@ class Waiter:
 
     def wake(self) -> None:
         """Open its gate; harmless when it is open already."""
-        try:  # noqa: SIM105 - a context manager would cost more than the release
+        try:
             self.gate.release()
         except RuntimeError:
             pass

@@ -24,7 +24,7 @@ from connpool.testing import (
 )
 from connpool.testing.served import ServedConnection
 from connpool.wire import connector as connectors
-from connpool.wire import look
+from connpool.wire import dial, look
 from connpool.wire.connector import SocketConnector
 from connpool.wire.io import Stream, is_tls
 from tests.helpers.certificates import Certificates
@@ -196,13 +196,14 @@ def test_a_handshake_gets_what_is_left_of_the_dial(
 def test_time_spent_on_connecting_is_gone_for_the_handshake(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A black hole costs the first quarter of a second; a time limit started anew would end at 0.65 s."""
+    """A black hole costs the first 0.7 s; a time limit started anew would end at 1.5 s."""
     connector = SocketConnector(certificates.client())
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.7)
     with ScriptedServer() as hole, ScriptedServer(script=NoHandshake()) as server:
         hole.black_hole()
         answer_names_with(monkeypatch, ("127.0.0.1", hole.port), ("127.0.0.1", server.port))
-        with taking(0.35, 0.6), pytest.raises(ConnectTimeoutError, match="TLS handshake"):
-            connector.open(Endpoint("service.example", 1, tls=True), 0.4)
+        with taking(0.75, 1.4), pytest.raises(ConnectTimeoutError, match="TLS handshake"):
+            connector.open(Endpoint("service.example", 1, tls=True), 0.8)
 
 
 @pytest.mark.parametrize("step", [NoHandshake(), Dribble()], ids=["silent", "dribbling"])

@@ -1,0 +1,427 @@
+"""How long an endpoint is left alone, who may try it again, and what it lends meanwhile."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+
+from connpool import (
+    CheckoutTimeoutError,
+    ConnectionPool,
+    EndpointState,
+    NoEndpointError,
+    Request,
+    UsageError,
+)
+from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+# -- by hand -----------------------------------------------------------------------
+
+
+def test_a_blacklisted_endpoint_is_hidden_for_its_seconds_and_back_afterwards(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock) as pool:
+        pool.blacklist("a:1", 0.4)
+        assert info_of(pool, "a:1").state is EndpointState.BLACKLISTED
+        assert info_of(pool, "a:1").retry_at == pytest.approx(clock.now() + 0.4)
+        clock.advance(0.2)
+        for _ in range(4):
+            pool.try_connect().terminate()
+        assert set(board.dialled) == {"b:1"}
+        clock.advance(0.3)
+        for _ in range(4):
+            pool.try_connect().terminate()
+        assert "a:1" in board.dialled
+        assert down(pool) == []
+
+
+def test_real_seconds_of_a_blacklist_pass_too() -> None:
+    with ScriptedServer() as a, ConnectionPool(a.endpoint) as pool:
+        pool.blacklist(a.endpoint, 0.1)
+        with pytest.raises(NoEndpointError) as caught:
+            pool.try_connect()
+        assert caught.value.retry_at is not None
+        threading.Event().wait(max(0.0, caught.value.retry_at - time.monotonic()))
+        pool.try_connect().release()
+        assert a.accepts == 1
+
+
+def test_without_seconds_it_is_hidden_until_it_is_lifted(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        pool.blacklist("a:1")
+        assert info_of(pool, "a:1").retry_at is None
+        clock.advance(1_000_000)
+        with pytest.raises(NoEndpointError) as caught:
+            pool.try_connect()
+        assert caught.value.retry_at is None
+        assert [str(endpoint) for endpoint, _ in caught.value.causes] == ["a:1"]
+        assert board.dialled == []
+        pool.unblacklist("a:1")
+        pool.try_connect().release()
+        assert down(pool) == []
+
+
+def test_a_blacklist_given_again_counts_from_then(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        pool.blacklist("a:1", 5)
+        clock.advance(3)
+        pool.blacklist("a:1", 5)
+        assert info_of(pool, "a:1").retry_at == pytest.approx(clock.now() + 5)
+        clock.advance(3)
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        clock.advance(2.5)
+        pool.try_connect().release()
+
+
+def test_an_unknown_endpoint_cannot_be_blacklisted(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        with pytest.raises(UsageError, match="x:1") as caught:
+            pool.blacklist("x:1", 5)
+        assert isinstance(caught.value, LookupError)
+        assert len(pool.endpoints()) == 1
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, "5", True])
+def test_the_seconds_of_a_blacklist_must_be_seconds(seconds: object, clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        with pytest.raises(ValueError, match="seconds"):
+            pool.blacklist("a:1", seconds)  # type: ignore[arg-type]
+        assert down(pool) == []
+
+
+def test_lifting_what_is_not_blacklisted_changes_nothing(clock: FakeClock) -> None:
+    with ConnectionPool("a:1 && b:1", connector=Switchboard(), clock=clock) as pool:
+        before = pool.endpoints()
+        pool.unblacklist("a:1")
+        assert pool.endpoints() == before
+
+
+def test_blacklisting_twice_and_lifting_once_is_up_again(clock: FakeClock) -> None:
+    with ConnectionPool("a:1 && b:1", connector=Switchboard(), clock=clock) as pool:
+        pool.blacklist("a:1")
+        pool.blacklist("a:1")
+        assert down(pool) == ["a:1"]
+        pool.unblacklist("a:1")
+        assert down(pool) == []
+
+
+def test_a_blacklist_for_good_outlasts_the_success_of_a_dial_that_was_under_way(clock: FakeClock) -> None:
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock) as pool:
+
+        def ask() -> None:
+            pool.try_connect().release()
+
+        def blacklist() -> None:
+            board.until_dialling("a:1")
+            pool.blacklist("a:1")
+            board.let_go("a:1")
+
+        together(ask, blacklist)
+        until(lambda: pool.stats().opening == 0)
+        assert down(pool) == ["a:1"]
+
+
+# -- by failure --------------------------------------------------------------------
+
+
+def fail_until_due(pool: ConnectionPool, board: Switchboard, clock: FakeClock) -> float:
+    """Meet one failure, see that nobody dials before the time is up, let it pass; return how long it was."""
+    n = len(board.dialled)
+    with pytest.raises(NoEndpointError) as caught:
+        pool.try_connect()
+    assert len(board.dialled) == n + 1
+    assert caught.value.retry_at is not None
+    delay = caught.value.retry_at - clock.now()
+    clock.advance(delay * 0.95)
+    with pytest.raises(NoEndpointError):
+        pool.try_connect()
+    assert len(board.dialled) == n + 1, "dialled while blacklisted"
+    clock.advance(delay * 0.06)
+    return delay
+
+
+def test_each_failure_doubles_the_delay_up_to_the_cap_and_a_success_begins_anew(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings = {"blacklist_initial": 1, "blacklist_max": 10}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        delays = [fail_until_due(pool, board, clock) for _ in range(8)]
+        for delay, nominal in zip(delays, [1, 2, 4, 8, 10, 10, 10, 10], strict=True):
+            assert nominal * 0.5 <= delay <= min(nominal * 1.25, 10), delays
+        assert info_of(pool, "a:1").failures == 8
+        board.mend("a:1")
+        pool.try_connect().terminate()
+        assert info_of(pool, "a:1").failures == 0
+        board.fail("a:1")
+        assert 0.5 <= fail_until_due(pool, board, clock) <= 1.25
+
+
+def test_thousands_of_failures_overflow_nothing(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings = {"blacklist_initial": 0.001, "blacklist_max": 2, "dial_in_caller": True}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        for _ in range(2_000):
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+            clock.advance(2.01)
+        assert len(board.dialled) == 2_000
+        retry_at = info_of(pool, "a:1").retry_at
+        assert retry_at is not None
+        assert retry_at <= clock.now() + 2
+
+
+def test_delays_differ_by_chance_so_that_clients_do_not_come_back_together(clock: FakeClock) -> None:
+    delays = set()
+    for _ in range(20):
+        with ConnectionPool("a:1", connector=Switchboard("a:1"), clock=clock) as pool:
+            with pytest.raises(NoEndpointError) as caught:
+                pool.try_connect()
+            delays.add(caught.value.retry_at)
+    assert len(delays) > 10
+
+
+def test_lifting_a_blacklist_dials_at_once_and_the_next_failure_is_noted(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        for n in (1, 2):
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+            assert len(board.dialled) == n
+            assert down(pool) == ["a:1"]
+            pool.unblacklist("a:1")
+
+
+def test_a_pinned_failure_is_a_failure_of_the_endpoint_and_no_other(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("b:1", connector=board, clock=clock) as pool:
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                pool.try_connect("a:1")
+        assert info_of(pool, "b:1").state is EndpointState.UP
+        pool.try_connect().release()
+
+
+# -- half-open: one probe at a time -------------------------------------------------
+
+
+def test_when_the_time_is_up_one_probe_goes_out_and_all_others_are_served_elsewhere(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, max_connecting=5) as pool:
+        pool.try_connect().terminate()
+        pool.try_connect().terminate()
+        assert down(pool) == ["a:1"]
+        clock.advance(100)
+        board.hold("a:1")
+        before = board.dialled.count("a:1")
+        loans = together(*[pool.try_connect] * 4, lambda: prober(pool, board))
+        assert board.peak["a:1"] == 1
+        assert board.dialled.count("a:1") == before + 1
+        assert endpoints_of(loans).count("b:1") >= 4
+        for loan in loans:
+            loan.release()
+        check_books(pool)
+
+
+def prober(pool: ConnectionPool, board: Switchboard) -> object:
+    """Check out too; when the others have been served, let the probe fail."""
+    board.until_dialling("a:1")
+    assert info_of(pool, "a:1").state is EndpointState.PROBING
+    until(lambda: pool.stats().in_use >= 3, "serving the others elsewhere")
+    conn = pool.try_connect()
+    board.let_go("a:1")
+    return conn
+
+
+def test_with_no_other_endpoint_all_wait_for_the_one_probe(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, max_connecting=5) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        clock.advance(100)
+        board.mend("a:1")
+        board.hold("a:1")
+
+        def watch() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            board.until_dialling("a:1", 1)
+            board.let_go("a:1")
+
+        together(*[lambda: pool.try_connect().release()] * 4, watch)
+        assert down(pool) == []
+
+
+def test_a_probe_that_fails_fails_everybody_who_waited_for_it(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        clock.advance(100)
+        board.hold("a:1")
+
+        def ask() -> None:
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+
+        def watch() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            board.let_go("a:1")
+
+        together(*[ask] * 4, watch)
+        assert len(board.dialled) == 2
+        assert info_of(pool, "a:1").failures == 2
+        assert pool.stats().waiting == 0
+
+
+# -- all blacklisted: fail_fast ------------------------------------------------------
+
+
+def test_failing_fast_neither_dials_nor_waits(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock) as pool:
+        pool.blacklist("a:1", 30)
+        pool.blacklist("b:1", 20)
+        with taking(0, 2), pytest.raises(NoEndpointError) as caught:
+            pool.try_connect(timeout=10)
+        assert board.dialled == []
+        assert caught.value.retry_at == pytest.approx(clock.now() + 20)
+
+
+def test_not_failing_fast_waits_for_the_first_endpoint_whose_time_is_up(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1", 20)
+        pool.blacklist("b:1", 5)
+
+        def wait() -> str:
+            with pool.try_connect(timeout=15) as conn:
+                return str(conn.endpoint)
+
+        def move() -> str:
+            clock.until_waiting(1)
+            assert board.dialled == []
+            clock.advance(5.5)
+            return ""
+
+        assert together(wait, move) == ["b:1", ""]
+
+
+def test_not_failing_fast_ends_with_the_deadline_and_blames_nobody_more(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, fail_fast=False, blacklist_initial=9) as pool:
+
+        def wait() -> None:
+            with pytest.raises(CheckoutTimeoutError, match="a:1 is down"):
+                pool.try_connect(timeout=2)
+
+        def move() -> None:
+            until(lambda: info_of(pool, "a:1").failures == 1)
+            clock.until_waiting(1)
+            clock.advance(2.1)
+
+        together(wait, move)
+        assert board.dialled == ["a:1"]
+        assert info_of(pool, "a:1").failures == 1
+
+
+def test_not_failing_fast_goes_on_trying_until_one_lives(clock: FakeClock) -> None:
+    board = Switchboard("a:1", "b:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, fail_fast=False) as pool:
+
+        def move() -> None:
+            until(lambda: len(down(pool)) == 2)
+            board.mend("b:1")
+            until(lambda: not clock.advance(0.2) and "b:1" not in down(pool))
+
+        def wait() -> None:
+            with pool.try_connect(timeout=1_000) as conn:
+                assert str(conn.endpoint) == "b:1"
+
+        together(wait, move)
+
+
+def test_lifting_a_blacklist_wakes_who_waits_for_it(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1")
+
+        def lift() -> None:
+            clock.until_waiting(1)
+            pool.unblacklist("a:1")
+
+        together(lambda: pool.try_connect().release(), lift)
+
+
+def test_a_waiter_whose_last_endpoint_is_blacklisted_meanwhile_fails_fast(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
+        loan = pool.try_connect()
+
+        def wait() -> None:
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+
+        def take_away() -> None:
+            clock.until_waiting(1)
+            pool.blacklist("a:1")
+            loan.terminate()
+
+        together(wait, take_away)
+        assert pool.stats().size == 0
+
+
+# -- idle connections of a blacklisted endpoint ----------------------------------------
+
+
+def with_idle_to_a(board: Switchboard, clock: FakeClock, route: str) -> ConnectionPool:
+    """A pool with one idle connection to a:1, which is blacklisted."""
+    pool = ConnectionPool(route, connector=board, clock=clock, look_after_idle=100, idle_timeout=None)
+    pool.try_connect("a:1").release()
+    pool.blacklist("a:1")
+    return pool
+
+
+def test_idle_ones_of_a_blacklisted_endpoint_rest_while_another_can_serve(clock: FakeClock) -> None:
+    board = Switchboard()
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        assert endpoints_of(loans) == ["b:1"] * 4
+        for loan in loans:
+            loan.release()
+        assert board.n_open == 5
+
+
+@pytest.mark.parametrize("route", ["a:1", "a:1 && b:1", "a:1 || b:1", "b:1 || a:1"])
+def test_as_a_last_resort_they_are_lent_but_only_after_a_look(route: str, clock: FakeClock) -> None:
+    board = Switchboard("b:1")
+    with with_idle_to_a(board, clock, route) as pool:
+        with pool.try_connect() as conn:
+            assert str(conn.endpoint) == "a:1"
+            assert conn.uses == 1
+            assert board.looked_at[-1:] == [conn.raw]
+        assert board.dialled.count("a:1") == 1
+
+
+def test_as_a_last_resort_a_dead_one_is_not_lent(clock: FakeClock) -> None:
+    board = Switchboard("b:1")
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        board.lines[0].is_alive = False
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        assert board.n_open == 0
+        assert board.dialled.count("a:1") == 1
+
+
+def test_pinned_to_a_blacklisted_endpoint_gets_an_idle_one_after_a_look_and_no_dial(clock: FakeClock) -> None:
+    board = Switchboard()
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        with pool.try_connect(Request(endpoint="a:1")) as conn:
+            assert board.looked_at == [conn.raw]
+        assert board.dialled == ["a:1"]
