@@ -191,13 +191,13 @@ class Checkout:
                 self._run_errand()
                 continue
             self._refuse_deadlock()
-            nap = self._nap()
+            nap, is_last_nap = self._nap()
             is_woken = self._clock.wait(waiter.gate, nap)
             if waiter.is_waiting():
                 self._check_cancel()
                 self._look_again()  # one last look, even when late
                 if waiter.is_waiting() and not waiter.errands:
-                    self._check_deadline(nap, is_woken=is_woken)
+                    self._check_deadline(is_over=is_last_nap and not is_woken)
         if waiter.error is not None:
             raise waiter.error
 
@@ -208,10 +208,10 @@ class Checkout:
             return began + self._books.config.connect_timeout + DIAL_MARGIN
         return math.inf if self._deadline is None else self._deadline
 
-    def _nap(self) -> float | None:
-        """Seconds until this waiter must look again even if nobody wakes it; None: never."""
-        waiter, now = self._waiter, self._clock.now()
-        instants = [self._until()]
+    def _nap(self) -> tuple[float | None, bool]:
+        """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
+        waiter, now, until = self._waiter, self._clock.now(), self._until()
+        instants = [until]
         if waiter.is_alarmed and not waiter.is_asleep:
             instants.append(waiter.since + self._books.overtake_delay)
         if waiter.attempt is not None and waiter.patience_at > now:
@@ -221,7 +221,7 @@ class Checkout:
         if waiter.request.cancel is not None:
             instants.append(now + CANCEL_POLL)
         first = min(instants)
-        return None if first == math.inf else max(0.0, first - now)
+        return (None, False) if first == math.inf else (max(0.0, first - now), first == until)
 
     def _look_again(self) -> None:
         todo = Todo()
@@ -237,16 +237,15 @@ class Checkout:
                 self._lender.abandon_locked(self._waiter)
             raise CancelledError(f"pool {self._name!r}: the request was cancelled", pool=self._name)
 
-    def _check_deadline(self, nap: float | None, *, is_woken: bool) -> None:
-        """Raise if the time is up, be it only because the last nap ended by itself."""
-        now, until = self._clock.now(), self._until()
+    def _check_deadline(self, *, is_over: bool) -> None:
+        """Raise if the time is up, be it because the last nap ended though the clock stands still."""
+        now = self._clock.now()
         if self._limit == 0 and not self._waiter.has_something_coming():
             raise PoolExhaustedError(
                 f"pool {self._name!r}: nothing is free, and it may not wait ({self._books.summary()})",
                 pool=self._name,
             )
-        is_last_nap = nap is not None and nap >= until - now and until != math.inf
-        if now >= until or (is_last_nap and not is_woken):
+        if is_over or now >= self._until():
             with self._lock:
                 self._books.timeouts += 1
             limit = self._limit or self._books.config.connect_timeout

@@ -78,6 +78,11 @@ class Host:
             return EndpointState.UP
         return EndpointState.PROBING if self.opening else EndpointState.BLACKLISTED
 
+    @property
+    def next_try_at(self) -> float | None:
+        """When it may be dialled again; None: now, or not by itself."""
+        return None if self.retry_at is None or self.retry_at == math.inf else self.retry_at
+
     def is_up(self) -> bool:
         return self.retry_at is None
 

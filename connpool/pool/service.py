@@ -255,7 +255,7 @@ class Service:
             if error is None:
                 error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
             causes.append((host.endpoint, error))
-        retry_at = min((h.retry_at for h in hosts if h.retry_at is not None), default=None)
+        retry_at = min((h.next_try_at for h in hosts if h.next_try_at is not None), default=None)
         return no_endpoint(pool, causes, retry_at, is_pinned=waiter.pinned is not None)
 
     # -- how a wait ends

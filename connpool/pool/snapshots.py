@@ -72,7 +72,7 @@ def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
             state=host.state,
             since=host.since,
             failures=host.failures,
-            retry_at=host.retry_at,
+            retry_at=host.next_try_at,
             last_error=host.last_error,
             size=len(host.records),
             idle=len(host.idle),

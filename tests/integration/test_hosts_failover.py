@@ -145,7 +145,7 @@ def test_traffic_returns_to_the_first_group_as_soon_as_it_can(times: int) -> Non
         ScriptedServer() as b,
         ConnectionPool(f"{a.endpoint} || {b.endpoint}", look_after_idle=0) as pool,
     ):
-        for _ in range(times):
+        for round_number in range(1, times + 1):
             a.refuse()
             a.kill()
             with pool.try_connect() as conn:
@@ -156,18 +156,30 @@ def test_traffic_returns_to_the_first_group_as_soon_as_it_can(times: int) -> Non
             pool.unblacklist(a.endpoint)
             with pool.try_connect() as conn:
                 assert conn.endpoint == a.endpoint
+            a.until_accepts(round_number)
         assert (a.accepts, b.accepts) == (times, 1)
 
 
-def test_fail_back_needs_no_more_than_the_end_of_the_blacklist(clock: FakeClock) -> None:
+@pytest.mark.parametrize("route", ["a:1 || b:1", "a:1 && b:1"])
+def test_fail_back_needs_no_more_than_traffic_and_the_end_of_the_blacklist(
+    route: str, clock: FakeClock
+) -> None:
+    """However many idle connections wait elsewhere, and without anybody in the background."""
     board = Switchboard("a:1")
-    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, blacklist_initial=5) as pool:
-        with pool.try_connect() as conn:
-            assert str(conn.endpoint) == "b:1"
+    settings = {"blacklist_initial": 5, "reconnect": False, "reap_interval": None}
+    with ConnectionPool(route, connector=board, clock=clock, **settings) as pool:
+        loans = [pool.try_connect() for _ in range(3)]
+        assert endpoints_of(loans) == ["b:1"] * 3
+        for loan in loans:
+            loan.release()
         board.mend("a:1")
         clock.advance(10)
-        with pool.try_connect() as conn:
-            assert str(conn.endpoint) == "a:1"
+        seen = []
+        for _ in range(4):
+            with pool.try_connect() as conn:
+                seen.append(str(conn.endpoint))
+            until(lambda: pool.stats().opening == 0)  # the first may be served elsewhere during the probe
+        assert "a:1" in seen[:3]
         assert down(pool) == []
 
 

@@ -1,0 +1,337 @@
+"""Transports that come from outside, and those that leave: add_connection, take, open_file."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from connpool import (
+    CloseReason,
+    Connection,
+    ConnectionPool,
+    ConnState,
+    Endpoint,
+    NoEndpointError,
+    PoolClosedError,
+    PoolExhaustedError,
+    UsageError,
+)
+from connpool.testing import Ending, FakeClock, ScriptedServer, Send
+from tests.helpers.wire import taking
+
+
+@pytest.fixture
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair()
+
+
+# -- take: an idle one for good
+
+
+def test_take_never_dials_and_gives_none_when_nothing_is_idle() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        with taking(0, 1):
+            assert pool.take() is None
+        held = pool.try_connect(timeout=5)
+        assert pool.take() is None, "a lent one is not idle"
+        held.release()
+        server.until_accepts(1)
+        assert server.accepts == 1
+
+
+def test_as_many_are_taken_as_were_idle_and_then_none() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
+        conns = [pool.try_connect(timeout=5) for _ in range(3)]
+        for conn in conns:
+            conn.release()
+        raws = [pool.take() for _ in range(4)]
+        assert raws.pop() is None
+        assert len(set(raws)) == 3
+        assert pool.stats().size == 0
+        for raw in raws:
+            raw.sendall(b"mine")
+            assert raw.recv(9) == b"mine"
+        pool.close()
+        with pytest.raises(PoolClosedError):
+            pool.take()
+        for raw in raws:
+            raw.sendall(b"x")  # the pool's end is not theirs
+            raw.close()
+
+
+def test_take_passes_over_dead_ones(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock) as pool:
+        conns = [pool.try_connect(timeout=5) for _ in range(3)]
+        server.until_accepts(3)
+        by_number = {server.connections[i].number: i for i in range(3)}
+        assert len(by_number) == 3
+        for conn in conns:
+            conn.release()
+        for served in server.connections[1:]:
+            served.close()
+        clock.advance(1)
+        raw = pool.take()
+        raw.sendall(b"alive")
+        assert raw.recv(9) == b"alive"
+        raw.close()
+        assert pool.take() is None
+        assert pool.stats().closed[CloseReason.BROKEN] == 2
+
+
+def test_take_heeds_the_endpoint_asked_for() -> None:
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool([a.endpoint, b.endpoint]) as pool,
+    ):
+        pool.try_connect(a.endpoint, timeout=5).release()
+        assert pool.take(b.endpoint) is None
+        raw = pool.take(str(a.endpoint))
+        assert raw.getpeername()[1] == a.port
+        raw.close()
+
+
+# -- add_connection
+
+
+def test_what_is_added_is_lent(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with peer, ConnectionPool() as pool:
+        with taking(0, 1), pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=20)
+        pool.add_connection(mine)
+        assert (pool.stats().idle, pool.stats().opened) == (1, 1)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.raw is conn.socket is mine
+            assert conn.uses == 0
+            conn.sendall(b"hello", timeout=5)
+            assert peer.recv(9) == b"hello"
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(timeout=0)
+    assert mine.fileno() == -1, "the pool owned it"
+
+
+def test_the_same_transport_is_not_added_twice(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with peer, ConnectionPool() as pool:
+        pool.add_connection(mine)
+        with pytest.raises(UsageError):
+            pool.add_connection(mine)
+        with pool.try_connect(timeout=5), pytest.raises(UsageError):
+            pool.add_connection(mine)
+        assert pool.stats().size == 1
+        assert pool.take() is mine
+        pool.add_connection(mine)  # it had left the pool
+        assert pool.stats().size == 1
+
+
+def test_the_same_descriptor_is_not_added_twice(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with peer, ConnectionPool() as pool:
+        pool.add_connection(mine)
+        twin = socket.socket(fileno=mine.fileno())
+        try:
+            with pytest.raises(UsageError):
+                pool.add_connection(twin)
+        finally:
+            twin.detach()
+
+
+def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with ConnectionPool() as pool:
+        mine.close()
+        with pytest.raises(UsageError):
+            pool.add_connection(mine)
+        assert pool.stats().size == 0
+        peer.close()
+
+
+def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5), pytest.raises(PoolExhaustedError):
+            pool.add_connection(mine)
+        pool.close()
+        with pytest.raises(PoolClosedError):
+            pool.add_connection(mine)
+    mine.sendall(b"open")
+    assert peer.recv(9) == b"open"
+    mine.close()
+    peer.close()
+
+
+def test_what_is_added_for_an_endpoint_serves_it() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        raw = socket.create_connection(("127.0.0.1", server.port))
+        pool.add_connection(raw, server.endpoint)
+        with pool.try_connect(server.endpoint, timeout=5) as conn:
+            assert conn.raw is raw
+            assert conn.endpoint == server.endpoint
+        server.until_accepts(1)
+        assert server.accepts == 1
+
+
+def test_what_is_added_without_an_endpoint_never_serves_a_pin(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with (
+        peer,
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool([a.endpoint, b.endpoint]) as pool,
+    ):
+        pool.add_connection(mine)
+        with pool.try_connect(a.endpoint, timeout=5) as conn:
+            assert conn.raw is not mine
+        lent = [pool.try_connect(timeout=5) for _ in range(3)]
+        assert mine in [conn.raw for conn in lent]
+        for conn in lent:
+            conn.release()
+
+
+def test_what_is_added_serves_who_waits(clock: FakeClock, pair: tuple[socket.socket, socket.socket]) -> None:
+    import threading
+
+    mine, peer = pair
+    got: list[object] = []
+
+    def wait() -> None:
+        with pool.try_connect(server.endpoint, timeout=20) as conn:
+            got.append(conn.raw)
+
+    with (
+        peer,
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, clock=clock, connect_timeout=20) as pool,
+    ):
+        server.black_hole()
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        clock.until_waiting(1)
+        pool.add_connection(mine, server.endpoint)
+        thread.join(10)
+        assert not thread.is_alive()
+        assert got == [mine]
+        pool.shutdown()
+
+
+def test_an_added_one_that_died_is_not_lent(
+    clock: FakeClock, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    mine, peer = pair
+    with ConnectionPool(clock=clock) as pool:
+        pool.add_connection(mine)
+        peer.close()
+        clock.advance(1)
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=0)
+        assert mine.fileno() == -1
+
+
+def test_an_added_one_may_be_released_terminated_and_detached(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with peer, ConnectionPool() as pool:
+        pool.add_connection(mine)
+        pool.try_connect().release()
+        assert pool.try_connect().detach() is mine
+        assert pool.stats().size == 0
+        pool.add_connection(mine)
+        pool.try_connect().terminate()
+        assert peer.recv(1) == b""
+
+
+# -- open_file
+
+
+def test_a_file_is_a_connection_that_is_not_counted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    with ConnectionPool(max_size=1) as pool:
+        conn = pool.open_file(fd)
+        assert isinstance(conn, Connection)
+        assert conn.fileno() == fd
+        assert pool.stats().size == 0
+        conn.writev_all([b"one\n", b"two\n", b""], timeout=5)
+        os.lseek(fd, 0, os.SEEK_SET)
+        assert conn.recv_until(b"\n") == b"one\n"
+        assert conn.recv_exactly(4) == b"two\n"
+        assert conn.recv(1) == b""
+        conn.release()
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(fd)
+        with pytest.raises(UsageError):
+            conn.release()
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=0)
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("how", ["release", "terminate", "with", "raise"])
+def test_a_file_is_closed_however_it_is_given_back(how: str) -> None:
+    reader, writer = os.pipe()
+    with ConnectionPool() as pool:
+        conn = pool.open_file(writer)
+        conn.sendall(b"x")
+        if how == "with":
+            with conn:
+                pass
+        elif how == "raise":
+            with pytest.raises(KeyError), conn:
+                raise KeyError
+        else:
+            getattr(conn, how)()
+    assert os.read(reader, 9) == b"x"
+    assert os.read(reader, 9) == b"", "the end that was given back is closed"
+    os.close(reader)
+
+
+def test_a_file_is_available_without_a_place_and_a_bad_one_is_refused() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5):
+            reader, writer = os.pipe()
+            with pool.open_file(writer) as conn, pool.open_file(reader) as back:
+                conn.sendall(b"through")
+                assert back.recv_exactly(7) == b"through"
+        with pytest.raises((OSError, UsageError)):
+            pool.open_file(writer)
+
+
+# -- the holder's own data, and what a snapshot tells
+
+
+def test_extra_stays_with_the_connection_from_loan_to_loan() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra is None
+            conn.extra = {"prepared": 3}
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra == {"prepared": 3}
+            assert pool.connections()[0].extra == {"prepared": 3}
+            conn.terminate()
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra is None
+
+
+def test_a_snapshot_of_a_loan_says_where_it_leads_and_who_holds_it() -> None:
+    with ScriptedServer(script=Send(b"hi")) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            info = conn.info
+            assert (info.state, info.endpoint) == (ConnState.IN_USE, server.endpoint)
+            assert info.peer == str(server.endpoint)
+            assert info.local == f"127.0.0.1:{conn.socket.getsockname()[1]}"
+            assert (info.holder, info.tls, info.idle_since) == ("MainThread", None, None)
+            assert conn.recv_exactly(2, timeout=5) == b"hi"
+        (info,) = pool.connections()
+        assert (info.state, info.holder, info.uses) == (ConnState.IDLE, None, 1)
+        assert isinstance(info.idle_since, float)
+        assert Endpoint.parse(str(info.peer)) == server.endpoint
+        pool.close()
+        server.connections[0].until_ended()
+        assert server.closes == [Ending.EOF]

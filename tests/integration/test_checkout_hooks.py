@@ -1,0 +1,401 @@
+"""What the user plugs in: callables, connectors, the login, permissions, and filters."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+
+from connpool import (
+    CloseReason,
+    Connection,
+    ConnectionInfo,
+    ConnectionPool,
+    ConnectError,
+    Endpoint,
+    EndpointState,
+    HandshakeError,
+    NoEndpointError,
+    PermissionDeniedError,
+    Request,
+    SocketConnector,
+    UsageError,
+)
+from connpool.testing import Answer, Echo, Ending, FakeClock, ScriptedServer, Send, Silence
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+
+class Thing:
+    """What a foreign driver might open."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+# -- ConnectionPool.of
+
+
+def test_anything_can_be_pooled_and_is_closed_by_its_own_close() -> None:
+    with ConnectionPool.of(Thing, max_size=2) as pool:
+        with pool.try_connect() as conn:
+            thing = conn.raw
+            assert isinstance(thing, Thing)
+            for not_a_socket in ("socket", "ssl_socket"):
+                with pytest.raises(UsageError):
+                    getattr(conn, not_a_socket)
+            with pytest.raises(UsageError):
+                conn.sendall(b"x")
+        with pool.try_connect() as conn:
+            assert conn.raw is thing
+    assert thing.closed == 1
+
+
+def test_a_usage_error_on_a_healthy_thing_does_not_break_it() -> None:
+    with ConnectionPool.of(Thing) as pool:
+        conn = pool.try_connect()
+        with pytest.raises(UsageError):
+            conn.recv(1)
+        conn.release()
+        assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("verdict", [None, True])
+def test_reset_sees_each_return_once_before_the_next_holder(verdict: bool | None) -> None:
+    story: list[str] = []
+
+    def reset(raw: Thing) -> bool | None:
+        story.append("reset")
+        return verdict
+
+    with ConnectionPool.of(Thing, reset=reset) as pool:
+        for _ in range(3):
+            with pool.try_connect():
+                story.append("used")
+    assert story == ["used", "reset"] * 3
+
+
+def refuse(raw: Any) -> bool:
+    return False
+
+
+def explode(raw: Any) -> bool:
+    raise RuntimeError("cannot be reset")
+
+
+@pytest.mark.parametrize("reset", [refuse, explode])
+def test_what_cannot_be_reset_is_closed(reset: Any) -> None:
+    with ConnectionPool.of(Thing, reset=reset, max_size=1) as pool:
+        with pool.try_connect() as conn:
+            first = conn.raw
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.raw is not first
+        assert first.closed == 1
+        assert pool.stats().closed == {CloseReason.DIRTY: 2}
+
+
+def test_a_terminated_one_is_not_reset() -> None:
+    with ConnectionPool.of(Thing, reset=explode) as pool:
+        pool.try_connect().terminate()
+        assert pool.stats().closed == {CloseReason.TERMINATED: 1}
+
+
+def test_a_reset_that_hangs_holds_up_nobody_else() -> None:
+    let_go, inside = threading.Event(), threading.Event()
+
+    def hang(raw: Thing) -> None:
+        inside.set()
+        assert let_go.wait(10)
+
+    with ConnectionPool.of(Thing, reset=hang, max_size=2) as pool:
+        first, second = pool.try_connect(), pool.try_connect()
+        releaser = threading.Thread(target=first.release, daemon=True)
+        releaser.start()
+        assert inside.wait(5)
+        second.terminate()
+        with taking(0, 2):
+            for _ in range(100):
+                pool.try_connect(timeout=5).terminate()
+            assert pool.stats().size >= 1
+        let_go.set()
+        releaser.join(10)
+        assert not releaser.is_alive()
+        assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("check", [refuse, explode])
+def test_what_is_no_longer_usable_when_taken_is_replaced(check: Any, clock: FakeClock) -> None:
+    with ConnectionPool.of(Thing, is_usable=check, clock=clock, max_size=1) as pool:
+        with pool.try_connect() as conn:
+            first = conn.raw
+        clock.advance(1)
+        with pool.try_connect() as conn:
+            assert conn.raw is not first
+        assert first.closed == 1
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_what_was_idle_for_a_moment_only_is_not_looked_at(clock: FakeClock) -> None:
+    looks: list[object] = []
+
+    def look(raw: object) -> bool:
+        looks.append(raw)
+        return True
+
+    with ConnectionPool.of(Thing, is_usable=look, clock=clock, look_after_idle=2) as pool:
+        for pause in (0, 1.9, 2, 0.1):
+            clock.advance(pause)
+            pool.try_connect().release()
+        assert len(looks) == 1
+
+
+def test_a_close_that_fails_frees_its_place_all_the_same() -> None:
+    with ConnectionPool.of(Thing, close=explode, max_size=1) as pool:
+        for _ in range(3):
+            pool.try_connect(timeout=5).terminate()
+        assert pool.stats().size == 0
+        pool.try_connect(timeout=5).release()
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_the_exception_of_open_reaches_the_caller_as_the_cause(in_caller: bool) -> None:
+    class DriverError(Exception):
+        pass
+
+    def fail() -> Thing:
+        raise DriverError("no such database")
+
+    with ConnectionPool.of(fail, dial_in_caller=in_caller, name="db") as pool:
+        with pytest.raises(NoEndpointError, match="no such database") as told:
+            pool.try_connect(timeout=5)
+        assert isinstance(told.value, ConnectError)
+        ((_, cause),) = told.value.causes
+        assert isinstance(cause, ConnectError)
+        assert isinstance(cause.__cause__, DriverError)
+        assert isinstance(told.value.__cause__, ConnectError | DriverError)
+        assert told.value.pool == "db"
+        assert (pool.stats().size, pool.stats().connect_failures) == (0, 1)
+
+
+def test_open_runs_on_the_callers_thread_only_where_that_is_asked_for() -> None:
+    with ConnectionPool.of(threading.get_ident, dial_in_caller=True) as pool, pool.try_connect() as conn:
+        assert conn.raw == threading.get_ident()
+    with ConnectionPool.of(threading.get_ident) as pool, pool.try_connect() as conn:
+        assert conn.raw != threading.get_ident()
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_a_checkout_from_inside_open_of_a_full_pool_is_an_error_and_no_deadlock(in_caller: bool) -> None:
+    told: list[BaseException] = []
+
+    def open_another() -> Thing:
+        try:
+            pool.try_connect(timeout=5).release()
+        except UsageError as error:
+            told.append(error)
+        return Thing()
+
+    with ConnectionPool.of(open_another, max_size=1, dial_in_caller=in_caller) as pool, taking(0, 4):
+        pool.try_connect(timeout=10).release()
+    assert len(told) == 1
+
+
+def test_hooks_may_call_the_pool() -> None:
+    def look_around(raw: Thing) -> bool:
+        assert pool.stats().size == len(pool.connections()) > 0
+        pool.endpoints()
+        return True
+
+    with ConnectionPool.of(
+        Thing, close=look_around, is_usable=look_around, reset=look_around, look_after_idle=0
+    ) as pool:
+        together(*[lambda: [pool.try_connect(timeout=5).release() for _ in range(20)]] * 4)
+        pool.try_connect().terminate()
+
+
+# -- connectors
+
+
+def test_only_open_is_required_of_a_connector_and_it_may_bring_any_socket() -> None:
+    peers: list[socket.socket] = []
+    asked: list[tuple[Endpoint, bool, bool]] = []
+
+    class Pairs:
+        def open(self, endpoint: Endpoint, timeout: float, cancel: Any) -> socket.socket:
+            asked.append((endpoint, 0 < timeout <= 5, cancel.is_set()))
+            mine, peer = socket.socketpair()
+            peers.append(peer)
+            return mine
+
+    with ConnectionPool("anything:1", connector=Pairs()) as pool, pool.try_connect() as conn:
+        conn.sendall(b"hello")
+        assert peers[0].recv(9) == b"hello"
+    assert asked == [(Endpoint("anything", 1), True, False)]
+    assert peers[0].recv(1) == b"", "closed with the pool"
+    peers[0].close()
+
+
+def test_a_connectors_goodbye_is_seen_by_the_peer_and_a_hung_one_holds_up_nobody() -> None:
+    let_go = threading.Event()
+
+    class Polite(SocketConnector):
+        prompt = False
+
+        def close(self, raw: socket.socket) -> None:
+            raw.sendall(b"QUIT")
+            assert let_go.wait(10)
+            super().close(raw)
+
+    with ScriptedServer(script=Silence()) as server:
+        pool = ConnectionPool(server.endpoint, connector=Polite())
+        pool.try_connect(timeout=5).release()
+        with taking(0, 2):
+            pool.close(timeout=0.1)
+        server.until_accepts(1).until_received(b"QUIT")
+        let_go.set()
+        server.connections[0].until_ended()
+
+
+def login(conn: Connection) -> None:
+    conn.sendall(b"AUTH me\r\n", timeout=5)
+    if conn.recv_until(b"\r\n", timeout=5) != b"OK\r\n":
+        raise PermissionError("login refused")
+
+
+def test_the_handshake_runs_once_on_each_new_connection() -> None:
+    script = [Answer(b"OK\r\n", times=1, delimiter=b"\r\n"), Echo()]
+    with (
+        ScriptedServer(script=script) as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=login)) as pool,
+    ):
+        for expected in range(3):
+            with pool.try_connect(timeout=5) as conn:
+                assert conn.uses == expected
+                conn.sendall(b"x", timeout=5)
+                assert conn.recv_exactly(1, timeout=5) == b"x"
+        assert server.received == [b"AUTH me\r\nxxx"]
+
+
+def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
+    with (
+        ScriptedServer(script=Answer(b"NO\r\n")) as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=login)) as pool,
+    ):
+        with pytest.raises(HandshakeError, match="login refused") as told:
+            pool.try_connect(timeout=5)
+        assert isinstance(told.value, NoEndpointError)
+        assert isinstance(told.value.causes[0][1].__cause__, PermissionError)
+        server.until_accepts(1).until_ended()
+        assert server.closes[0] in (Ending.EOF, Ending.RESET)
+        assert (pool.stats().size, pool.stats().connect_failures) == (0, 1)
+        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
+
+
+def test_a_login_that_hangs_ends_with_the_dial() -> None:
+    connector = SocketConnector(handshake=lambda conn: conn.recv(1))
+    with (
+        ScriptedServer(script=Silence()) as server,
+        ConnectionPool(server.endpoint, connector=connector, connect_timeout=0.3) as pool,
+    ):
+        with taking(0.29, 3), pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=10)
+        server.until_accepts(1).until_ended()
+
+
+def test_bytes_that_the_handshake_left_unread_are_the_first_holders() -> None:
+    connector = SocketConnector(handshake=lambda conn: conn.recv_until(b"\n", timeout=5))
+    with (
+        ScriptedServer(script=[Send(b"banner\nfirst line\n"), Echo()]) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+        pool.try_connect(timeout=5) as conn,
+    ):
+        assert conn.recv_until(b"\n", timeout=5) == b"first line\n"
+
+
+def test_a_missing_permission_is_an_error_and_closes() -> None:
+    connector = SocketConnector(permissions=lambda conn: {"read"})
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(
+            server.endpoint, connector=connector, required_permissions={"read", "write"}
+        ) as pool,
+    ):
+        with pytest.raises(PermissionDeniedError, match="write"):
+            pool.try_connect(server.endpoint, timeout=5)
+        server.until_accepts(1).until_ended()
+        pool.configure(required_permissions={"read"})
+        pool.unblacklist(server.endpoint)
+        pool.try_connect(timeout=5).release()
+
+
+def test_more_permissions_than_required_will_do_and_none_required_asks_nothing() -> None:
+    asked: list[int] = []
+
+    def permissions(conn: Connection) -> set[str]:
+        asked.append(1)
+        return {"read", "write", "admin"}
+
+    with ScriptedServer() as server:
+        connector = SocketConnector(permissions=permissions)
+        with ConnectionPool(
+            server.endpoint, connector=connector, required_permissions=["read", "write"]
+        ) as pool:
+            for _ in range(2):
+                pool.try_connect(timeout=5).release()
+        assert asked == [1]
+
+
+# -- Request.where
+
+
+def test_where_chooses_among_idle_connections_and_leaves_the_others_idle() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
+        conns = [pool.try_connect(timeout=5) for _ in range(3)]
+        for n, conn in enumerate(conns):
+            conn.extra = n
+            conn.release()
+        for n in (1, 0, 2, 1):
+            with pool.try_connect(Request(where=lambda info, n=n: info.extra == n, timeout=5)) as conn:
+                assert conn.extra == n
+                assert pool.stats().idle == 2
+        assert server.accepts == 3
+
+
+def test_where_sees_a_snapshot_and_opens_a_new_connection_where_none_will_do() -> None:
+    seen: list[ConnectionInfo] = []
+
+    def only_new(info: ConnectionInfo) -> bool:
+        seen.append(info)
+        return info.uses == 0
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=2) as pool:
+        pool.try_connect(timeout=5).release()
+        with pool.try_connect(Request(where=only_new, timeout=5)) as conn:
+            assert conn.uses == 0
+        assert all(isinstance(info, ConnectionInfo) for info in seen)
+        assert pool.stats().size == 2
+
+
+def test_a_where_that_raises_loses_nothing() -> None:
+    def fail(info: ConnectionInfo) -> bool:
+        raise ZeroDivisionError
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        pool.try_connect(timeout=5).release()
+        with pytest.raises(ZeroDivisionError):
+            pool.try_connect(Request(where=fail, timeout=5))
+        with pool.try_connect(timeout=0) as conn:
+            assert conn.uses == 1
+
+
+def test_a_where_that_nothing_satisfies_ends_in_time_and_in_few_dials() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
+        with taking(0, 3), pytest.raises((TimeoutError, NoEndpointError)):
+            pool.try_connect(Request(where=lambda info: False, timeout=0.3))
+        assert server.accepts <= 3
+        pool.try_connect(timeout=1).release()

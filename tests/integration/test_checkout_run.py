@@ -1,0 +1,217 @@
+"""The stale rule: what may be done again is done again, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from connpool import CloseReason, Connection, ConnectionPool
+from connpool.testing import Answer, Close, Echo, Ending, FakeClock, Reset, ScriptedServer, Send, ServedConnection
+from tests.helpers.together import together
+
+
+def request(conn: Connection) -> bytes:
+    conn.sendall(b"request\n", timeout=5)
+    return conn.recv_exactly(6, timeout=5)
+
+
+def read_second_and(end: Close | Reset, answer: bytes = b"") -> list[object]:
+    """Answer one request; read the second, say *answer*, and end."""
+
+    def take(connection: ServedConnection) -> None:
+        connection.request(b"\n")
+
+    return [Answer(b"answer", times=1, delimiter=b"\n"), take, Send(answer), end]
+
+
+def test_work_is_done_with_a_connection_that_is_given_back() -> None:
+    with ScriptedServer(script=Answer(b"answer")) as server, ConnectionPool(server.endpoint) as pool:
+        assert [pool.run(request) for _ in range(3)] == [b"answer"] * 3
+        assert server.accepts == 1
+        assert (pool.stats().idle, pool.stats().in_use) == (1, 0)
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()])
+def test_idempotent_work_on_a_stale_connection_is_done_again_on_a_fresh_one(end: Close | Reset) -> None:
+    with ScriptedServer(script=read_second_and(end)) as server, ConnectionPool(server.endpoint) as pool:
+        assert pool.run(request, idempotent=True) == b"answer"
+        uses: list[int] = []
+
+        def work(conn: Connection) -> bytes:
+            uses.append(conn.uses)
+            return request(conn)
+
+        assert pool.run(work, idempotent=True) == b"answer"
+        assert uses == [1, 0]
+        assert server.accepts == 2
+        assert server.received == [b"request\n" * 2, b"request\n"]
+        assert (pool.stats().in_use, pool.stats().closed) == (0, {CloseReason.BROKEN: 1})
+
+
+def test_work_that_is_not_idempotent_is_never_done_twice() -> None:
+    with ScriptedServer(script=read_second_and(Close())) as server, ConnectionPool(server.endpoint) as pool:
+        pool.run(request)
+        with pytest.raises(ConnectionError):
+            pool.run(request)
+        assert server.received == [b"request\n" * 2], "the second request was seen once"
+        assert server.accepts == 1
+        assert pool.stats().size == 0
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()])
+def test_work_is_never_repeated_once_a_byte_of_the_answer_came(end: Close | Reset) -> None:
+    def work(conn: Connection) -> bytes:
+        conn.sendall(b"request\n", timeout=5)
+        return conn.recv_exactly(1, timeout=5) + conn.recv_exactly(5, timeout=5)
+
+    with (
+        ScriptedServer(script=read_second_and(end, b"a")) as server,
+        ConnectionPool(server.endpoint) as pool,
+    ):
+        pool.run(work, idempotent=True)
+        if isinstance(end, Reset):  # a reset may overtake the byte; then nothing was read
+            server.script = read_second_and(Close(), b"a")
+            pool.clear()
+            pool.run(work, idempotent=True)
+        before = server.accepts
+        with pytest.raises(ConnectionError):
+            pool.run(work, idempotent=True)
+        assert server.accepts == before
+
+
+def test_a_new_connection_that_breaks_is_no_reason_to_repeat() -> None:
+    calls: list[int] = []
+
+    def work(conn: Connection) -> bytes:
+        calls.append(conn.uses)
+        return request(conn)
+
+    with ScriptedServer(script=Close()) as server, ConnectionPool(server.endpoint) as pool:
+        with pytest.raises(ConnectionError):
+            pool.run(work, idempotent=True)
+        assert calls == [0]
+
+
+def test_work_is_repeated_once_at_most() -> None:
+    with ScriptedServer(script=read_second_and(Close())) as server, ConnectionPool(server.endpoint) as pool:
+        pool.run(request)
+        server.script = Close()
+        with pytest.raises(ConnectionError):
+            pool.run(request, idempotent=True)
+        assert server.accepts == 2
+        assert pool.stats().size == 0
+
+
+def test_an_error_that_is_not_the_connections_is_no_reason_to_repeat() -> None:
+    calls: list[int] = []
+
+    def work(conn: Connection) -> None:
+        calls.append(conn.uses)
+        raise (ValueError if len(calls) % 2 else OSError)("my own")
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        pool.try_connect(timeout=5).release()
+        with pytest.raises(ValueError, match="my own"):
+            pool.run(work, idempotent=True)
+        pool.try_connect(timeout=5).release()
+        with pytest.raises(OSError, match="my own"):
+            pool.run(work, idempotent=True)
+        assert calls == [1, 1]
+
+
+def test_a_time_out_is_no_reason_to_repeat() -> None:
+    calls: list[int] = []
+
+    def work(conn: Connection) -> bytes:
+        calls.append(conn.uses)
+        return conn.recv_exactly(1, timeout=0.05)
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        pool.try_connect(timeout=5).release()
+        with pytest.raises(TimeoutError):
+            pool.run(work, idempotent=True)
+        assert calls == [1]
+
+
+@pytest.mark.parametrize("idempotent", [True, False])
+def test_a_whole_pool_of_dead_idle_connections_is_no_obstacle(idempotent: bool, clock: FakeClock) -> None:
+    with (
+        ScriptedServer(script=Answer(b"answer")) as server,
+        ConnectionPool(server.endpoint, max_size=32, clock=clock) as pool,
+    ):
+        conns = [pool.try_connect(timeout=5) for _ in range(32)]
+        server.until_accepts(32)
+        for conn in conns:
+            conn.release()
+        server.kill()
+        if not idempotent:
+            clock.advance(1)  # beyond look_after_idle: each is looked at before it is lent
+        assert pool.run(request, idempotent=idempotent) == b"answer"
+        assert pool.stats().in_use == 0
+
+
+def test_the_repetition_gets_a_new_connection_although_idle_ones_are_left(clock: FakeClock) -> None:
+    with (
+        ScriptedServer(script=Answer(b"answer")) as server,
+        ConnectionPool(server.endpoint, max_size=2, clock=clock) as pool,
+    ):
+        conns = [pool.try_connect(timeout=5) for _ in range(2)]
+        server.until_accepts(2)
+        for conn in conns:
+            conn.release()
+        server.kill()
+        uses: list[int] = []
+
+        def work(conn: Connection) -> bytes:
+            uses.append(conn.uses)
+            return request(conn)
+
+        assert pool.run(work, idempotent=True) == b"answer"
+        assert uses == [1, 0]
+
+
+def test_a_pinned_request_is_repeated_at_its_own_endpoint() -> None:
+    with (
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ScriptedServer(script=Answer(b"answer")) as other,
+        ConnectionPool([other.endpoint, server.endpoint]) as pool,
+    ):
+        for _ in range(2):
+            assert pool.run(request, server.endpoint, idempotent=True) == b"answer"
+        assert (server.accepts, other.accepts) == (2, 0)
+
+
+def test_what_work_gave_back_itself_is_not_given_back_again() -> None:
+    with ScriptedServer(script=Echo()) as server, ConnectionPool(server.endpoint) as pool:
+        pool.run(Connection.release)
+        assert pool.stats().idle == 1
+        pool.run(Connection.terminate)
+        assert pool.stats().size == 0
+        raw = pool.run(Connection.detach)
+        raw.close()
+
+
+def test_work_that_raises_closes_its_connection() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+
+        def work(conn: Connection) -> None:
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            pool.run(work)
+        server.until_accepts(1).until_ended()
+        assert server.closes == [Ending.EOF]
+
+
+def test_many_threads_survive_a_server_that_closes_after_every_second_request() -> None:
+    with (
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ConnectionPool(server.endpoint, max_size=4) as pool,
+    ):
+
+        def work() -> None:
+            for _ in range(25):
+                assert pool.run(request, idempotent=True) == b"answer"
+
+        together(*[work] * 8, limit=30)
+        assert server.peak <= 4
+        assert pool.stats().in_use == 0
