@@ -19,7 +19,7 @@ from connpool.model.states import CloseReason, PoolState
 from connpool.pool.connection import Connection
 from connpool.pool.core import Todo
 from connpool.pool.dialing import EitherCancel
-from connpool.pool.record import Key
+from connpool.pool.record import Key, Record
 from connpool.pool.service import PATIENCE
 from connpool.pool.snapshots import connection_info, describe_loans
 from connpool.pool.waiters import Outcome, Waiter
@@ -83,6 +83,7 @@ class Checkout:
         """Get a connection. *key*: an idle one the fast path took but could not lend unseen."""
         waiter = self._waiter
         try:
+            self._check_cancel()
             if key is None:
                 key = self._take_quickly()
             if key is not None and not self._needs_look_apart(key):
@@ -121,7 +122,7 @@ class Checkout:
             return None
 
     def _needs_look_apart(self, key: Key) -> bool:
-        is_old = self._clock.now() - key.record.since >= self._lender.pool._fresh_for
+        is_old = self._books.needs_look(key.record, self._clock.now(), self._waiter)
         return is_old and not self._lender.service.looks_are_prompt
 
     def _lend(self, key: Key) -> Connection | None:
@@ -129,7 +130,7 @@ class Checkout:
         record, waiter, lender = key.record, self._waiter, self._lender
         now = self._clock.now()
         reason = self._books.idle_verdict(record, now)
-        is_old = waiter.must_look or now - record.since >= lender.pool._fresh_for
+        is_old = self._books.needs_look(record, now, waiter)
         if (
             reason is None
             and is_old
@@ -141,13 +142,17 @@ class Checkout:
             record.condemn(reason)
             lender.take_back(key)
             return None
-        where = waiter.request.where
-        if where is not None and not where(connection_info(record, is_idle=True)):
+        try:
+            suits = self._suits(record)
+        except BaseException:
+            self._put_back(key)
+            raise
+        if not suits:
             waiter.refused[record] = record.since
-            record.host.idle.append(key)  # as it was: nobody used it
-            lender.serve()
+            self._put_back(key)
             return None
         conn = Connection()
+        conn._record = record
         conn._key = key
         record.since = now
         record.holder = threading.get_ident()
@@ -156,6 +161,15 @@ class Checkout:
         if most is not None and record.uses >= most:
             record.condemn(CloseReason.USED_UP)
         return conn
+
+    def _suits(self, record: Record) -> bool:
+        where = self._request.where
+        return where is None or bool(where(connection_info(record, is_idle=True)))
+
+    def _put_back(self, key: Key) -> None:
+        """As it was: nobody used it."""
+        key.record.host.idle.append(key)
+        self._lender.serve()
 
     # -- the queue
 
@@ -189,6 +203,9 @@ class Checkout:
         while waiter.is_waiting():
             if waiter.errands:
                 self._run_errand()
+                self._check_cancel()
+                if waiter.is_waiting():
+                    self._check_deadline(is_over=False)
                 continue
             self._refuse_deadlock()
             nap, is_last_nap = self._nap()
@@ -233,8 +250,7 @@ class Checkout:
     def _check_cancel(self) -> None:
         cancel = self._request.cancel
         if cancel is not None and cancel.is_set():
-            with self._lock:
-                self._lender.abandon_locked(self._waiter)
+            self._lender.abandon(self._waiter)
             raise CancelledError(f"pool {self._name!r}: the request was cancelled", pool=self._name)
 
     def _check_deadline(self, *, is_over: bool) -> None:
@@ -271,7 +287,7 @@ class Checkout:
         timeout = self._books.config.connect_timeout
         if self._limit != 0 and self._until() - self._clock.now() < timeout:
             timeout = max(0.0, self._until() - self._clock.now())
-            dial.blames = False  # it is the caller who has no time, not the endpoint that is slow
+            dial.is_hurried = True
         cancel: Cancel = dial.cancel
         if self._request.cancel is not None:
             cancel = EitherCancel(cancel, self._request.cancel)

@@ -37,9 +37,10 @@ class Connection:
     Locking: ``release`` takes none on the fast path; one loan is for one thread at a time.
     """
 
-    __slots__ = ("__weakref__", "_key")
+    __slots__ = ("__weakref__", "_key", "_record")
 
     _key: Key  # deleted when the loan ends: of two threads that try, one gets an AttributeError
+    _record: Record  # for words only, once the key is gone
 
     def release(self) -> None:
         """Give it back, for the next caller: it is healthy.
@@ -56,9 +57,9 @@ class Connection:
             key = self._key
             del self._key
         except AttributeError:
-            raise _given_back() from None
+            raise self._given_back() from None
         try:
-            record = key.record
+            record = self._record
             pool = record.pool
             now = pool._now()
             stream = record.stream
@@ -101,6 +102,10 @@ class Connection:
         return key.record.pool._lender.let_go(key)
 
     def __enter__(self) -> Connection:
+        try:
+            self._key  # noqa: B018 - is it still ours?
+        except AttributeError:
+            raise self._given_back() from None
         return self
 
     def __exit__(
@@ -116,11 +121,9 @@ class Connection:
             self.terminate()
 
     def __repr__(self) -> str:
-        try:
-            record = self._key.record
-        except AttributeError:
-            return "<Connection: given back>"
-        return f"<Connection {record.id} of pool {record.pool.name!r} to {record.host.endpoint}>"
+        record = self._record
+        ended = "" if hasattr(self, "_key") else ", given back"
+        return f"<Connection {record.id} of pool {record.pool.name!r} to {record.host.endpoint}{ended}>"
 
     # -- what it is
 
@@ -286,14 +289,14 @@ class Connection:
         try:
             return self._key.record
         except AttributeError:
-            raise _given_back() from None
+            raise self._given_back() from None
 
     def _surrender(self) -> Key:
         try:
             key = self._key
             del self._key
         except AttributeError:
-            raise _given_back() from None
+            raise self._given_back() from None
         return key
 
     def _stream(self) -> Stream | FileStream:
@@ -304,8 +307,12 @@ class Connection:
         if not isinstance(error, TypeError | ValueError | UsageError) or isinstance(error, OSError):
             self._held().condemn(CloseReason.BROKEN)
 
-
-def _given_back() -> UsageError:
-    return UsageError(
-        "this connection was given back already: a loan ends with its first release or terminate"
-    )
+    def _given_back(self) -> UsageError:
+        record = getattr(self, "_record", None)
+        if record is None:
+            return UsageError("a Connection comes from ConnectionPool.try_connect; it is not made by hand")
+        return UsageError(
+            f"connection {record.id} of pool {record.pool.name!r} was given back already:"
+            " a loan ends with its first release or terminate",
+            pool=record.pool.name,
+        )

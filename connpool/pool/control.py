@@ -64,7 +64,7 @@ class Control:
             busy = [
                 r for r in self._books.records() if r.phase in (Phase.OPEN, Phase.OPENING) and r not in idle
             ]
-            self._condemn_locked(busy, CloseReason.STALE)
+            self._condemn_locked(busy, CloseReason.POOL_CLOSED)
         for record in busy:
             self._lender.interrupt(record, how, why)
         return len(busy)

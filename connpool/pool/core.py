@@ -8,7 +8,7 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from connpool.clock import Gate
 from connpool.model.config import PoolConfig
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
 
 __all__ = ["Board", "Books", "Dial", "Todo"]
+
+
+JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
 
 
 class Board(Protocol):
@@ -41,7 +44,7 @@ class Dial:
     Holds the key, so a dial that gets lost on its way to a thread frees its place.
     """
 
-    __slots__ = ("blames", "cancel", "is_look", "key", "number")
+    __slots__ = ("blames", "cancel", "is_hurried", "is_look", "key", "number")
 
     def __init__(
         self, key: Key, cancel: threading.Event, number: int, *, is_look: bool, blames: bool
@@ -51,6 +54,7 @@ class Dial:
         self.number = number  # of the checkout it was begun for
         self.is_look = is_look
         self.blames = blames  # whether a failure counts against the host
+        self.is_hurried = False  # its caller has less time than a dial may take
 
 
 class Todo:
@@ -304,7 +308,11 @@ class Books:
         )
 
     def needs_look(self, record: Record, now: float, waiter: Waiter) -> bool:
-        return waiter.must_look or now - record.since >= self.pool._fresh_for
+        """Whether *record* must be looked at before *waiter* gets it."""
+        idle_for = now - record.since
+        if record.uses == 0 and idle_for < JUST_OPENED:
+            return False
+        return waiter.must_look or idle_for >= self.pool._fresh_for
 
 
 def withdraw(host: Host, key: Key) -> bool:

@@ -143,6 +143,7 @@ class Dialler:
         """Let the connector's hooks speak to the peer before anybody else does."""
         connector, endpoint = self._connector, record.host.endpoint
         greeting = Connection()
+        greeting._record = record
         greeting._key = Badge(record)
         stream = record.streaming() if is_stream(record.raw) else None
         if stream is not None:
@@ -233,7 +234,7 @@ class Dialler:
         """Wait a moment for threads that have nothing left to do but to end."""
         deadline = real.now() + JOIN_GRACE
         for thread in self._threads.copy():
-            if thread is not threading.current_thread():
+            if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - real.now()))
 
 

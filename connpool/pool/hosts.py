@@ -109,6 +109,7 @@ class Host:
     def succeed(self, now: float) -> None:
         """A dial succeeded: the endpoint is up, unless the user said otherwise."""
         self.failures = 0
+        self.last_error = None
         if self.retry_at is not None and not (self.by_hand and now < self.retry_at):
             self.lift(now)
 
@@ -116,6 +117,7 @@ class Host:
         self.retry_at = None
         self.by_hand = False
         self.failures = 0
+        self.last_error = None
         self.since = now
 
 
@@ -145,7 +147,10 @@ class Fleet:
         self.groups = tuple(groups)
         wanted = {host for group in groups for host in group}
         for host in self.hosts.values():
-            host.on_route = host in wanted
+            if host.on_route != (host in wanted):
+                host.on_route = host in wanted
+                host.lift(now)  # who comes anew comes without a past
+        self.forget_empty()
         return [host for host in before if not host.on_route]
 
     def forget_empty(self) -> None:

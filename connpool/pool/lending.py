@@ -18,6 +18,7 @@ from connpool.pool.record import Key, Phase, Record
 from connpool.pool.service import Service
 from connpool.pool.waiters import Waiter
 from connpool.wire.connector import FullConnector
+from connpool.wire.io import SHUT_RDWR
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Lender:
         todo = Todo()
         with self._lock:
             now = self.clock.now()
-            self.service.attempt_is_over(record)
+            waiter = self.service.attempt_is_over(record)
             if error is None:
                 if not dial.is_look:
                     books.admit(record, now)
@@ -180,26 +181,35 @@ class Lender:
                     books.dials.record(now - began)
                 reason = self._fate_locked(record, now)
                 record.since = now
-                if reason is None:
-                    record.host.idle.append(key)
-                else:
+                if reason is not None:
                     books.doom(key, reason, todo)
+                elif dial.is_look and waiter is not None and waiter.is_waiting():
+                    self.service.give(waiter, key, now)  # one look a checkout, however soon the next is due
+                else:
+                    record.host.idle.append(key)
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
                 is_called_off = dial.cancel.is_set() or isinstance(error, CancelledError)
-                if not is_called_off:
+                is_callers_haste = dial.is_hurried and isinstance(error, TimeoutError)
+                if not (is_called_off or is_callers_haste):
                     failure = as_connect_error(error, self.pool.name, record.host.endpoint)
                     self.service.blame(dial, failure, now)
-                books.doom(key, CloseReason.BROKEN, todo)
+                if record.raw is None:
+                    books.forget(record)
+                else:
+                    books.doom(key, CloseReason.BROKEN, todo)
             self.service.serve(now, todo)
         self.carry_out(todo)
 
-    def abandon_locked(self, waiter: Waiter) -> None:
+    def abandon(self, waiter: Waiter) -> None:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""
-        record = waiter.attempt
-        if record is not None and len(self.books.queue) <= 1:
+        with self._lock:
+            record = waiter.attempt
+            if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 1:
+                return
             self.call_off_locked(record)
+        self.interrupt(record, SHUT_RDWR, "the request was cancelled")
 
     def call_off_locked(self, record: Record) -> None:
         """Cancel the dial that is opening *record*, if one is."""

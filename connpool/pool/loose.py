@@ -29,6 +29,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
     record.move(Phase.OPEN)
     record.uses = 1
     conn = Connection()
+    conn._record = record
     conn._key = Key(record)
     return conn
 
@@ -43,8 +44,9 @@ def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, id
     try:
         with conn:
             return work(conn)
-    except Exception:
+    except Exception as error:
         is_stale = is_reused and record.fate is CloseReason.BROKEN and not _was_answered(record)
+        is_stale = is_stale and not isinstance(error, TimeoutError)  # slow is not dead
         if not (idempotent and is_stale):
             raise
     with Checkout(lender, request, None, None, fresh_only=True).run() as fresh:

@@ -159,6 +159,7 @@ class ConnectionPool(Steering):
                         and now < record.expires_at
                     ):
                         conn = Connection()
+                        conn._record = record
                         conn._key = key
                         record.since = now
                         record.holder = get_ident()

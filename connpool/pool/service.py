@@ -87,7 +87,7 @@ class Service:
             return False
         if not self._books.fleet.lends(key.record.host):
             return False
-        self._give(waiter, key, now)
+        self.give(waiter, key, now)
         self._announce(now)
         return True
 
@@ -132,21 +132,19 @@ class Service:
         host = dial.key.record.host
         books.connect_failures += 1
         books.last_error = error
-        is_hosts_fault = dial.blames and not error.local
-        if is_hosts_fault:
+        if dial.blames and not error.local:
             host.fail(error, now, books.config, books.rng)
         for waiter in self._queue:
-            concerned = waiter.number == dial.number
-            if is_hosts_fault and host.on_route:
-                concerned = concerned or waiter.pinned in (None, host.endpoint)
-            if concerned:
+            if waiter.number == dial.number:  # the others find the host blacklisted, or try it themselves
                 waiter.tried[host.endpoint] = error
 
-    def attempt_is_over(self, record: Record) -> None:
-        """Nobody need wait for *record* to be opened or looked at any longer."""
+    def attempt_is_over(self, record: Record) -> Waiter | None:
+        """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
         for waiter in self._queue:
             if waiter.attempt is record:
                 waiter.attempt = None
+                return waiter
+        return None
 
     # -- one waiter
 
@@ -181,7 +179,7 @@ class Service:
                 self.begin_look(waiter, key, now, todo)
                 return Answer.PENDING
             else:
-                self._give(waiter, key, now)
+                self.give(waiter, key, now)
                 return Answer.SETTLED
         return None
 
@@ -242,6 +240,8 @@ class Service:
                 return answer
         if any(host.opening and host.endpoint not in waiter.tried for host in hosts):
             return Answer.PENDING  # somebody's probe is under way
+        if not hosts and waiter.pinned is None and books.size() > 0:
+            return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
         if not books.config.fail_fast and any(host.retry_at is not None for host in hosts):
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts))
@@ -249,6 +249,8 @@ class Service:
 
     def _no_endpoint(self, waiter: Waiter, hosts: list[Host]) -> Exception:
         pool = self._books.pool.name
+        if waiter.pinned is not None and waiter.pinned in waiter.tried:
+            return again(waiter.tried[waiter.pinned])
         causes: list[tuple[Endpoint, BaseException]] = []
         for host in hosts:
             error = waiter.tried.get(host.endpoint) or host.last_error
@@ -260,7 +262,7 @@ class Service:
 
     # -- how a wait ends
 
-    def _give(self, waiter: Waiter, key: Key, now: float) -> None:
+    def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
         self._finish(waiter, now)
 

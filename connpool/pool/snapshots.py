@@ -63,8 +63,10 @@ def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
     listed: list[tuple[Host, int | None]] = []
     for number, group in enumerate(books.fleet.groups):
         listed += [(host, number) for host in group]
-    on_route = {host for host, _ in listed}
-    listed += [(host, None) for host in books.fleet.hosts.values() if host not in on_route]
+    listed += [(host, None) for host in books.fleet.hosts.values()]
+    first_groups: dict[Host, int | None] = {}
+    for host, group_number in listed:
+        first_groups.setdefault(host, group_number)
     return tuple(
         EndpointInfo(
             endpoint=host.endpoint,
@@ -77,7 +79,7 @@ def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
             size=len(host.records),
             idle=len(host.idle),
         )
-        for host, number in listed
+        for host, number in first_groups.items()
     )
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from connpool.clock import Gate
+from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.pool.record import Key, Phase, Record
@@ -75,7 +76,7 @@ class Waiter:
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it
         self.errands: deque[Dial] = deque()  # dials it is to run itself
-        self.tried: dict[Endpoint, BaseException] = {}  # failed while it waited
+        self.tried: dict[Endpoint, ConnectError] = {}  # failed while it waited
         self.must_look = False  # what it is given comes from a blacklisted endpoint
         self.dialled: set[Endpoint] = set()  # opened for ``Request.where``, which need not have liked it
         self.refused: dict[Record, float] = {}  # did not pass ``Request.where``, as idle since then

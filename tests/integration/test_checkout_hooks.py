@@ -46,9 +46,8 @@ def test_anything_can_be_pooled_and_is_closed_by_its_own_close() -> None:
         with pool.try_connect() as conn:
             thing = conn.raw
             assert isinstance(thing, Thing)
-            for not_a_socket in ("socket", "ssl_socket"):
-                with pytest.raises(UsageError):
-                    getattr(conn, not_a_socket)
+            with pytest.raises(UsageError):
+                _ = conn.socket
             with pytest.raises(UsageError):
                 conn.sendall(b"x")
         with pool.try_connect() as conn:
@@ -205,17 +204,37 @@ def test_a_checkout_from_inside_open_of_a_full_pool_is_an_error_and_no_deadlock(
     assert len(told) == 1
 
 
-def test_hooks_may_call_the_pool() -> None:
-    def look_around(raw: Thing) -> bool:
-        assert pool.stats().size == len(pool.connections()) > 0
-        pool.endpoints()
+def test_hooks_may_call_the_pool(clock: FakeClock) -> None:
+    seen: list[str] = []
+
+    def look_around(name: str) -> Any:
+        def hook(raw: Thing) -> bool:
+            if pool.stats().size >= len(pool.connections()) >= 0 and pool.endpoints():
+                pool.sweep()
+                seen.append(name)
+            return True
+
+        return hook
+
+    hooks = {name: look_around(name) for name in ("close", "is_usable", "reset")}
+    with ConnectionPool.of(Thing, clock=clock, max_size=4, **hooks) as pool, taking(0, 5):
+        together(*[lambda: [pool.try_connect(timeout=5).release() for _ in range(20)]] * 4)
+        clock.advance(1)
+        pool.try_connect().terminate()
+    assert set(seen) == set(hooks)
+
+
+def test_each_one_is_looked_at_once_a_checkout_where_that_is_asked_for() -> None:
+    looks: list[object] = []
+
+    def look(raw: object) -> bool:
+        looks.append(raw)
         return True
 
-    with ConnectionPool.of(
-        Thing, close=look_around, is_usable=look_around, reset=look_around, look_after_idle=0
-    ) as pool:
-        together(*[lambda: [pool.try_connect(timeout=5).release() for _ in range(20)]] * 4)
-        pool.try_connect().terminate()
+    with ConnectionPool.of(Thing, is_usable=look, look_after_idle=0) as pool:
+        for _ in range(4):
+            pool.try_connect(timeout=2).release()
+    assert len(looks) == 3
 
 
 # -- connectors
@@ -363,6 +382,7 @@ def test_where_chooses_among_idle_connections_and_leaves_the_others_idle() -> No
             with pool.try_connect(Request(where=lambda info, n=n: info.extra == n, timeout=5)) as conn:
                 assert conn.extra == n
                 assert pool.stats().idle == 2
+        server.until_accepts(3)
         assert server.accepts == 3
 
 

@@ -1,0 +1,208 @@
+"""Each way in which a checkout can fail is an exception of its own, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from connpool import (
+    CancelledError,
+    CheckoutTimeoutError,
+    ConnectError,
+    ConnectionPool,
+    ConnectTimeoutError,
+    ConnPoolError,
+    Endpoint,
+    EndpointState,
+    HandshakeError,
+    NoEndpointError,
+    NotSharableError,
+    PoolClosedError,
+    PoolExhaustedError,
+    Request,
+    SocketConnector,
+)
+from connpool.testing import Close, ScriptedServer
+from tests.helpers.certificates import Certificates
+from tests.helpers.together import together
+from tests.helpers.wire import fail_names_with, refused_port, taking
+
+
+def failing(pool: ConnectionPool, req: Request | Endpoint | None = None) -> ConnPoolError:
+    with pytest.raises(ConnPoolError) as told:
+        pool.try_connect(req, timeout=5)
+    return told.value
+
+
+def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
+    with refused_port() as reserved:
+        endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])
+        with ConnectionPool(endpoint, name="orders") as pool:
+            with taking(0, 2):
+                error = failing(pool)
+            assert isinstance(error, NoEndpointError)
+            assert isinstance(error, ConnectError)
+            assert isinstance(error, ConnectionError)
+            assert not isinstance(error, TimeoutError | HandshakeError)
+            assert str(endpoint) in str(error)
+            assert "'orders'" in str(error)
+            ((where, cause),) = error.causes
+            assert where == endpoint
+            assert isinstance(cause, ConnectError)
+            assert cause.endpoint == endpoint
+            assert isinstance(cause.__cause__, ConnectionRefusedError)
+            assert cause.__cause__.errno == errno.ECONNREFUSED
+            told = pool.endpoints()[0]
+            assert (told.state, told.failures) == (EndpointState.BLACKLISTED, 1)
+            assert told.retry_at == error.retry_at
+
+
+def test_a_pinned_request_that_fails_is_a_connect_error() -> None:
+    with refused_port() as reserved:
+        endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])
+        with ConnectionPool(endpoint) as pool:
+            error = failing(pool, endpoint)
+            assert isinstance(error, ConnectError)
+            assert error.endpoint == endpoint
+            chain = [error.__cause__, error.__cause__ and error.__cause__.__cause__]
+            assert any(isinstance(cause, ConnectionRefusedError) for cause in chain)
+
+
+def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_names_with(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    with ConnectionPool("nowhere.test:80") as pool:
+        error = failing(pool)
+        assert isinstance(error, NoEndpointError)
+        assert "nowhere.test" in str(error)
+        assert isinstance(error.causes[0][1].__cause__, socket.gaierror)
+
+
+def test_a_dial_that_takes_too_long() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, connect_timeout=0.2) as pool:
+        server.black_hole()
+        error = failing(pool)
+        assert isinstance(error, ConnectTimeoutError)
+        assert isinstance(error, NoEndpointError)
+        assert isinstance(error, TimeoutError)
+        assert not isinstance(error, CheckoutTimeoutError)
+
+
+@pytest.mark.parametrize("trouble", ["untrusted", "wrong name", "hangs up"])
+def test_a_tls_handshake_that_fails_leaves_no_descriptor(trouble: str, certificates: Certificates) -> None:
+    tls = {
+        "untrusted": certificates.server(),
+        "wrong name": certificates.server("other.test"),
+        "hangs up": None,
+    }[trouble]
+    client = certificates.stranger() if trouble == "untrusted" else certificates.client()
+    with ScriptedServer(tls=tls, script=Close()) as server:
+        endpoint = Endpoint("127.0.0.1", server.port, tls=True)
+        with ConnectionPool(endpoint, connector=SocketConnector(tls=client)) as pool:
+            error = failing(pool)
+            assert isinstance(error, HandshakeError)
+            assert isinstance(error, NoEndpointError)
+            assert isinstance(error.causes[0][1].__cause__, OSError)
+            if tls is not None:
+                assert isinstance(error.causes[0][1].__cause__, ssl.SSLCertVerificationError)
+            assert str(endpoint) in str(error)
+            assert pool.stats().size == 0
+            server.until_accepts(1).until_ended()
+
+
+def test_every_other_end_of_a_checkout_has_its_own_class() -> None:
+    kinds: dict[type[ConnPoolError], Callable[[ConnectionPool], object]] = {
+        PoolExhaustedError: lambda pool: pool.try_connect(timeout=0),
+        CheckoutTimeoutError: lambda pool: pool.try_connect(timeout=0.02),
+        CancelledError: lambda pool: pool.try_connect(Request(cancel=is_set(), timeout=5)),
+        NotSharableError: lambda pool: pool.try_connect(Request(shared=True, timeout=5)),
+        PoolClosedError: lambda pool: (pool.shutdown(), pool.try_connect(timeout=5)),
+    }
+    for kind, provoke in kinds.items():
+        with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1, name="orders") as pool:
+            held = pool.try_connect(timeout=5)
+            with pytest.raises(ConnPoolError, match="orders") as told:
+                provoke(pool)
+            assert type(told.value) is kind
+            assert told.value.pool == "orders"
+            assert isinstance(told.value, ConnectionError) is False, "no endpoint is to blame"
+            assert pool.endpoints()[0].failures == 0
+            held.release()
+
+
+def is_set() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def test_the_errors_of_a_checkout_survive_pickling() -> None:
+    with refused_port() as reserved, ConnectionPool(f"127.0.0.1:{reserved.getsockname()[1]}") as pool:
+        for error in (failing(pool), failing(pool)):
+            twin = pickle.loads(pickle.dumps(error))
+            assert (type(twin), str(twin), twin.pool) == (type(error), str(error), error.pool)
+            assert isinstance(twin, NoEndpointError)
+            assert [where for where, _ in twin.causes] == [where for where, _ in error.causes]
+
+
+def test_being_full_is_never_the_endpoints_fault() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5):
+            for timeout in (0, 0.01) * 5:
+                with pytest.raises((PoolExhaustedError, CheckoutTimeoutError)):
+                    pool.try_connect(timeout=timeout)
+        assert pool.endpoints()[0].state is EndpointState.UP
+        with pool.try_connect(timeout=0) as conn:
+            assert conn.uses == 1
+
+
+def test_a_blacklisted_endpoint_is_not_dialled_and_the_error_says_until_when() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, blacklist_initial=30) as pool:
+        server.refuse()
+        first = failing(pool)
+        with taking(0, 1):
+            second = failing(pool)
+        assert isinstance(first, NoEndpointError)
+        assert isinstance(second, NoEndpointError)
+        assert first.retry_at is not None
+        assert second.retry_at == first.retry_at
+        assert pool.stats().connect_failures == 1
+        server.start()
+        pool.unblacklist(server.endpoint)
+        pool.try_connect(timeout=5).release()
+        assert pool.endpoints()[0].failures == 0
+
+
+def test_a_blacklist_of_no_length_is_no_endless_loop() -> None:
+    with refused_port() as reserved:
+        endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])
+        with ConnectionPool(endpoint, blacklist_initial=0, blacklist_max=0) as pool:
+            for n in range(1, 4):
+                with taking(0, 2):
+                    failing(pool)
+                assert pool.stats().connect_failures == n, "each endpoint is tried once"
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent", "tls"])
+def test_failures_leave_no_descriptor_no_thread_and_no_place(kind: str, certificates: Certificates) -> None:
+    tls = certificates.server() if kind == "tls" else None
+    with ScriptedServer(tls=tls) as server:
+        if kind == "refused":
+            server.refuse()
+        elif kind == "silent":
+            server.black_hole()
+        with ConnectionPool(
+            server.endpoint,
+            connector=SocketConnector(tls=certificates.stranger()),
+            blacklist_initial=0,
+            connect_timeout=0.02 if kind == "silent" else 5,
+        ) as pool:
+            together(*[lambda: [failing(pool) for _ in range(10)]] * 4, limit=30)
+            stats = pool.stats()
+            assert (stats.size, stats.waiting) == (0, 0)
+            assert stats.connect_failures >= 10

@@ -1,0 +1,174 @@
+"""An idle connection is looked at before it is lent: dead ones are replaced, healthy ones are not taken for dead."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+
+import pytest
+
+from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
+from connpool.testing import Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from tests.helpers.certificates import Certificates
+from tests.helpers.wire import taking
+
+
+def ask(conn: Connection, text: bytes = b"ping") -> bytes:
+    conn.sendall(text, timeout=5)
+    return conn.recv_exactly(len(text), timeout=5)
+
+
+def until_readable(raw: socket.socket) -> None:
+    """Wait until something has arrived: bytes, the end of the stream, or a reset."""
+    poll = select.poll()
+    poll.register(raw.fileno(), select.POLLIN)
+    assert poll.poll(5000)
+
+
+CAUSES: dict[str, Callable[[ServedConnection], None]] = {
+    "closed": lambda served: served.close(),
+    "reset": lambda served: served.reset(),
+    "stray byte": lambda served: served.send(b"?"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_an_idle_connection_that_died_is_replaced_unseen(
+    cause: str, is_tls: bool, certificates: Certificates, clock: FakeClock
+) -> None:
+    tls = certificates.server() if is_tls else None
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        ScriptedServer(tls=tls) as server,
+        ConnectionPool(server.endpoint, connector=connector, clock=clock, max_size=1) as pool,
+    ):
+        conn = pool.try_connect(timeout=5)
+        assert ask(conn) == b"ping"  # consumes TLS session tickets too
+        first, raw = conn.info.local, conn.socket
+        conn.release()
+        CAUSES[cause](server.connections[0])
+        until_readable(raw)
+        clock.advance(0.6)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.info.local != first
+            assert ask(conn) == b"ping"
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+        assert (pool.stats().connect_failures, pool.endpoints()[0].failures) == (0, 0)
+
+
+def test_a_fresh_tls_connection_with_session_tickets_pending_is_alive(
+    certificates: Certificates, clock: FakeClock
+) -> None:
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(tls=certificates.client()), clock=clock
+        ) as pool,
+    ):
+        conn = pool.try_connect(timeout=5)
+        assert conn.ssl_socket is not None
+        assert conn.ssl_socket.version() == "TLSv1.3"
+        raw, first = conn.socket, conn.info.local
+        conn.release()
+        until_readable(raw)  # the tickets, which nobody has read
+        for _ in range(3):
+            clock.advance(0.6)
+            with pool.try_connect(timeout=5) as conn:
+                assert conn.info.local == first
+        with pool.try_connect(timeout=5) as conn:
+            assert ask(conn) == b"ping"
+        assert server.accepts == 1
+
+
+def test_a_look_at_a_silent_tls_connection_does_not_block(
+    certificates: Certificates, clock: FakeClock
+) -> None:
+    with (
+        ScriptedServer(tls=certificates.server(), script=Silence()) as server,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(tls=certificates.client()), clock=clock
+        ) as pool,
+    ):
+        pool.try_connect(timeout=5).release()
+        with taking(0, 2):
+            for _ in range(50):
+                clock.advance(1)
+                pool.try_connect(timeout=5).release()
+        assert server.accepts == 1
+
+
+def test_several_dead_ones_are_passed_over_for_the_one_alive(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=4, clock=clock) as pool:
+        conns = [pool.try_connect(timeout=5)]
+        survivor = conns[0].info.id
+        server.until_accepts(1)
+        conns += [pool.try_connect(timeout=5) for _ in range(3)]
+        server.until_accepts(4)
+        raws = [conn.socket for conn in conns[1:]]
+        for conn in conns:
+            conn.release()
+        for served in server.connections[1:]:
+            served.close()
+        for raw in raws:
+            until_readable(raw)
+        clock.advance(1)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.info.id == survivor
+            assert ask(conn) == b"ping"
+        assert pool.stats().closed[CloseReason.BROKEN] == 3
+
+
+def test_an_error_in_use_closes_even_what_is_released(clock: FakeClock) -> None:
+    with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint, clock=clock) as pool:
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(TimeoutError):
+            conn.recv(1, timeout=0.02)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+        server.until_accepts(1).until_ended()
+
+
+def test_the_end_of_the_stream_closes_what_is_released() -> None:
+    def serve(served: ServedConnection) -> None:
+        served.request()
+        served.close()
+
+    with ScriptedServer(script=serve) as server, ConnectionPool(server.endpoint) as pool:
+        conn = pool.try_connect(timeout=5)
+        conn.sendall(b"last words", timeout=5)
+        assert conn.recv(9, timeout=5) == b""
+        conn.release()
+        assert (pool.stats().idle, pool.stats().size) == (0, 0)
+        server.script = Echo()
+        with pool.try_connect(timeout=5) as conn:
+            assert ask(conn) == b"ping"
+
+
+def test_bytes_read_and_not_consumed_make_a_connection_dirty() -> None:
+    with ScriptedServer(script=Send(b"one\ntwo\n")) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            first = conn.info.id
+            assert conn.recv_until(b"\n", timeout=5) == b"one\n"  # one packet: the rest was read with it
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.info.id != first
+            assert conn.recv_until(b"\n", timeout=5) == b"one\n", "a new stream begins at its beginning"
+            assert conn.recv_until(b"\n", timeout=5) == b"two\n"
+            second = conn.info.id
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.info.id == second, "everything was consumed: it is clean"
+
+
+def test_stray_bytes_on_a_healthy_looking_connection_never_reach_the_next_holder(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, max_size=1) as pool:
+        conn = pool.try_connect(timeout=5)
+        raw = conn.socket
+        conn.sendall(b"late answer", timeout=5)
+        until_readable(raw)  # the answer is in the socket, read by nobody
+        conn.release()
+        clock.advance(1)
+        with pool.try_connect(timeout=5) as conn:
+            assert ask(conn) == b"ping"
+        server.until_accepts(2)

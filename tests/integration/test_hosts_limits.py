@@ -1,0 +1,278 @@
+"""Limits per endpoint, room made by eviction, and how many dials go out at a time."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from connpool import CloseReason, ConnectionPool, PoolExhaustedError
+from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
+from tests.helpers.together import together
+
+
+def test_one_endpoint_takes_no_more_than_its_share_and_the_other_gets_the_rest() -> None:
+    with ScriptedServer() as a, ScriptedServer() as b:
+        with ConnectionPool(f"{a.endpoint} && {b.endpoint}", max_size=4, max_per_endpoint=2) as pool:
+            loans = [pool.try_connect(a.endpoint) for _ in range(2)]
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(a.endpoint, timeout=0)
+            loans += [pool.try_connect(timeout=5) for _ in range(2)]
+            assert endpoints_of(loans[2:]) == [str(b.endpoint)] * 2
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(timeout=0)
+            assert down(pool) == []
+            for loan in loans:
+                loan.release()
+            a.until_accepts(2)
+            b.until_accepts(2)
+            assert (a.peak, b.peak) == (2, 2)
+
+
+def test_a_waiter_at_the_endpoints_limit_goes_on_when_one_comes_back(clock: FakeClock) -> None:
+    with ConnectionPool("a:1 && b:1", connector=Switchboard(), clock=clock, max_per_endpoint=1) as pool:
+        loan = pool.try_connect("a:1")
+
+        def wait() -> int:
+            with pool.try_connect("a:1") as conn:
+                return conn.uses
+
+        def give_back() -> int:
+            clock.until_waiting(1)
+            loan.release()
+            return 0
+
+        assert together(wait, give_back) == [1, 0]
+
+
+def test_who_waits_for_a_full_endpoint_holds_up_nobody_who_wants_another(clock: FakeClock) -> None:
+    with ConnectionPool("a:1 && b:1", connector=Switchboard(), clock=clock, max_per_endpoint=1) as pool:
+        loan = pool.try_connect("a:1")
+
+        def wait() -> None:
+            pool.try_connect("a:1").release()
+
+        def others() -> None:
+            clock.until_waiting(1)
+            for _ in range(3):
+                pool.try_connect("b:1").release()
+                with pool.try_connect() as conn:
+                    assert str(conn.endpoint) == "b:1"
+            loan.release()
+
+        together(wait, others)
+
+
+def test_who_waits_behind_another_for_a_free_endpoint_is_served_first(clock: FakeClock) -> None:
+    """Both are queued; the release of b's connection is of no use to the older waiter."""
+    with ConnectionPool("a:1 && b:1", connector=Switchboard(), clock=clock, max_per_endpoint=1) as pool:
+        loans = {name: pool.try_connect(name) for name in ("a:1", "b:1")}
+        served = threading.Event()
+
+        def older() -> None:
+            pool.try_connect("a:1").release()
+
+        def younger() -> None:
+            clock.until_waiting(1)
+            pool.try_connect("b:1").release()
+            served.set()
+
+        def give_back() -> None:
+            clock.until_waiting(2)
+            loans["b:1"].release()
+            assert served.wait(10)
+            loans["a:1"].release()
+
+        together(older, younger, give_back)
+
+
+def test_the_limit_per_endpoint_counts_failover_too(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings = {"max_size": 8, "max_per_endpoint": 2}
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
+        loans = [pool.try_connect() for _ in range(2)]
+        with pytest.raises(PoolExhaustedError):
+            pool.try_connect(timeout=0)
+        assert info_of(pool, "b:1").size == 2
+        for loan in loans:
+            loan.release()
+
+
+def test_a_group_that_is_full_but_lives_is_waited_for(clock: FakeClock) -> None:
+    """The next group is for when the first is down, not for when it is busy."""
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, max_per_endpoint=1) as pool:
+        with pool.try_connect(), pytest.raises(PoolExhaustedError):
+            pool.try_connect(timeout=0)
+        assert board.dialled == ["a:1"]
+
+
+# -- eviction ------------------------------------------------------------------------------
+
+
+def test_an_idle_connection_to_another_endpoint_makes_room() -> None:
+    with ScriptedServer() as a, ScriptedServer() as b, ConnectionPool(a.endpoint, max_size=1) as pool:
+        pool.try_connect().release()
+        served = a.until_accepts(1)
+        with pool.try_connect(b.endpoint, timeout=5) as conn:
+            conn.sendall(b"x")
+            assert conn.recv_exactly(1) == b"x"
+            served.until_eof()
+            assert pool.stats().size == 1
+        assert pool.stats().closed == {CloseReason.EVICTED: 1}
+
+
+def test_a_loan_that_comes_back_makes_room_for_one_who_waits_for_another_endpoint() -> None:
+    with ScriptedServer() as a, ScriptedServer() as b, ConnectionPool(a.endpoint, max_size=1) as pool:
+        loan = pool.try_connect()
+
+        def wait() -> None:
+            with pool.try_connect(b.endpoint, timeout=10) as conn:
+                assert conn.endpoint == b.endpoint
+
+        def give_back() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            loan.release()
+
+        together(wait, give_back)
+        a.until_accepts(1).until_eof()
+        assert pool.stats().size == 1
+
+
+def test_no_more_is_evicted_than_is_needed_and_never_what_is_lent(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=4) as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        for loan in loans[:3]:
+            loan.release()
+        loans.append(pool.try_connect("b:1"))
+        assert loans[3].raw.is_open
+        assert pool.stats().closed == {CloseReason.EVICTED: 1}
+        assert (info_of(pool, "a:1").size, info_of(pool, "b:1").size) == (3, 1)
+        for loan in loans[3:]:
+            loan.release()
+        check_books(pool)
+
+
+def test_the_longest_idle_one_is_evicted(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=3) as pool:
+        loans = [pool.try_connect() for _ in range(3)]
+        for i in (1, 0, 2):
+            loans[i].release()
+            clock.advance(1)
+        pool.try_connect("b:1").release()
+        assert [line.is_open for line in board.lines] == [True, False, True, True]
+
+
+def test_nothing_is_evicted_for_an_endpoint_that_is_not_even_dialled(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, max_size=1) as pool:
+        pool.try_connect("a:1").release()
+        pool.blacklist("b:1")
+        with pytest.raises(ConnectionError):
+            pool.try_connect("b:1")
+        assert board.dialled == ["a:1"]
+        with pool.try_connect() as conn:
+            assert conn.uses == 1
+
+
+def test_at_the_endpoints_own_limit_evicting_others_is_no_use_and_is_not_done(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings = {"max_size": 2, "max_per_endpoint": 1}
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
+        pool.try_connect("a:1").release()
+        with pool.try_connect("b:1"), pytest.raises(PoolExhaustedError):
+            pool.try_connect("b:1", timeout=0)
+        assert board.n_open == 2
+
+
+@pytest.mark.parametrize("dial_in_caller", [False, True])
+def test_the_servers_together_never_see_more_than_the_maximum(dial_in_caller: bool) -> None:
+    """Four threads ask for two endpoints in turn, in a pool of two: each checkout may evict."""
+    n_open, peak, lock = 0, 0, threading.Lock()
+
+    class Counting(Switchboard):
+        def open(self, endpoint: object, timeout: float | None, cancel: object) -> object:
+            nonlocal n_open, peak
+            with lock:
+                n_open += 1
+                peak = max(peak, n_open)
+            return super().open(endpoint, timeout, cancel)  # type: ignore[arg-type]
+
+        def close(self, line: object) -> None:
+            nonlocal n_open
+            super().close(line)  # type: ignore[arg-type]
+            with lock:
+                n_open -= 1
+
+    settings = {"max_size": 2, "dial_in_caller": dial_in_caller}
+    with ConnectionPool("a:1", connector=Counting(), **settings) as pool:
+
+        def work() -> None:
+            for i in range(60):
+                pool.try_connect("ab"[i % 2] + ":1").release()
+
+        together(*[work] * 4, limit=30)
+        assert peak <= 2
+        check_books(pool)
+    assert n_open == 0
+
+
+# -- dials at a time -------------------------------------------------------------------------
+
+
+def test_no_more_dials_go_to_an_endpoint_at_a_time_than_allowed(clock: FakeClock) -> None:
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, max_connecting=2) as pool:
+        gate = threading.Barrier(6)
+
+        def work() -> None:
+            with pool.try_connect():
+                gate.wait(10)
+
+        def watch() -> None:
+            until(lambda: pool.stats().waiting == 6)
+            board.until_dialling("a:1", 2)
+            assert pool.stats().opening == 2
+            board.let_go("a:1")
+
+        together(*[work] * 6, watch)
+        assert board.peak["a:1"] == 2
+        assert len(board.dialled) == 6
+
+
+def test_dials_that_hang_at_one_endpoint_hold_up_no_dial_to_another(clock: FakeClock) -> None:
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("b:1", connector=board, clock=clock, max_connecting=1) as pool:
+
+        def hang() -> None:
+            pool.try_connect("a:1").release()
+
+        def others() -> None:
+            board.until_dialling("a:1")
+            until(lambda: pool.stats().waiting == 2)
+            loans = [pool.try_connect() for _ in range(3)]
+            for loan in loans:
+                loan.release()
+            assert pool.stats().waiting == 2
+            board.let_go("a:1")
+
+        together(hang, hang, others)
+        assert board.peak["a:1"] == 1
+
+
+def test_a_crowd_uses_all_endpoints_of_the_group_though_one_hangs(clock: FakeClock) -> None:
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, max_connecting=1) as pool:
+
+        def work() -> None:
+            pool.try_connect().release()
+
+        together(*[work] * 6)
+        until(lambda: pool.stats().waiting == 0)
+        board.let_go("a:1")

@@ -1,0 +1,250 @@
+"""Input and output of a loan: whole or an error, and in time, on TLS too."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from connpool import CloseReason, Connection, ConnectionPool, SocketConnector, UsageError
+from connpool.testing import Deaf, Echo, Ending, Pause, ReadSlowly, Script, ScriptedServer, Send, Silence
+from tests.helpers.certificates import Certificates
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+
+@contextmanager
+def serving(
+    script: Script, is_tls: bool, certificates: Certificates
+) -> Iterator[tuple[ScriptedServer, ConnectionPool]]:
+    tls = certificates.server() if is_tls else None
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        ScriptedServer(script=script, tls=tls) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        yield server, pool
+
+
+both = pytest.mark.parametrize("is_tls", [False, True])
+
+
+@both
+@pytest.mark.parametrize("script", [ReadSlowly(10_000), Deaf()])
+def test_a_write_to_a_slow_reader_ends_in_time_and_closes(
+    script: Script, is_tls: bool, certificates: Certificates
+) -> None:
+    with serving(script, is_tls, certificates) as (server, pool):
+        conn = pool.try_connect(timeout=5)
+        with taking(0.5, 1.5), pytest.raises(TimeoutError):
+            conn.writev_all([b"x" * 5_000] * 2_000, timeout=0.5)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+        server.until_accepts(1).until_ended()
+
+
+@both
+def test_more_buffers_than_the_system_takes_at_once_arrive_whole(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    parts = [b"%05d," % i for i in range(3000)] + [b"", bytearray(b"end"), memoryview(b"!")]  # type: ignore[list-item]
+    whole = b"".join(bytes(part) for part in parts)
+    with serving(Echo(), is_tls, certificates) as (server, pool), pool.try_connect(timeout=5) as conn:
+        conn.writev_all(iter(parts), timeout=10)
+        assert conn.recv_exactly(len(whole), timeout=10) == whole
+        assert server.received == [whole]
+
+
+@both
+def test_much_arrives_whole_while_the_other_side_writes_too(is_tls: bool, certificates: Certificates) -> None:
+    data = bytes(range(256)) * 8_000
+    with serving(Echo(), is_tls, certificates) as (_, pool), pool.try_connect(timeout=5) as conn:
+        assert together(
+            lambda: conn.sendall(data, timeout=20), lambda: conn.recv_exactly(len(data), timeout=20), limit=30
+        ) == [None, data]
+
+
+@both
+@pytest.mark.parametrize("read", ["recv", "recv_into", "recv_exactly", "recv_until"])
+def test_a_read_ends_in_time_even_if_the_peer_dribbles(
+    read: str, is_tls: bool, certificates: Certificates
+) -> None:
+    dribble = [Send(b"a"), Pause(0.1)] * 30
+    reads = {
+        "recv": lambda conn: [conn.recv(1, timeout=0.35) for _ in range(2)],
+        "recv_into": lambda conn: conn.recv_into(bytearray(4), timeout=0.35),
+        "recv_exactly": lambda conn: conn.recv_exactly(20, timeout=0.35),
+        "recv_until": lambda conn: conn.recv_until(b"\n", timeout=0.35),
+    }
+    silent = read in ("recv", "recv_into")
+    with serving(Silence() if silent else dribble, is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with taking(0.35, 1.5), pytest.raises(TimeoutError):
+            reads[read](conn)
+        conn.release()
+        assert pool.stats().size == 0
+
+
+@both
+def test_a_line_that_is_too_long_is_an_error_and_closes(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Send(b"x" * 200 + b"\n"), is_tls, certificates) as (server, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(ConnectionError):
+            conn.recv_until(b"\n", limit=100, timeout=5)
+        conn.release()
+        assert pool.stats().size == 0
+        server.until_accepts(1).until_ended()
+
+
+@both
+def test_every_reader_gets_its_part(is_tls: bool, certificates: Certificates) -> None:
+    stream = b"HTTP/1.1 200 OK\r\nLength: 5\r\n\r\nhello1234end"
+    with serving(Send(stream), is_tls, certificates) as (_, pool), pool.try_connect(timeout=5) as conn:
+        assert conn.recv_until(b"\r\n\r\n", limit=100, timeout=5) == stream[: stream.index(b"hello")]
+        assert conn.recv_exactly(5, timeout=5) == b"hello"
+        buffer = bytearray(10)
+        assert conn.recv_into(buffer, 2, timeout=5) == 2
+        assert buffer[:3] == b"12\0"
+        assert conn.recv_exactly(2, timeout=5) == b"34"
+        rest = b""
+        while len(rest) < 3:
+            rest += conn.recv(10, timeout=5)
+        assert rest == b"end"
+
+
+@both
+def test_two_tls_records_are_two_reads_without_more_traffic(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    with serving([Send(b"one two")], is_tls, certificates) as (_, pool), pool.try_connect(timeout=5) as conn:
+        assert conn.recv_exactly(3, timeout=5) == b"one"
+        with taking(0, 1):  # what is buffered inside TLS never shows on the socket
+            assert conn.recv(4, timeout=5) == b" two"
+
+
+@both
+def test_an_end_in_the_middle_is_an_error(is_tls: bool, certificates: Certificates) -> None:
+    with serving([Send(b"abc"), lambda served: served.close()], is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(ConnectionError):
+            conn.recv_exactly(4, timeout=5)
+        conn.release()
+        assert pool.stats().size == 0
+
+
+@both
+def test_a_write_to_a_peer_that_left_is_an_error_and_no_signal(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    with serving(Silence(), is_tls, certificates) as (server, pool):
+        conn = pool.try_connect(timeout=5)
+        server.until_accepts(1).reset()
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                conn.sendall(b"x" * 10_000, timeout=5)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@both
+def test_a_blocked_call_uses_no_processor_time(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Deaf(), is_tls, certificates) as (_, pool):
+        for call in ("write", "read"):
+            conn = pool.try_connect(timeout=5)
+            before = time.thread_time()
+            with pytest.raises(TimeoutError):
+                if call == "write":
+                    conn.writev_all([b"x" * 65_536] * 100, timeout=0.5)
+                else:
+                    conn.recv(1, timeout=0.5)
+            assert time.thread_time() - before < 0.1
+            conn.release()
+
+
+def test_waiting_for_a_place_uses_no_processor_time() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5):
+            before = time.thread_time()
+            with pytest.raises(TimeoutError):
+                pool.try_connect(timeout=0.5)
+            assert time.thread_time() - before < 0.1
+
+
+@both
+def test_a_mistake_in_the_arguments_does_not_break_a_connection(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    with serving(Echo(), is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises((TypeError, UsageError)):
+            conn.sendall("text", timeout=5)  # type: ignore[arg-type]
+        with pytest.raises((ValueError, TypeError, UsageError)):
+            conn.recv_until(b"", timeout=5)
+        conn.sendall(b"ok", timeout=5)
+        assert conn.recv_exactly(2, timeout=5) == b"ok"
+        conn.release()
+        assert pool.stats().idle == 1
+
+
+@both
+def test_a_timeout_of_one_call_is_not_the_next_holders(is_tls: bool, certificates: Certificates) -> None:
+    with serving([Echo(times=1), Pause(0.4), Send(b"late")], is_tls, certificates) as (_, pool):
+        with pool.try_connect(timeout=5) as conn:
+            conn.sendall(b"x", timeout=0.2)
+            assert conn.recv_exactly(1, timeout=0.2) == b"x"
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 1
+            assert conn.socket.gettimeout() is None
+            assert conn.recv_exactly(4) == b"late"
+
+
+@both
+def test_a_time_set_on_the_socket_itself_is_not_the_next_holders(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    with serving([Pause(0.3), Send(b"late")], is_tls, certificates) as (_, pool):
+        with pool.try_connect(timeout=5) as conn:
+            conn.socket.settimeout(0.05)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.recv_exactly(4, timeout=5) == b"late"
+
+
+@both
+def test_a_termination_says_goodbye_to_the_peer(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Silence(), is_tls, certificates) as (server, pool):
+        pool.try_connect(timeout=5).terminate()
+        assert server.until_accepts(1).until_ended() is Ending.EOF
+
+
+def test_a_close_of_a_deaf_peer_blocks_nobody(certificates: Certificates) -> None:
+    with serving(Deaf(), True, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(TimeoutError):
+            conn.sendall(b"x" * 8_000_000, timeout=0.2)
+        with taking(0, 1):
+            conn.terminate()
+
+
+@both
+def test_closing_with_a_limit_interrupts_what_is_lent(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Silence(), is_tls, certificates) as (server, pool):
+        lent = threading.Event()
+
+        def read() -> None:
+            conn: Connection = pool.try_connect(timeout=5)
+            lent.set()
+            with pytest.raises(OSError, match="clos"):
+                conn.recv(1)
+            conn.release()
+
+        def close() -> None:
+            assert lent.wait(5)
+            pool.close(timeout=0.2)
+
+        with taking(0.2, 3):
+            together(read, close)
+        server.until_open(0)
+        assert pool.stats().size == 0

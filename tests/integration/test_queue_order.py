@@ -1,0 +1,294 @@
+"""The queue is first come, first served; nobody starves, and nobody takes a hand-off to the grave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+import pytest
+
+from connpool import CheckoutTimeoutError, ConnectionPool, PoolExhaustedError, Request
+from connpool.clock import Gate
+from connpool.testing import FakeClock
+from tests.helpers.together import together
+from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, assert_whole, balanced
+
+
+def make(works=None, clock=None, **settings):
+    settings = {"max_size": 1, "blacklist_initial": 0, "reap_interval": None, **settings}
+    return ConnectionPool(A, connector=works or Works(prompt=True), clock=clock or TellingClock(), **settings)
+
+
+def queue(pool, clock, *requests, **kwargs):
+    """One waiting caller for each request, in this order."""
+    callers = []
+    for req in requests:
+        callers.append(Caller(pool, req, **kwargs))
+        clock.until_waiting(len(callers))
+    return callers
+
+
+def test_waiters_are_served_in_the_order_of_their_arrival():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    callers = queue(pool, clock, *[None] * 5)
+    for i, caller in enumerate(callers):
+        held.release()
+        held = caller.loan()
+        assert [later.is_waiting for later in callers[i + 1 :]] == [True] * (4 - i)
+    held.release()
+    assert works.dials == 1
+    assert_ended(pool, works)
+
+
+def test_waiters_are_served_in_the_order_of_their_arrival_when_places_are_freed_by_closing():
+    works, clock = Works(), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    callers = queue(pool, clock, *[None] * 5)
+    for i, caller in enumerate(callers):
+        held.terminate()
+        held = caller.loan()
+        assert [later.is_waiting for later in callers[i + 1 :]] == [True] * (4 - i)
+    held.release()
+    assert works.peak == 1
+    assert_ended(pool, works)
+
+
+def test_a_waiter_that_nothing_suits_holds_up_nobody_behind_it():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock, max_size=2, max_per_endpoint=1)
+    a, b = pool.try_connect(A), pool.try_connect(B)
+    picky, plain = queue(pool, clock, Request(endpoint="b:1"), Request(endpoint="a:1"))
+    a.release()
+    plain.loan().release()
+    assert picky.is_waiting
+    b.release()
+    picky.loan().release()
+    assert_ended(pool, works)
+
+
+def test_a_waiter_for_another_endpoint_is_not_starved_by_those_whom_releases_suit():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect(A)
+    first, second, third = queue(pool, clock, Request(endpoint="b:1"), None, None)
+    held.release()  # a is closed for the oldest, who wants b
+    loan = first.loan()
+    assert second.is_waiting
+    assert third.is_waiting
+    loan.release()
+    second.loan().release()
+    third.loan().release()
+    assert_ended(pool, works)
+
+
+def test_nobody_starves_while_the_pool_is_busy():
+    works = Works(prompt=True)
+    pool = make(works, max_size=8)
+    turns: Counter[int] = Counter()
+    until = time.monotonic() + 1.5
+
+    def work(i):
+        while time.monotonic() < until:
+            with pool.try_connect(timeout=10):
+                time.sleep(0.001)  # the work
+            turns[i] += 1
+
+    together(*(lambda i=i: work(i) for i in range(32)), limit=20)
+    assert len(turns) == 32
+    assert min(turns.values()) * 3 > max(turns.values()), turns
+    assert works.peak <= 8
+    assert_ended(pool, works)
+
+
+def test_nobody_starves_behind_one_who_never_pauses():
+    works = Works(prompt=True)
+    pool = make(works)
+    is_over = threading.Event()
+    waits = []
+
+    def hog():
+        while not is_over.is_set():
+            pool.try_connect(timeout=10).release()
+
+    def wait():
+        try:
+            for _ in range(50):
+                began = time.monotonic()
+                pool.try_connect(timeout=10).release()
+                waits.append(time.monotonic() - began)
+        finally:
+            is_over.set()
+
+    together(hog, hog, wait, limit=20)
+    assert len(waits) == 50
+    assert sorted(waits)[25] < 0.1  # a millisecond is the aim
+    assert_ended(pool, works)
+
+
+def test_who_comes_when_max_waiters_wait_is_refused_at_once():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock, max_waiters=2)
+    held = pool.try_connect()
+    callers = queue(pool, clock, None, None)
+    with pytest.raises(PoolExhaustedError):
+        pool.try_connect()
+    assert balanced(pool).waiting == 2
+    held.release()
+    for caller in callers:
+        caller.loan().release()
+    pool.try_connect().release()  # the queue has room again
+    assert_ended(pool, works)
+
+
+def test_max_waiters_zero_forbids_to_wait_for_a_place_and_not_to_dial():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock, max_waiters=0)
+    held = pool.try_connect()
+    with pytest.raises(PoolExhaustedError):
+        pool.try_connect()
+    held.release()
+    assert_ended(pool, works)
+
+
+def test_who_may_not_wait_is_refused_at_once_and_does_not_wait_for_those_who_do():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    (caller,) = queue(pool, clock, None)
+    with pytest.raises(PoolExhaustedError):
+        pool.try_connect(timeout=0)
+    assert balanced(pool).waiting == 1
+    held.release()
+    caller.loan().release()
+    pool.try_connect(timeout=0).release()
+    assert_ended(pool, works)
+
+
+def test_a_waiter_that_times_out_leaves_the_queue_to_the_next():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    impatient = Caller(pool, timeout=1)
+    clock.until_waiting(1)
+    patient = Caller(pool, timeout=20)
+    clock.until_waiting(2)
+    clock.advance(1)
+    impatient.failure(CheckoutTimeoutError)
+    stats = balanced(pool)
+    assert (stats.waiting, stats.timeouts) == (1, 1)
+    held.release()
+    patient.loan().release()
+    assert_ended(pool, works)
+
+
+class LeavingClock(TellingClock):
+    """A wait that ends only when something was handed over, and then in the way of the test."""
+
+    overtake_delay = 0.0
+
+    def __init__(self, end):
+        super().__init__()
+        self.leaver = None
+        self._end = end
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        came = super().wait(gate, timeout)
+        if came and threading.current_thread() is self.leaver:
+            return self._end()
+        return came
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ending", ["release", "terminate"])
+def test_an_interrupted_waiter_passes_on_what_it_was_given(ending):
+    clock = LeavingClock(interrupt)
+    works = Works(prompt=True)
+    pool = make(works, clock)
+    held = pool.try_connect()
+    first, second = queue(pool, clock, None, None)
+    clock.leaver = first._thread
+    getattr(held, ending)()
+    first.failure(KeyboardInterrupt)
+    began = time.monotonic()
+    second.loan().release()
+    assert second.done_at - began < 0.5
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_a_waiter_that_is_late_takes_what_it_was_given_in_its_last_moment():
+    clock = LeavingClock(lambda: False)
+    works = Works(prompt=True)
+    pool = make(works, clock)
+    held = pool.try_connect()
+    (first,) = queue(pool, clock, None)
+    clock.leaver = first._thread
+    held.release()
+    first.loan().release()
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_a_cancelled_waiter_passes_on_what_it_was_given(n):
+    """Cancelled in the moment of the hand-off: it or the next has the connection, and no place is lost."""
+    cancel = threading.Event()
+
+    def end():
+        cancel.set()
+        return True
+
+    clock = LeavingClock(end)
+    works = Works(prompt=True)
+    pool = make(works, clock)
+    held = pool.try_connect()
+    first, second = queue(pool, clock, Request(cancel=cancel), None)
+    clock.leaver = first._thread
+    held.release()
+    first.join()
+    if first.connection is not None:
+        first.connection.release()
+    second.loan().release()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_a_hand_off_goes_to_who_waits_and_not_to_a_newcomer():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    (first,) = queue(pool, clock, None)
+    held.release()
+    with pytest.raises(PoolExhaustedError):
+        pool.try_connect(timeout=0)
+    first.loan().release()
+    assert_ended(pool, works)
+
+
+def test_a_dial_whose_waiter_left_serves_the_next_and_else_lies_idle():
+    works, clock = Works(prompt=True), TellingClock()
+    pool = make(works, clock)
+    free = threading.Event()
+    entered = threading.Event()
+
+    def opening(_):
+        entered.set()
+        assert free.wait(30)
+
+    works.opening = opening
+    gone = Caller(pool, timeout=0.05)
+    gone.failure(CheckoutTimeoutError)
+    assert entered.is_set()
+    caller = Caller(pool, timeout=10)
+    clock.until_waiting(1)
+    free.set()
+    caller.loan().release()
+    assert works.dials == 1
+    assert balanced(pool).idle == 1
+    assert_ended(pool, works)
