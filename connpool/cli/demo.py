@@ -207,26 +207,28 @@ class Play:
                 return
 
     def _tell(self, text: str) -> None:
-        self._screen.say(f"{self.seconds_so_far():5.1f} s  -- {text}")
+        self._screen.say(f"{self.seconds_so_far():5.1f}s -- {text}")
 
     def _paint(self, endpoints: tuple[EndpointInfo, ...], now: float) -> None:
         turns = sum(asker.turns for asker in self._crowd.askers)
         rate = (turns - self._turns_painted) / (now - self._painted_at)
         waits = self._crowd.take_waits()
-        hosts = "  ".join(
-            f"{name} {describe(info, now):16}" for name, info in zip(NAMES, endpoints, strict=True)
+        hosts = " ".join(
+            f"{name} {describe(info, now):8}" for name, info in zip(NAMES, endpoints, strict=True)
         )
-        self._screen.show(
-            f"{now - self._began:5.1f} s  {rate:5.0f} turns/s  {hosts}"
-            f"  wait p50 {milliseconds(at_rank(waits, 0.50))}, p99 {milliseconds(at_rank(waits, 0.99))}"
+        self._screen.show(  # no wider than 79 columns
+            f"{now - self._began:5.1f}s {rate:5.0f} turns/s {hosts}"
+            f" wait p50 {milliseconds(at_rank(waits, 0.50))} p99 {milliseconds(at_rank(waits, 0.99))}"
         )
         self._painted_at, self._turns_painted = now, turns
 
 
 def describe(info: EndpointInfo, now: float) -> str:
-    """One endpoint in the live line: its connections, or for how long it is left alone."""
+    """One endpoint in the live line: its connections, or for how long it is blacklisted."""
     if info.state is EndpointState.UP:
         return f"{info.size} open"
-    if info.state is EndpointState.PROBING or info.retry_at is None or info.retry_at <= now:
-        return "down, trying"
-    return f"down for {info.retry_at - now:.2f} s"
+    if info.state is EndpointState.PROBING:
+        return "probing"
+    if info.retry_at is None or info.retry_at <= now:
+        return "out, due"
+    return f"out {info.retry_at - now:.1f}s"

@@ -17,13 +17,12 @@ from connpool.model.checks import require_seconds
 from connpool.model.request import Request
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.connection import Connection
-from connpool.pool.core import Todo
 from connpool.pool.dialing import EitherCancel
+from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Record
 from connpool.pool.service import PATIENCE
 from connpool.pool.snapshots import connection_info, describe_loans
 from connpool.pool.waiters import Outcome, Waiter
-from connpool.wire.waiting import Cancel
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -283,15 +282,20 @@ class Checkout:
 
     def _run_errand(self) -> None:
         """Dial on the waiter's own thread."""
-        dial = self._waiter.errands.popleft()
+        waiter = self._waiter
+        dial = waiter.errands.popleft()
+        dial.is_errand = True
+        waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         timeout = self._books.config.connect_timeout
         if self._limit != 0 and self._until() - self._clock.now() < timeout:
             timeout = max(0.0, self._until() - self._clock.now())
             dial.is_hurried = True
-        cancel: Cancel = dial.cancel
         if self._request.cancel is not None:
-            cancel = EitherCancel(cancel, self._request.cancel)
-        self._lender.dialler.run(dial, timeout, cancel)
+            dial.cancel = EitherCancel(dial.cancel, self._request.cancel)
+        try:
+            self._lender.dialler.run(dial, timeout)
+        finally:
+            waiter.is_busy = False
 
     def _leave(self) -> None:
         """Go, for whatever reason; what was given to us meanwhile goes to the next."""

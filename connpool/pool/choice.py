@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connpool.pool.core import Books, withdraw
+from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.record import Key
 from connpool.pool.waiters import Waiter
@@ -54,6 +54,6 @@ def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
             or (waiter.is_fresh_only and record.uses > 0)
             or waiter.refused.get(record) == record.since
         )
-        if suits and withdraw(host, key):
+        if suits and host.withdraw(key):
             return key
     return None

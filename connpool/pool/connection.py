@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from connpool.errors import UsageError
 from connpool.model.endpoint import Endpoint
@@ -12,17 +11,13 @@ from connpool.model.states import CloseReason
 from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
-from connpool.wire.io import Socket, TLSContext, TLSSocket, is_socket, is_tls
-
-if TYPE_CHECKING:
-    from connpool.wire.io import FileStream, Stream
+from connpool.pool.traffic import Traffic
+from connpool.wire.io import Socket, TLSSocket, is_socket, is_stream, is_tls
 
 __all__ = ["Connection"]
 
-Bytes: TypeAlias = bytes | bytearray | memoryview
 
-
-class Connection:
+class Connection(Traffic):
     """One loan: exclusive use of one connection until ``release`` or ``terminate``.
 
     Made by ``ConnectionPool.try_connect`` and never by hand. As a context
@@ -63,7 +58,7 @@ class Connection:
             pool = record.pool
             now = pool._now()
             stream = record.stream
-            if now < record.expires_at and now < pool._return_until and (stream is None or not stream.rest):
+            if now < record.expires_at and now < pool._return_until and (stream is None or stream.is_clean()):
                 record.since = now
                 record.host.idle.append(key)
                 if pool._is_awaited:  # announced before its last look: see docs/locking.md
@@ -130,7 +125,7 @@ class Connection:
     @property
     def raw(self) -> Any:
         """What the connector opened: a socket, a database connection, ..."""
-        return self._held().raw
+        return self._exposed()
 
     @property
     def socket(self) -> Socket:
@@ -139,7 +134,7 @@ class Connection:
         Raises:
             UsageError: what the connector opened is not one.
         """
-        raw = self._held().raw
+        raw = self._exposed()
         if not is_socket(raw):
             raise UsageError(f"{self!r}: a {type(raw).__name__} is not a socket; use raw")
         return raw
@@ -147,7 +142,7 @@ class Connection:
     @property
     def ssl_socket(self) -> TLSSocket | None:
         """The socket if it speaks TLS, else None."""
-        raw = self._held().raw
+        raw = self._exposed()
         return raw if is_tls(raw) else None
 
     def fileno(self) -> int:
@@ -178,111 +173,6 @@ class Connection:
     def extra(self, value: Any) -> None:
         self._held().extra = value
 
-    # -- input and output
-
-    def writev_all(self, buffers: Iterable[Bytes], timeout: float | None = None) -> None:
-        """Write all of *buffers*, in order, as one stretch of bytes.
-
-        Raises:
-            TimeoutError: not everything was taken within *timeout* seconds.
-            OSError: the connection is broken.
-            UsageError: given back before, or not a socket.
-
-        Source: dpl_conn_writev_all (Droplet).
-        """
-        stream = self._stream()
-        try:
-            stream.writev_all(buffers, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def sendall(self, data: Bytes, timeout: float | None = None) -> None:
-        """Write all of *data*; as ``writev_all`` of one buffer."""
-        self.writev_all((data,), timeout)
-
-    def recv(self, n: int, timeout: float | None = None) -> bytes:
-        """Read at most *n* bytes, at least one; ``b""`` at the end of the stream.
-
-        Raises:
-            TimeoutError: nothing came within *timeout* seconds.
-            OSError: the connection is broken, or the pool interrupted it.
-            UsageError: given back before, or not a socket.
-        """
-        stream = self._stream()
-        try:
-            data = stream.recv(n, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-        if not data and n:
-            self._held().condemn(CloseReason.BROKEN)  # the peer has finished
-        return data
-
-    def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, timeout: float | None = None) -> int:
-        """Read at most *nbytes* bytes (0: as many as fit) into *buffer*. Returns how many; see ``recv``."""
-        stream = self._stream()
-        try:
-            n = stream.recv_into(buffer, nbytes, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-        if not n and len(buffer):
-            self._held().condemn(CloseReason.BROKEN)
-        return n
-
-    def recv_exactly(self, n: int, timeout: float | None = None) -> bytes:
-        """Read *n* bytes, no more and no fewer.
-
-        Raises:
-            ConnectionError: the stream ended before; see ``recv`` for the rest.
-        """
-        stream = self._stream()
-        try:
-            return stream.recv_exactly(n, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
-        """Read up to and including *delimiter*, at most *limit* bytes.
-
-        What was read behind it is kept for the next call; a connection that is
-        released with such a rest is closed.
-
-        Raises:
-            ConnectionError: *limit* bytes came without it, or the stream ended; see ``recv`` for the rest.
-        """
-        stream = self._stream()
-        try:
-            return stream.recv_until(delimiter, limit, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def start_tls(
-        self, context: TLSContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> None:
-        """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
-
-        Args:
-            server_hostname: The name to verify; None: the endpoint's host.
-
-        Raises:
-            HandshakeError: the peer cannot be trusted, or does not speak TLS.
-            UsageError: unread bytes came in clear, or it speaks TLS already.
-
-        Source: dmConnectionPool::CreateSSLSocket (Defold).
-        """
-        record, stream = self._held(), self._stream()
-        try:
-            stream.start_tls(context, server_hostname or record.host.endpoint.host, timeout)
-        except BaseException as error:
-            self._fail(error)
-            raise
-        record.raw = stream.raw
-        record.pool._lender.upgraded(record)
-
     # -- the loan itself
 
     def _held(self) -> Record:
@@ -291,6 +181,13 @@ class Connection:
         except AttributeError:
             raise self._given_back() from None
 
+    def _exposed(self) -> Any:
+        """The transport itself. Who has had it may have closed it, so its return is looked at."""
+        record = self._held()
+        if is_stream(record.raw):
+            record.streaming()
+        return record.raw
+
     def _surrender(self) -> Key:
         try:
             key = self._key
@@ -298,14 +195,6 @@ class Connection:
         except AttributeError:
             raise self._given_back() from None
         return key
-
-    def _stream(self) -> Stream | FileStream:
-        return self._held().streaming()
-
-    def _fail(self, error: BaseException) -> None:
-        """Mark it broken, unless *error* only says that the arguments are wrong."""
-        if not isinstance(error, TypeError | ValueError | UsageError) or isinstance(error, OSError):
-            self._held().condemn(CloseReason.BROKEN)
 
     def _given_back(self) -> UsageError:
         record = getattr(self, "_record", None)

@@ -17,8 +17,9 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import POOL_MOVES, CloseReason, PoolState
-from connpool.pool.core import Books, Todo
+from connpool.pool.core import Books
 from connpool.pool.hosts import Host
+from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.snapshots import connection_info, idle_ones
@@ -162,7 +163,7 @@ class Control:
         todo = Todo()
         with self._lock:
             config = self._books.config.evolve(**settings)
-            self._books.config = config
+            self._books.adopt_config(config)
             self._lender.service.looks_are_prompt = self._lender.connector.prompt or config.dial_in_caller
             self._books.publish(self._clock.now())
             self._books.trim(self._clock.now(), todo)

@@ -16,13 +16,14 @@ from connpool.model.histogram import Histogram
 from connpool.model.route import Route
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.hosts import Fleet, Host, Take
+from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
 
-__all__ = ["Board", "Books", "Dial", "Todo"]
+__all__ = ["Board", "Books"]
 
 
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
@@ -36,38 +37,6 @@ class Board(Protocol):
     _lend_until: float  # from this instant on a checkout takes the long way
     _return_until: float  # from this instant on a return takes the long way
     _is_awaited: bool  # somebody sleeps who must hear of every return
-
-
-class Dial:
-    """One attempt to make a key lendable: opening its transport, or looking at it.
-
-    Holds the key, so a dial that gets lost on its way to a thread frees its place.
-    """
-
-    __slots__ = ("blames", "cancel", "is_hurried", "is_look", "key", "number")
-
-    def __init__(
-        self, key: Key, cancel: threading.Event, number: int, *, is_look: bool, blames: bool
-    ) -> None:
-        self.key = key
-        self.cancel = cancel
-        self.number = number  # of the checkout it was begun for
-        self.is_look = is_look
-        self.blames = blames  # whether a failure counts against the host
-        self.is_hurried = False  # its caller has less time than a dial may take
-
-
-class Todo:
-    """What was decided under the lock, to be done without it."""
-
-    __slots__ = ("dials", "doomed")
-
-    def __init__(self) -> None:
-        self.dials: list[Dial] = []
-        self.doomed: list[Key] = []  # CLOSING, to be closed and then forgotten
-
-    def __bool__(self) -> bool:
-        return bool(self.dials or self.doomed)
 
 
 class Books:
@@ -159,10 +128,23 @@ class Books:
         record.was_open = True
         record.host.opening.pop(record, None)
         record.opened_at = record.since = now
-        lifetime = self.config.max_lifetime
         if record.fate is None:
-            jitter = 1 - self.config.lifetime_jitter * self.rng.random()
-            record.expires_at = math.inf if lifetime is None else now + lifetime * jitter
+            record.expires_at = self._end_of_life(record)
+
+    def adopt_config(self, config: PoolConfig) -> None:
+        """Go by *config* from now on; what is open gets the lifetime it would have had."""
+        had = (self.config.max_lifetime, self.config.lifetime_jitter)
+        self.config = config
+        if had != (config.max_lifetime, config.lifetime_jitter):
+            for record in self.records():
+                if record.phase is Phase.OPEN and record.fate is None:
+                    record.expires_at = self._end_of_life(record)
+
+    def _end_of_life(self, record: Record) -> float:
+        lifetime = self.config.max_lifetime
+        if lifetime is None:
+            return math.inf
+        return record.opened_at + lifetime * (1 - self.config.lifetime_jitter * self.rng.random())
 
     def doom(self, key: Key, reason: CloseReason, todo: Todo) -> None:
         """Let *key*'s connection be closed; it keeps its place until that is done."""
@@ -221,11 +203,11 @@ class Books:
         for host in self.fleet.hosts.values():
             for key in host.idle.copy():
                 reason = self.idle_verdict(key.record, now)
-                if reason is not None and withdraw(host, key):
+                if reason is not None and host.withdraw(key):
                     self.doom(key, reason, todo)
         surplus = self.size() - len(todo.doomed) - self.config.max_size
         while surplus > 0 and (key_and_host := self.longest_idle(self.fleet.hosts.values())):
-            if withdraw(key_and_host[1], key_and_host[0]):
+            if key_and_host[1].withdraw(key_and_host[0]):
                 self.doom(key_and_host[0], CloseReason.SURPLUS, todo)
                 surplus -= 1
 
@@ -313,12 +295,3 @@ class Books:
         if record.uses == 0 and idle_for < JUST_OPENED:
             return False
         return waiter.must_look or idle_for >= self.pool._fresh_for
-
-
-def withdraw(host: Host, key: Key) -> bool:
-    """Take *key* out of the middle of the stack. False: a checkout was faster."""
-    try:
-        host.idle.remove(key)
-    except ValueError:
-        return False
-    return True

@@ -17,7 +17,7 @@ from connpool.errors import (
     PermissionDeniedError,
 )
 from connpool.pool.connection import Connection
-from connpool.pool.core import Dial
+from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
 from connpool.wire.connector import FullConnector
 from connpool.wire.io import FileStream, is_stream
@@ -66,12 +66,11 @@ class Dialler:
 
     # -- dials and looks
 
-    def start(self, dial: Dial) -> None:
-        """Run *dial* on a thread of its own, or here if no thread can be had."""
-        record = dial.key.record
+    def start(self, dial: Dial) -> bool:
+        """Run *dial* on a thread of its own. False: none can be had."""
         verb = "look" if dial.is_look else "dial"
-        if not self._spawn(f"connpool-{verb}-{self._name}-{record.id}", self._run_apart, dial):
-            self._run_apart(dial)
+        name = f"connpool-{verb}-{self._name}-{dial.key.record.id}"
+        return self._spawn(name, self._run_apart, dial)
 
     def _spawn(self, name: str, target: Any, *args: Any) -> bool:
         thread = threading.Thread(target=self._tracked, args=(target, *args), name=name, daemon=True)
@@ -92,11 +91,11 @@ class Dialler:
     def _run_apart(self, dial: Dial) -> None:
         config = self._lender.config
         try:
-            self.run(dial, config.connect_timeout, dial.cancel)
+            self.run(dial, config.connect_timeout)
         except Exception:
             logger.exception("pool %r: recording a dial failed", self._name)
 
-    def run(self, dial: Dial, timeout: float, cancel: Cancel) -> None:
+    def run(self, dial: Dial, timeout: float) -> None:
         """Run *dial* on this thread and record what came of it.
 
         Raises:
@@ -109,7 +108,7 @@ class Dialler:
         self._idents.append(ident)
         try:
             if not dial.is_look:
-                self._open(record, timeout, cancel)
+                self._open(record, timeout, dial.cancel)
             elif not self.is_usable(record):
                 error = ConnectionError("found dead when looked at")
         except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
@@ -126,6 +125,8 @@ class Dialler:
         connector = self._connector
         deadline = real.now() + timeout
         record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
+        if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
+            raise CancelledError(f"opening a connection to {endpoint} was called off")
         if connector.handshake is None and connector.permissions is None:
             return
         try:

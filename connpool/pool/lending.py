@@ -11,14 +11,15 @@ from connpool.errors import CancelledError, PoolClosedError, UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, PoolState
-from connpool.pool.core import Books, Dial, Todo
+from connpool.pool.core import Books
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import as_connect_error
+from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.service import Service
 from connpool.pool.waiters import Waiter
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import SHUT_RDWR
+from connpool.wire.io import SHUT_RDWR, is_stream
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:
@@ -76,11 +77,23 @@ class Lender:
         """Do what was decided, and what is decided in consequence. No lock is held."""
         while todo:
             while todo.dials:
-                self.dialler.start(todo.dials.pop())
+                dial = todo.dials.pop()
+                if not self.dialler.start(dial):
+                    self._send_on_errand(dial)
             closed = self.dialler.close_all(todo.doomed)
             todo = Todo()
             if closed:
                 self._forget(closed, todo)
+
+    def _send_on_errand(self, dial: Dial) -> None:
+        """No thread can be had for *dial*: the waiter it was begun for runs it on its own."""
+        with self._lock:
+            for waiter in self.books.queue:
+                if waiter.number == dial.number and waiter.is_waiting():
+                    waiter.errands.append(dial)
+                    waiter.wake()
+                    return
+        del dial.key  # nobody waits for it any more: its finaliser frees the place
 
     def record_closed(self, keys: list[Key]) -> None:
         """These are closed: their places are free."""
@@ -105,8 +118,8 @@ class Lender:
                 f" it is {record.phase.value}, or belongs to the process that this one was forked from",
                 pool=self.pool.name,
             )
-        if record.fate is None and record.stream is not None and record.stream.rest:
-            record.condemn(CloseReason.DIRTY)
+        if record.fate is None and record.stream is not None and not record.stream.is_clean():
+            record.condemn(CloseReason.DIRTY if record.stream.rest else CloseReason.BROKEN)
         if record.fate is None and self.connector.has_reset and not self.dialler.reset(record):
             record.condemn(CloseReason.DIRTY)
         if self.is_inside():
@@ -174,6 +187,8 @@ class Lender:
         with self._lock:
             now = self.clock.now()
             waiter = self.service.attempt_is_over(record)
+            if waiter is not None:
+                waiter.is_busy = False
             if error is None:
                 if not dial.is_look:
                     books.admit(record, now)
@@ -190,9 +205,7 @@ class Lender:
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
-                is_called_off = dial.cancel.is_set() or isinstance(error, CancelledError)
-                is_callers_haste = dial.is_hurried and isinstance(error, TimeoutError)
-                if not (is_called_off or is_callers_haste):
+                if not self._was_called_off(dial, error):
                     failure = as_connect_error(error, self.pool.name, record.host.endpoint)
                     self.service.blame(dial, failure, now)
                 if record.raw is None:
@@ -201,6 +214,14 @@ class Lender:
                     books.doom(key, CloseReason.BROKEN, todo)
             self.service.serve(now, todo)
         self.carry_out(todo)
+
+    @staticmethod
+    def _was_called_off(dial: Dial, error: BaseException) -> bool:
+        """Whether a dial failed for our own reasons, and says nothing of the endpoint."""
+        is_cancelled = dial.cancel.is_set() or isinstance(error, CancelledError)
+        is_haste = dial.is_hurried and isinstance(error, TimeoutError)
+        is_interrupt = dial.is_errand and not isinstance(error, Exception)
+        return is_cancelled or is_haste or is_interrupt
 
     def abandon(self, waiter: Waiter) -> None:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""
@@ -225,7 +246,7 @@ class Lender:
     @staticmethod
     def interrupt(record: Record, how: int, why: str) -> None:
         """Make blocked input and output on *record* end. The owner closes it, not we."""
-        if record.stream is not None:
-            record.stream.interrupt(how, why)
+        if is_stream(record.raw):
+            record.streaming().interrupt(how, why)
         elif record.raw is not None:
             interrupt(record.raw, how)

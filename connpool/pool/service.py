@@ -14,9 +14,10 @@ from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.choice import candidates, pop_idle
-from connpool.pool.core import Books, Dial, Todo, withdraw
+from connpool.pool.core import Books
 from connpool.pool.failures import again, no_endpoint
 from connpool.pool.hosts import Host
+from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import Outcome, Waiter
 
@@ -60,13 +61,15 @@ class Service:
         for waiter in self._queue:
             if not waiter.is_waiting() or waiter.key is not None:
                 self._finish(waiter, now)  # an interrupt cut this short the last time
+            elif waiter.is_busy:
+                continue
             elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain():
                 break  # nobody plain gets anything after that
         else:
             return
         if self._queue.has_special():
             for waiter in self._queue:
-                if waiter.is_waiting() and not waiter.is_plain():
+                if waiter.is_waiting() and not waiter.is_plain() and not waiter.is_busy:
                     self._attend(waiter, now, todo)
 
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
@@ -83,7 +86,7 @@ class Service:
     def hand_over(self, key: Key, now: float) -> bool:
         """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
         waiter = self._queue.oldest
-        if waiter is None or not waiter.is_plain() or not waiter.is_waiting():
+        if waiter is None or not waiter.is_plain() or not waiter.is_waiting() or waiter.is_busy:
             return False
         if not self._books.fleet.lends(key.record.host):
             return False
@@ -220,7 +223,7 @@ class Service:
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
         while (found := books.longest_idle(others)) is not None:
             key, host = found
-            if withdraw(host, key):
+            if host.withdraw(key):
                 waiter.eviction = key.record
                 books.doom(key, CloseReason.EVICTED, todo)
                 return True
@@ -265,6 +268,20 @@ class Service:
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
         self._finish(waiter, now)
+        if waiter.attempt is not None:
+            self._bequeath(waiter)
+
+    def _bequeath(self, waiter: Waiter) -> None:
+        """What is being opened for *waiter*, who has something now, is for the next who could use it."""
+        record, waiter.attempt = waiter.attempt, None
+        if record is None or record.phase is not Phase.OPENING:
+            return
+        for heir in self._queue:
+            could_use = heir.pinned in (None, record.host.endpoint) and heir.attempt is None
+            if could_use and heir.is_waiting() and not heir.errands:
+                heir.attempt = record
+                heir.patience_at = waiter.patience_at
+                return
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         waiter.error = error

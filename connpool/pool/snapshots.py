@@ -40,12 +40,13 @@ def state_of(record: Record, *, is_idle: bool) -> ConnState:
 def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
     """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
     state = state_of(record, is_idle=is_idle)
+    is_lent = state is ConnState.IN_USE and record.uses > 0  # one on its way to its first holder has none
     local, peer, tls = describe(record.raw)
     return ConnectionInfo(
         id=record.id,
         endpoint=record.host.endpoint,
         state=state,
-        uses=record.uses - (state is ConnState.IN_USE),
+        uses=record.uses - is_lent,
         opened_at=record.opened_at,
         idle_since=record.since if state is ConnState.IDLE else None,
         expires_at=record.expires_at if math.isfinite(record.expires_at) else None,
@@ -53,7 +54,7 @@ def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
         peer=peer,
         tls=tls,
         extra=record.extra,
-        holder=thread_name(record.holder) if state is ConnState.IN_USE else None,
+        holder=thread_name(record.holder) if is_lent else None,
         since=record.since,
     )
 

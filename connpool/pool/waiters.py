@@ -16,7 +16,7 @@ from connpool.model.request import Request
 from connpool.pool.record import Key, Phase, Record
 
 if TYPE_CHECKING:
-    from connpool.pool.core import Dial
+    from connpool.pool.jobs import Dial
 
 __all__ = ["Outcome", "WaitQueue", "Waiter"]
 
@@ -42,6 +42,7 @@ class Waiter:
         "gate",
         "is_alarmed",
         "is_asleep",
+        "is_busy",
         "is_fresh_only",
         "key",
         "must_look",
@@ -78,6 +79,7 @@ class Waiter:
         self.errands: deque[Dial] = deque()  # dials it is to run itself
         self.tried: dict[Endpoint, ConnectError] = {}  # failed while it waited
         self.must_look = False  # what it is given comes from a blacklisted endpoint
+        self.is_busy = False  # dials on its own thread, and can take nothing till that is over
         self.dialled: set[Endpoint] = set()  # opened for ``Request.where``, which need not have liked it
         self.refused: dict[Record, float] = {}  # did not pass ``Request.where``, as idle since then
 

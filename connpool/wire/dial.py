@@ -18,7 +18,7 @@ from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.look import address_text
 from connpool.wire.resolve import AddressInfo, resolve
-from connpool.wire.waiting import Budget, milliseconds, pause
+from connpool.wire.waiting import LOCAL_ERRORS, Budget, milliseconds, pause
 
 __all__ = ["ATTEMPT_DELAY", "DialOptions", "interleave", "open_tcp", "open_unix"]
 
@@ -26,7 +26,6 @@ __all__ = ["ATTEMPT_DELAY", "DialOptions", "interleave", "open_tcp", "open_unix"
 ATTEMPT_DELAY: Final = 0.25
 
 # What fails on this machine, whatever the address.
-_LOCAL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EINTR, errno.EALREADY})
 _KEEP_IDLE: Final[int] = getattr(socket, "TCP_KEEPIDLE", 0) or getattr(socket, "TCP_KEEPALIVE", 0)  # macOS
 
@@ -218,7 +217,7 @@ def _all_failed(endpoint: Endpoint, errors: list[OSError]) -> ConnectError:
     error = ConnectError(
         f"{endpoint}: cannot connect ({reasons})",
         endpoint=endpoint,
-        local=all(exc.errno in _LOCAL for exc in errors),
+        local=all(exc.errno in LOCAL_ERRORS for exc in errors),
     )
     error.errno = errors[0].errno
     error.__cause__ = _together(endpoint, errors)

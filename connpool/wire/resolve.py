@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from connpool.errors import ConnectError, ConnectTimeoutError
-from connpool.wire.waiting import Budget, pause
+from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
 
 __all__ = ["MAX_LOOKUPS", "AddressInfo", "resolve"]
 
@@ -157,7 +157,7 @@ def _unresolved(budget: Budget, exc: OSError | UnicodeError) -> ConnectError:
     error = ConnectError(
         f"{budget.endpoint}: cannot resolve {budget.endpoint.host!r}: {reason}",
         endpoint=budget.endpoint,
-        local=isinstance(exc, socket.gaierror) and code in _LOCAL,
+        local=code in (_LOCAL if isinstance(exc, socket.gaierror) else LOCAL_ERRORS),
     )
     error.errno = code
     return error

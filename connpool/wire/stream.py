@@ -52,6 +52,10 @@ class ByteStream(abc.ABC):
         self.deadline: float | None = None
         self.interrupted: str | None = None
 
+    def is_clean(self) -> bool:
+        """Whether the next holder would find it as a new one: nothing left to read, and not closed."""
+        return not self.rest and self.fileno() >= 0
+
     # -- one attempt each, by the kind of transport -------------------------------
 
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import select
 from collections.abc import Callable
@@ -11,9 +12,14 @@ from connpool.clock import now
 from connpool.errors import CancelledError, ConnectTimeoutError
 from connpool.model.endpoint import Endpoint
 
-__all__ = ["Budget", "Cancel", "milliseconds", "pause", "wait_until_ready"]
+__all__ = ["LOCAL_ERRORS", "Budget", "Cancel", "milliseconds", "pause", "wait_until_ready"]
 
 T = TypeVar("T")
+
+# What says that this machine is short of something, so that no endpoint is to blame.
+LOCAL_ERRORS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
 
 # Nothing wakes a waiting thread when a cancel flag is set, so it looks this often (seconds).
 CANCEL_SLICE: Final = 0.02

@@ -17,7 +17,7 @@ from connpool import (
     PoolConfig,
     PoolExhaustedError,
 )
-from connpool.testing import Ending, FakeClock, ScriptedServer
+from connpool.testing import Ending, FakeClock, ScriptedServer, Send
 from tests.helpers.together import together
 
 
@@ -33,7 +33,8 @@ def test_the_numbers_of_a_story_add_up_per_endpoint(clock: FakeClock) -> None:
         two.terminate()
         told_a, told_b = pool.endpoints()
         assert (told_a.endpoint, told_a.size, told_a.idle, told_a.group) == (a.endpoint, 1, 1, 0)
-        assert (told_b.endpoint, told_b.size, told_b.idle, told_b.state) == (b.endpoint, 1, 0, EndpointState.UP)
+        assert (told_b.endpoint, told_b.size, told_b.idle, told_b.group) == (b.endpoint, 1, 0, 0)
+        assert told_a.state is told_b.state is EndpointState.UP
         stats = pool.stats()
         assert (stats.name, stats.size, stats.idle, stats.in_use) == ("orders", 2, 1, 1)
         assert (stats.checkouts, stats.opened, stats.closed) == (3, 3, {CloseReason.TERMINATED: 1})
@@ -253,3 +254,37 @@ def test_secrets_of_a_connector_are_not_in_its_pools_text() -> None:
     with ConnectionPool("h:1", connector=Secretive()) as pool, pool.try_connect(timeout=5) as conn:
         for text in (repr(pool), repr(conn), str(pool.stats()), str(conn.info)):
             assert "hunter2" not in text
+
+
+# -- the holder's own data, and what a snapshot tells
+
+
+def test_extra_stays_with_the_connection_from_loan_to_loan() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra is None
+            conn.extra = {"prepared": 3}
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra == {"prepared": 3}
+            assert pool.connections()[0].extra == {"prepared": 3}
+            conn.terminate()
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.extra is None
+
+
+def test_a_snapshot_of_a_loan_says_where_it_leads_and_who_holds_it() -> None:
+    with ScriptedServer(script=Send(b"hi")) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            info = conn.info
+            assert (info.state, info.endpoint) == (ConnState.IN_USE, server.endpoint)
+            assert info.peer == str(server.endpoint)
+            assert info.local == f"127.0.0.1:{conn.socket.getsockname()[1]}"
+            assert (info.holder, info.tls, info.idle_since) == ("MainThread", None, None)
+            assert conn.recv_exactly(2, timeout=5) == b"hi"
+        (info,) = pool.connections()
+        assert (info.state, info.holder, info.uses) == (ConnState.IDLE, None, 1)
+        assert isinstance(info.idle_since, float)
+        assert Endpoint.parse(str(info.peer)) == server.endpoint
+        pool.close()
+        server.connections[0].until_ended()
+        assert server.closes == [Ending.EOF]

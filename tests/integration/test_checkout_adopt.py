@@ -1,26 +1,21 @@
-"""Transports that come from outside, and those that leave: add_connection, take, open_file."""
+"""Transports that come from outside, and those that leave: add_connection and take."""
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 
 from connpool import (
     CloseReason,
-    Connection,
     ConnectionPool,
-    ConnState,
-    Endpoint,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
     UsageError,
 )
-from connpool.testing import Ending, FakeClock, ScriptedServer, Send
+from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.wire import taking
 
 
@@ -243,93 +238,3 @@ def test_an_added_one_may_be_released_terminated_and_detached(
         pool.add_connection(mine)
         pool.try_connect().terminate()
         assert peer.recv(1) == b""
-
-
-# -- open_file
-
-
-def test_a_file_is_a_connection_that_is_not_counted(tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    with ConnectionPool(max_size=1) as pool:
-        conn = pool.open_file(fd)
-        assert isinstance(conn, Connection)
-        assert conn.fileno() == fd
-        assert pool.stats().size == 0
-        conn.writev_all([b"one\n", b"two\n", b""], timeout=5)
-        os.lseek(fd, 0, os.SEEK_SET)
-        assert conn.recv_until(b"\n") == b"one\n"
-        assert conn.recv_exactly(4) == b"two\n"
-        assert conn.recv(1) == b""
-        conn.release()
-        with pytest.raises(OSError, match="descriptor"):
-            os.fstat(fd)
-        with pytest.raises(UsageError):
-            conn.release()
-        with pytest.raises(NoEndpointError):
-            pool.try_connect(timeout=0)
-    assert path.read_bytes() == b"one\ntwo\n"
-
-
-@pytest.mark.parametrize("how", ["release", "terminate", "with", "raise"])
-def test_a_file_is_closed_however_it_is_given_back(how: str) -> None:
-    reader, writer = os.pipe()
-    with ConnectionPool() as pool:
-        conn = pool.open_file(writer)
-        conn.sendall(b"x")
-        if how == "with":
-            with conn:
-                pass
-        elif how == "raise":
-            with pytest.raises(KeyError), conn:
-                raise KeyError
-        else:
-            getattr(conn, how)()
-    assert os.read(reader, 9) == b"x"
-    assert os.read(reader, 9) == b"", "the end that was given back is closed"
-    os.close(reader)
-
-
-def test_a_file_is_available_without_a_place_and_a_bad_one_is_refused() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
-        with pool.try_connect(timeout=5):
-            reader, writer = os.pipe()
-            with pool.open_file(writer) as conn, pool.open_file(reader) as back:
-                conn.sendall(b"through")
-                assert back.recv_exactly(7) == b"through"
-        with pytest.raises((OSError, UsageError)):
-            pool.open_file(writer)
-
-
-# -- the holder's own data, and what a snapshot tells
-
-
-def test_extra_stays_with_the_connection_from_loan_to_loan() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
-        with pool.try_connect(timeout=5) as conn:
-            assert conn.extra is None
-            conn.extra = {"prepared": 3}
-        with pool.try_connect(timeout=5) as conn:
-            assert conn.extra == {"prepared": 3}
-            assert pool.connections()[0].extra == {"prepared": 3}
-            conn.terminate()
-        with pool.try_connect(timeout=5) as conn:
-            assert conn.extra is None
-
-
-def test_a_snapshot_of_a_loan_says_where_it_leads_and_who_holds_it() -> None:
-    with ScriptedServer(script=Send(b"hi")) as server, ConnectionPool(server.endpoint) as pool:
-        with pool.try_connect(timeout=5) as conn:
-            info = conn.info
-            assert (info.state, info.endpoint) == (ConnState.IN_USE, server.endpoint)
-            assert info.peer == str(server.endpoint)
-            assert info.local == f"127.0.0.1:{conn.socket.getsockname()[1]}"
-            assert (info.holder, info.tls, info.idle_since) == ("MainThread", None, None)
-            assert conn.recv_exactly(2, timeout=5) == b"hi"
-        (info,) = pool.connections()
-        assert (info.state, info.holder, info.uses) == (ConnState.IDLE, None, 1)
-        assert isinstance(info.idle_since, float)
-        assert Endpoint.parse(str(info.peer)) == server.endpoint
-        pool.close()
-        server.connections[0].until_ended()
-        assert server.closes == [Ending.EOF]

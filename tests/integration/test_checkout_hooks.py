@@ -1,8 +1,7 @@
-"""What the user plugs in: callables, connectors, the login, permissions, and filters."""
+"""Pooling anything that a callable opens, and the hooks that close, check and reset it."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from typing import Any
 
@@ -10,20 +9,12 @@ import pytest
 
 from connpool import (
     CloseReason,
-    Connection,
-    ConnectionInfo,
-    ConnectionPool,
     ConnectError,
-    Endpoint,
-    EndpointState,
-    HandshakeError,
+    ConnectionPool,
     NoEndpointError,
-    PermissionDeniedError,
-    Request,
-    SocketConnector,
     UsageError,
 )
-from connpool.testing import Answer, Echo, Ending, FakeClock, ScriptedServer, Send, Silence
+from connpool.testing import FakeClock
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -235,187 +226,3 @@ def test_each_one_is_looked_at_once_a_checkout_where_that_is_asked_for() -> None
         for _ in range(4):
             pool.try_connect(timeout=2).release()
     assert len(looks) == 3
-
-
-# -- connectors
-
-
-def test_only_open_is_required_of_a_connector_and_it_may_bring_any_socket() -> None:
-    peers: list[socket.socket] = []
-    asked: list[tuple[Endpoint, bool, bool]] = []
-
-    class Pairs:
-        def open(self, endpoint: Endpoint, timeout: float, cancel: Any) -> socket.socket:
-            asked.append((endpoint, 0 < timeout <= 5, cancel.is_set()))
-            mine, peer = socket.socketpair()
-            peers.append(peer)
-            return mine
-
-    with ConnectionPool("anything:1", connector=Pairs()) as pool, pool.try_connect() as conn:
-        conn.sendall(b"hello")
-        assert peers[0].recv(9) == b"hello"
-    assert asked == [(Endpoint("anything", 1), True, False)]
-    assert peers[0].recv(1) == b"", "closed with the pool"
-    peers[0].close()
-
-
-def test_a_connectors_goodbye_is_seen_by_the_peer_and_a_hung_one_holds_up_nobody() -> None:
-    let_go = threading.Event()
-
-    class Polite(SocketConnector):
-        prompt = False
-
-        def close(self, raw: socket.socket) -> None:
-            raw.sendall(b"QUIT")
-            assert let_go.wait(10)
-            super().close(raw)
-
-    with ScriptedServer(script=Silence()) as server:
-        pool = ConnectionPool(server.endpoint, connector=Polite())
-        pool.try_connect(timeout=5).release()
-        with taking(0, 2):
-            pool.close(timeout=0.1)
-        server.until_accepts(1).until_received(b"QUIT")
-        let_go.set()
-        server.connections[0].until_ended()
-
-
-def login(conn: Connection) -> None:
-    conn.sendall(b"AUTH me\r\n", timeout=5)
-    if conn.recv_until(b"\r\n", timeout=5) != b"OK\r\n":
-        raise PermissionError("login refused")
-
-
-def test_the_handshake_runs_once_on_each_new_connection() -> None:
-    script = [Answer(b"OK\r\n", times=1, delimiter=b"\r\n"), Echo()]
-    with (
-        ScriptedServer(script=script) as server,
-        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=login)) as pool,
-    ):
-        for expected in range(3):
-            with pool.try_connect(timeout=5) as conn:
-                assert conn.uses == expected
-                conn.sendall(b"x", timeout=5)
-                assert conn.recv_exactly(1, timeout=5) == b"x"
-        assert server.received == [b"AUTH me\r\nxxx"]
-
-
-def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
-    with (
-        ScriptedServer(script=Answer(b"NO\r\n")) as server,
-        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=login)) as pool,
-    ):
-        with pytest.raises(HandshakeError, match="login refused") as told:
-            pool.try_connect(timeout=5)
-        assert isinstance(told.value, NoEndpointError)
-        assert isinstance(told.value.causes[0][1].__cause__, PermissionError)
-        server.until_accepts(1).until_ended()
-        assert server.closes[0] in (Ending.EOF, Ending.RESET)
-        assert (pool.stats().size, pool.stats().connect_failures) == (0, 1)
-        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
-
-
-def test_a_login_that_hangs_ends_with_the_dial() -> None:
-    connector = SocketConnector(handshake=lambda conn: conn.recv(1))
-    with (
-        ScriptedServer(script=Silence()) as server,
-        ConnectionPool(server.endpoint, connector=connector, connect_timeout=0.3) as pool,
-    ):
-        with taking(0.29, 3), pytest.raises(NoEndpointError):
-            pool.try_connect(timeout=10)
-        server.until_accepts(1).until_ended()
-
-
-def test_bytes_that_the_handshake_left_unread_are_the_first_holders() -> None:
-    connector = SocketConnector(handshake=lambda conn: conn.recv_until(b"\n", timeout=5))
-    with (
-        ScriptedServer(script=[Send(b"banner\nfirst line\n"), Echo()]) as server,
-        ConnectionPool(server.endpoint, connector=connector) as pool,
-        pool.try_connect(timeout=5) as conn,
-    ):
-        assert conn.recv_until(b"\n", timeout=5) == b"first line\n"
-
-
-def test_a_missing_permission_is_an_error_and_closes() -> None:
-    connector = SocketConnector(permissions=lambda conn: {"read"})
-    with (
-        ScriptedServer() as server,
-        ConnectionPool(
-            server.endpoint, connector=connector, required_permissions={"read", "write"}
-        ) as pool,
-    ):
-        with pytest.raises(PermissionDeniedError, match="write"):
-            pool.try_connect(server.endpoint, timeout=5)
-        server.until_accepts(1).until_ended()
-        pool.configure(required_permissions={"read"})
-        pool.unblacklist(server.endpoint)
-        pool.try_connect(timeout=5).release()
-
-
-def test_more_permissions_than_required_will_do_and_none_required_asks_nothing() -> None:
-    asked: list[int] = []
-
-    def permissions(conn: Connection) -> set[str]:
-        asked.append(1)
-        return {"read", "write", "admin"}
-
-    with ScriptedServer() as server:
-        connector = SocketConnector(permissions=permissions)
-        with ConnectionPool(
-            server.endpoint, connector=connector, required_permissions=["read", "write"]
-        ) as pool:
-            for _ in range(2):
-                pool.try_connect(timeout=5).release()
-        assert asked == [1]
-
-
-# -- Request.where
-
-
-def test_where_chooses_among_idle_connections_and_leaves_the_others_idle() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
-        conns = [pool.try_connect(timeout=5) for _ in range(3)]
-        for n, conn in enumerate(conns):
-            conn.extra = n
-            conn.release()
-        for n in (1, 0, 2, 1):
-            with pool.try_connect(Request(where=lambda info, n=n: info.extra == n, timeout=5)) as conn:
-                assert conn.extra == n
-                assert pool.stats().idle == 2
-        server.until_accepts(3)
-        assert server.accepts == 3
-
-
-def test_where_sees_a_snapshot_and_opens_a_new_connection_where_none_will_do() -> None:
-    seen: list[ConnectionInfo] = []
-
-    def only_new(info: ConnectionInfo) -> bool:
-        seen.append(info)
-        return info.uses == 0
-
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=2) as pool:
-        pool.try_connect(timeout=5).release()
-        with pool.try_connect(Request(where=only_new, timeout=5)) as conn:
-            assert conn.uses == 0
-        assert all(isinstance(info, ConnectionInfo) for info in seen)
-        assert pool.stats().size == 2
-
-
-def test_a_where_that_raises_loses_nothing() -> None:
-    def fail(info: ConnectionInfo) -> bool:
-        raise ZeroDivisionError
-
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
-        pool.try_connect(timeout=5).release()
-        with pytest.raises(ZeroDivisionError):
-            pool.try_connect(Request(where=fail, timeout=5))
-        with pool.try_connect(timeout=0) as conn:
-            assert conn.uses == 1
-
-
-def test_a_where_that_nothing_satisfies_ends_in_time_and_in_few_dials() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
-        with taking(0, 3), pytest.raises((TimeoutError, NoEndpointError)):
-            pool.try_connect(Request(where=lambda info: False, timeout=0.3))
-        assert server.accepts <= 3
-        pool.try_connect(timeout=1).release()

@@ -1,4 +1,4 @@
-"""An idle connection is looked at before it is lent: dead ones are replaced, healthy ones are not taken for dead."""
+"""Idle connections are looked at before they are lent: dead ones are replaced, healthy ones are not."""
 
 from __future__ import annotations
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from connpool import CloseReason, Connection, ConnectionPool
-from connpool.testing import Answer, Close, Echo, Ending, FakeClock, Reset, ScriptedServer, Send, ServedConnection
+from connpool.testing import (
+    Answer,
+    Close,
+    Echo,
+    Ending,
+    FakeClock,
+    Reset,
+    ScriptedServer,
+    Send,
+    ServedConnection,
+)
 from tests.helpers.together import together
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -11,7 +10,6 @@ from functools import partial
 import pytest
 
 from connpool import (
-    CancelledError,
     CheckoutTimeoutError,
     ConnectionPool,
     ConnectTimeoutError,
@@ -19,13 +17,11 @@ from connpool import (
     EndpointState,
     NoEndpointError,
     PoolExhaustedError,
-    Request,
     SocketConnector,
 )
-from connpool.testing import FakeClock, NoHandshake, ScriptedServer, Silence
+from connpool.testing import FakeClock, NoHandshake, ScriptedServer
 from tests.helpers.certificates import Certificates
-from tests.helpers.together import together
-from tests.helpers.wire import answer_names_with, later, stuck_resolver, taking
+from tests.helpers.wire import answer_names_with, later, taking
 
 
 def in_threads(*jobs: Callable[[], None]) -> list[threading.Thread]:
@@ -204,121 +200,3 @@ def test_a_dial_whose_waiter_has_left_is_kept_for_the_next() -> None:
             pass
         server.until_accepts(1)
         assert server.accepts == 1
-
-
-# -- nothing slow holds anybody up
-
-
-@pytest.mark.parametrize("phase", ["dns", "connect", "tls"])
-def test_a_dial_that_hangs_holds_up_nobody_else(
-    phase: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with (
-        ScriptedServer() as fine,
-        ScriptedServer(script=NoHandshake(), tls=certificates.server()) as bad,
-        stuck_resolver(monkeypatch) as resolver,
-    ):
-        endpoint = Endpoint("stuck.test", bad.port) if phase == "dns" else bad.endpoint
-        if phase == "connect":
-            bad.black_hole()
-        connector = SocketConnector(tls=certificates.client())
-        with ConnectionPool([fine.endpoint, endpoint], connector=connector, connect_timeout=20) as pool:
-            pool.try_connect(fine.endpoint, timeout=5).release()
-            cancel = threading.Event()
-
-            def hang() -> None:
-                with pytest.raises(CancelledError):
-                    pool.try_connect(Request(endpoint, timeout=20, cancel=cancel))
-
-            (thread,) = in_threads(hang)
-            thread.start()
-            if phase == "dns":
-                resolver.until_inside(1)
-            elif phase == "tls":
-                bad.until_accepts(1)
-            with taking(0, 1.0):
-                for _ in range(1000):
-                    pool.try_connect(fine.endpoint, timeout=5).release()
-            assert thread.is_alive(), "it hung all the while"
-            cancel.set()
-            join_all([thread])
-
-
-def test_a_close_that_hangs_holds_up_nobody_and_keeps_its_place() -> None:
-    let_go, closing = threading.Event(), threading.Event()
-
-    def hang(raw: object) -> None:
-        closing.set()
-        assert let_go.wait(10)
-
-    pool = ConnectionPool.of(object, close=hang, max_size=2)
-    conn = pool.try_connect()
-    terminator = threading.Thread(target=conn.terminate, daemon=True)
-    terminator.start()
-    assert closing.wait(5)
-    with taking(0, 2):
-        for _ in range(1000):
-            pool.try_connect(timeout=5).release()
-        with pool.try_connect(timeout=5), pytest.raises(PoolExhaustedError):
-            pool.try_connect(timeout=0)  # the place is free only after closing
-        assert pool.stats().closing == 1
-        pool.close()
-    let_go.set()
-    join_all([terminator])
-
-
-def test_fifty_dials_at_once_never_exceed_the_limit() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=7, max_connecting=50) as pool:
-
-        def use() -> None:
-            for _ in range(4):
-                with pool.try_connect(timeout=20) as conn:
-                    conn.sendall(b"x", timeout=5)
-                    assert conn.recv_exactly(1, timeout=5) == b"x"
-                    assert pool.stats().size <= 7
-                pool.try_connect(timeout=20).terminate()
-
-        together(*[use] * 50, limit=40)
-        assert server.peak <= 7
-        assert (pool.stats().in_use, pool.stats().waiting, pool.stats().closing) == (0, 0, 0)
-
-
-def test_no_more_than_max_connecting_dials_go_to_one_endpoint_at_a_time() -> None:
-    inside, peak, lock = 0, 0, threading.Lock()
-    full, go = threading.Event(), threading.Event()
-
-    def dial() -> object:
-        nonlocal inside, peak
-        with lock:
-            inside += 1
-            peak = max(peak, inside)
-            if inside == 3:
-                full.set()
-        assert go.wait(10)
-        with lock:
-            inside -= 1
-        return object()
-
-    pool = ConnectionPool.of(dial, max_size=10, max_connecting=3)
-    with later(lambda: (full.wait(5), go.set())):
-        together(*[lambda: pool.try_connect(timeout=10).release()] * 8)
-    assert peak == 3
-    pool.close()
-
-
-def test_a_user_thread_takes_whatever_comes_first_a_release_or_its_dial() -> None:
-    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=2) as pool:
-        held = pool.try_connect(timeout=5)
-        server.black_hole()
-        began = time.monotonic()
-        with later(held.release, 0.1), pool.try_connect(timeout=5) as conn:
-            assert conn.uses == 1
-            assert time.monotonic() - began < 2
-        pool.shutdown()  # ends the dial that is still under way
-
-
-def test_a_silent_server_is_no_reason_to_wait_at_a_checkout() -> None:
-    with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint) as pool:
-        pool.try_connect(timeout=5).release()
-        with taking(0, 1), pool.try_connect(timeout=5) as conn:
-            assert conn.uses == 1

@@ -36,16 +36,19 @@ def check_nobody_blamed(pool: ConnectionPool) -> None:
 
 
 def test_the_ninth_of_eight_blames_no_host_however_often_it_asks() -> None:
-    with ScriptedServer() as a, ScriptedServer() as b:
-        with ConnectionPool(f"{a.endpoint} && {b.endpoint}", max_size=8) as pool:
-            loans = [pool.try_connect() for _ in range(8)]
-            for _ in range(10):
-                with pytest.raises(PoolExhaustedError):
-                    pool.try_connect(timeout=0)
-            check_nobody_blamed(pool)
-            for loan in loans:
-                loan.release()
-            assert pool.stats().idle == 8
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool(f"{a.endpoint} && {b.endpoint}", max_size=8) as pool,
+    ):
+        loans = [pool.try_connect() for _ in range(8)]
+        for _ in range(10):
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(timeout=0)
+        check_nobody_blamed(pool)
+        for loan in loans:
+            loan.release()
+        assert pool.stats().idle == 8
 
 
 def test_a_deadline_in_the_queue_blames_no_host(clock: FakeClock) -> None:

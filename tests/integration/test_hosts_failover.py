@@ -24,7 +24,11 @@ from tests.helpers.wire import taking
 
 
 def test_ten_dials_without_reuse_go_half_to_each_of_two_servers() -> None:
-    with ScriptedServer() as a, ScriptedServer() as b, ConnectionPool(f"{a.endpoint} && {b.endpoint}") as pool:
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool(f"{a.endpoint} && {b.endpoint}") as pool,
+    ):
         for _ in range(10):
             pool.try_connect().terminate()
         a.until_accepts(5)
@@ -43,7 +47,11 @@ def test_the_round_over_the_endpoints_of_a_group_is_a_stable_cycle(route: str, c
 
 
 def test_the_round_goes_on_over_idle_connections_too() -> None:
-    with ScriptedServer() as a, ScriptedServer() as b, ConnectionPool(f"{a.endpoint} && {b.endpoint}") as pool:
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool(f"{a.endpoint} && {b.endpoint}") as pool,
+    ):
         seen = []
         for _ in range(10):
             with pool.try_connect() as conn:
@@ -110,16 +118,26 @@ def test_endpoints_that_all_refuse_fail_the_checkout_at_once_whatever_the_blackl
 
 def test_every_cause_is_told_in_the_order_of_the_route(certificates: Certificates) -> None:
     connector = SocketConnector(tls=certificates.client())
-    with ScriptedServer(tls=Certificates().server()) as stranger, ScriptedServer() as hole, ScriptedServer() as none:
+    with (
+        ScriptedServer(tls=Certificates().server()) as stranger,
+        ScriptedServer() as hole,
+        ScriptedServer() as none,
+    ):
         hole.black_hole()
         none.refuse()
         route = f"{stranger.endpoint} && {hole.endpoint} || {none.endpoint}"
-        with ConnectionPool(route, connector=connector, connect_timeout=0.3, name="orders") as pool:
-            with pytest.raises(NoEndpointError) as caught:
-                pool.try_connect()
+        with (
+            ConnectionPool(route, connector=connector, connect_timeout=0.3, name="orders") as pool,
+            pytest.raises(NoEndpointError) as caught,
+        ):
+            pool.try_connect()
         error = caught.value
         assert [endpoint for endpoint, _ in error.causes] == [stranger.endpoint, hole.endpoint, none.endpoint]
-        assert [type(cause) for _, cause in error.causes] == [HandshakeError, ConnectTimeoutError, ConnectError]
+        assert [type(cause) for _, cause in error.causes] == [
+            HandshakeError,
+            ConnectTimeoutError,
+            ConnectError,
+        ]
         assert isinstance(error.causes[2][1].__cause__, ConnectionRefusedError)
         assert all(str(endpoint) in str(error) for endpoint, _ in error.causes)
         assert error.pool == "orders"
@@ -245,9 +263,12 @@ def test_the_deadline_covers_every_endpoint_that_is_tried_together() -> None:
         for server in (a, b, c):
             server.black_hole()
         route = f"{a.endpoint} && {b.endpoint} && {c.endpoint}"
-        with ConnectionPool(route, connect_timeout=0.25) as pool:
-            with taking(0.4, 0.7), pytest.raises(CheckoutTimeoutError):
-                pool.try_connect(timeout=0.4)
+        with (
+            ConnectionPool(route, connect_timeout=0.25) as pool,
+            taking(0.4, 0.7),
+            pytest.raises(CheckoutTimeoutError),
+        ):
+            pool.try_connect(timeout=0.4)
 
 
 def test_many_checkouts_that_meet_an_outage_all_fail_over(clock: FakeClock) -> None:

@@ -13,21 +13,24 @@ from tests.helpers.together import together
 
 
 def test_one_endpoint_takes_no_more_than_its_share_and_the_other_gets_the_rest() -> None:
-    with ScriptedServer() as a, ScriptedServer() as b:
-        with ConnectionPool(f"{a.endpoint} && {b.endpoint}", max_size=4, max_per_endpoint=2) as pool:
-            loans = [pool.try_connect(a.endpoint) for _ in range(2)]
-            with pytest.raises(PoolExhaustedError):
-                pool.try_connect(a.endpoint, timeout=0)
-            loans += [pool.try_connect(timeout=5) for _ in range(2)]
-            assert endpoints_of(loans[2:]) == [str(b.endpoint)] * 2
-            with pytest.raises(PoolExhaustedError):
-                pool.try_connect(timeout=0)
-            assert down(pool) == []
-            for loan in loans:
-                loan.release()
-            a.until_accepts(2)
-            b.until_accepts(2)
-            assert (a.peak, b.peak) == (2, 2)
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool(f"{a.endpoint} && {b.endpoint}", max_size=4, max_per_endpoint=2) as pool,
+    ):
+        loans = [pool.try_connect(a.endpoint) for _ in range(2)]
+        with pytest.raises(PoolExhaustedError):
+            pool.try_connect(a.endpoint, timeout=0)
+        loans += [pool.try_connect(timeout=5) for _ in range(2)]
+        assert endpoints_of(loans[2:]) == [str(b.endpoint)] * 2
+        with pytest.raises(PoolExhaustedError):
+            pool.try_connect(timeout=0)
+        assert down(pool) == []
+        for loan in loans:
+            loan.release()
+        a.until_accepts(2)
+        b.until_accepts(2)
+        assert (a.peak, b.peak) == (2, 2)
 
 
 def test_a_waiter_at_the_endpoints_limit_goes_on_when_one_comes_back(clock: FakeClock) -> None:

@@ -43,37 +43,40 @@ def test_a_connection_in_steady_use_is_replaced_when_its_lifetime_is_over(clock:
 
 
 def test_real_age_counts_too() -> None:
-    with ScriptedServer() as server:
-        with ConnectionPool(server.endpoint, max_lifetime=0.4, lifetime_jitter=0) as pool:
-            began = time.monotonic()
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, max_lifetime=0.4, lifetime_jitter=0) as pool,
+    ):
+        began = time.monotonic()
+        with pool.try_connect() as conn:
+            port = port_of(conn)
+        while time.monotonic() < began + 0.4:
             with pool.try_connect() as conn:
-                port = port_of(conn)
-            while time.monotonic() < began + 0.4:
-                with pool.try_connect() as conn:
-                    seen = port_of(conn)
-                    assert seen == port or time.monotonic() >= began + 0.4
-                pause(0.1)
-            with pool.try_connect() as conn:
-                assert port_of(conn) != port
-            server.until_accepts(1).until_eof()
+                seen = port_of(conn)
+                assert seen == port or time.monotonic() >= began + 0.4
+            pause(0.1)
+        with pool.try_connect() as conn:
+            assert port_of(conn) != port
+        server.until_accepts(1).until_eof()
 
 
 def test_a_connection_is_never_cut_while_in_use_and_closed_when_it_comes_back(clock: FakeClock) -> None:
-    with ScriptedServer() as server:
-        with ConnectionPool(server.endpoint, clock=clock, max_lifetime=10) as pool:
-            with pool.try_connect() as conn:
-                clock.advance(1_000)
-                pool.sweep()
-                conn.sendall(b"x")
-                assert conn.recv_exactly(1) == b"x"
-            server.until_accepts(1).until_eof()
-            assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, max_lifetime=10) as pool:
+        with pool.try_connect() as conn:
+            clock.advance(1_000)
+            pool.sweep()
+            conn.sendall(b"x")
+            assert conn.recv_exactly(1) == b"x"
+        server.until_accepts(1).until_eof()
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
 
 
 def test_lifetimes_end_between_ninety_and_a_hundred_per_cent_by_chance(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_lifetime=100, max_size=40) as pool:
         loans = [pool.try_connect() for _ in range(40)]
-        ends = [info.expires_at - info.opened_at for info in pool.connections() if info.expires_at is not None]
+        ends = [
+            info.expires_at - info.opened_at for info in pool.connections() if info.expires_at is not None
+        ]
         for loan in loans:
             loan.release()
     assert len(ends) == 40
@@ -121,20 +124,19 @@ def test_real_idleness_counts_too() -> None:
 
 
 def test_a_sweep_closes_what_has_been_idle_too_long_and_says_how_many(clock: FakeClock) -> None:
-    with ScriptedServer() as server:
-        with ConnectionPool(server.endpoint, clock=clock, idle_timeout=5) as pool:
-            loans = [pool.try_connect() for _ in range(3)]
-            for loan in loans[:2]:
-                loan.release()
-            assert pool.sweep() == 0
-            clock.advance(6)
-            assert pool.sweep() == 2
-            server.until_accepts(3)
-            server.until_open(1)
-            assert pool.stats().size == 1
-            loans[2].release()
-            assert pool.sweep() == 0
-            check_books(pool)
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, idle_timeout=5) as pool:
+        loans = [pool.try_connect() for _ in range(3)]
+        for loan in loans[:2]:
+            loan.release()
+        assert pool.sweep() == 0
+        clock.advance(6)
+        assert pool.sweep() == 2
+        server.until_accepts(3)
+        server.until_open(1)
+        assert pool.stats().size == 1
+        loans[2].release()
+        assert pool.sweep() == 0
+        check_books(pool)
 
 
 def test_a_steady_trickle_lets_the_pool_shrink_to_what_it_needs(clock: FakeClock) -> None:
@@ -153,7 +155,9 @@ def test_a_steady_trickle_lets_the_pool_shrink_to_what_it_needs(clock: FakeClock
 
 def test_a_sweep_wakes_a_waiter_for_whom_it_made_room(clock: FakeClock) -> None:
     """What has expired lies idle, but cannot be lent to the one who waits for another."""
-    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_per_endpoint=1, idle_timeout=5) as pool:
+    with ConnectionPool(
+        "a:1", connector=Switchboard(), clock=clock, max_per_endpoint=1, idle_timeout=5
+    ) as pool:
         turn(pool)
         clock.advance(6)
         pool.sweep()

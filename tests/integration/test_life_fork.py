@@ -80,28 +80,30 @@ def test_the_childs_checkout_makes_a_new_connection_and_the_parents_still_answer
 
 def test_tls_connections_of_the_parent_survive_a_child_too(certificates: Certificates) -> None:
     connector = SocketConnector(tls=certificates.client())
-    with ScriptedServer(tls=certificates.server()) as server:
-        with ConnectionPool(server.endpoint, connector=connector) as pool:
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        with pool.try_connect() as conn:
+            assert ask(conn) == b"hello"
+        lent = pool.try_connect()
+        idle = pool.try_connect()
+        idle.release()
+
+        def job() -> bytes:
+            with pool.try_connect(timeout=5) as conn:
+                answer = ask(conn)
+            pool.close()
+            return answer
+
+        assert in_child(job) == b"hello"
+        server.until_open(2)
+        assert ask(lent) == b"hello"
+        lent.release()
+        for _ in range(2):
             with pool.try_connect() as conn:
                 assert ask(conn) == b"hello"
-            lent = pool.try_connect()
-            idle = pool.try_connect()
-            idle.release()
-
-            def job() -> bytes:
-                with pool.try_connect(timeout=5) as conn:
-                    answer = ask(conn)
-                pool.close()
-                return answer
-
-            assert in_child(job) == b"hello"
-            server.until_open(2)
-            assert ask(lent) == b"hello"
-            lent.release()
-            for _ in range(2):
-                with pool.try_connect() as conn:
-                    assert ask(conn) == b"hello"
-            assert server.accepts == 3
+        assert server.accepts == 3
 
 
 def test_the_child_finds_the_pool_empty_and_the_parents_descriptors_closed() -> None:
@@ -205,7 +207,8 @@ def test_a_fork_amid_a_dial_and_a_queue_leaves_the_child_neither() -> None:
     with ConnectionPool("a:1 && b:1", connector=board, max_size=2) as pool:
         loan = pool.try_connect("b:1")
         threads = [
-            threading.Thread(target=lambda name=name: pool.try_connect(name).release()) for name in ("a:1", "b:1")
+            threading.Thread(target=lambda name=name: pool.try_connect(name).release())
+            for name in ("a:1", "b:1")
         ]
         for thread in threads:
             thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
@@ -33,32 +34,25 @@ def names_of_threads() -> set[str]:
 
 
 def cycles(pool: ConnectionPool, one: Callable[[], object], server: ScriptedServer) -> None:
-    """Do *one* again and again; see that descriptors and threads do not grow, while the pool lives and after."""
-    threads = names_of_threads()
+    """Do *one* again and again; see that neither descriptors nor threads grow, in its life and after it."""
+    threads, descriptors = names_of_threads(), n_descriptors()
     with pool:
-        for _ in range(3):
-            one()
-        settle(pool, server)
-        before = n_descriptors()
         for _ in range(CYCLES):
             one()
-        settle(pool, server)
-        assert n_descriptors() <= before + 1
+        pool.clear()
+        until(lambda: pool.stats().size == pool.stats().waiting == 0)
+        until(lambda: n_descriptors() <= descriptors + 2, "no growth in descriptors")  # the server's go late
         assert len(names_of_threads() - threads) <= pool.config.max_connecting + 1
-        assert pool.stats().idle <= 1
         check_books(pool)
     until(lambda: names_of_threads() <= threads, "the end of the pool's threads")
-    until(lambda: pool.stats().size == 0)
-
-
-def settle(pool: ConnectionPool, server: ScriptedServer) -> None:
-    """Wait until nothing is under way, on either side."""
-    until(lambda: pool.stats().opening + pool.stats().closing + pool.stats().waiting == 0)
-    server.until(lambda: server.open <= pool.stats().size)
     gc.collect()
+    until(lambda: n_descriptors() <= descriptors, "the end of the pool's descriptors")
+    assert server.open == 0
 
 
-def failing(pool: ConnectionPool, req: Request | None = None, timeout: float | None = 5) -> Callable[[], None]:
+def failing(
+    pool: ConnectionPool, req: Request | None = None, timeout: float | None = 5
+) -> Callable[[], None]:
     def one() -> None:
         with pytest.raises(ConnPoolError):
             pool.try_connect(req, timeout=timeout)
@@ -121,8 +115,8 @@ def test_connections_reset_or_dirtied_by_the_server_leave_nothing(server: Script
 
     def one() -> None:
         server.script = scripts[server.accepts % 2]
-        with pool.try_connect(timeout=5):
-            pass
+        with contextlib.suppress(ConnectionError), pool.try_connect(timeout=5):
+            pass  # the reset may come while it is still being dialled
 
     cycles(pool, one, server)
 
@@ -131,7 +125,7 @@ def test_loans_that_end_in_an_exception_leave_nothing(server: ScriptedServer) ->
     pool = ConnectionPool(server.endpoint, **FAST)
 
     def one() -> None:
-        with pytest.raises(ZeroDivisionError), pool.try_connect() as conn:
+        with contextlib.suppress(ZeroDivisionError), pool.try_connect() as conn:
             conn.sendall(b"x")
             raise ZeroDivisionError
 

@@ -84,14 +84,16 @@ def test_a_higher_limit_serves_waiters_at_once(clock: FakeClock) -> None:
 
 
 def test_a_higher_limit_per_endpoint_serves_waiters_at_once(clock: FakeClock) -> None:
-    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_per_endpoint=1) as pool:
-        with pool.try_connect():
+    with (
+        ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_per_endpoint=1) as pool,
+        pool.try_connect(),
+    ):
 
-            def grow() -> None:
-                clock.until_waiting(2)
-                pool.configure(max_per_endpoint=None)
+        def grow() -> None:
+            clock.until_waiting(2)
+            pool.configure(max_per_endpoint=None)
 
-            together(*[lambda: pool.try_connect().release()] * 2, grow)
+        together(*[lambda: pool.try_connect().release()] * 2, grow)
 
 
 def test_more_dials_at_a_time_begin_as_soon_as_they_are_allowed(clock: FakeClock) -> None:

@@ -28,8 +28,8 @@ def test_shutdown_ends_a_read_a_handshake_and_a_wait_at_once(certificates: Certi
         conn = pool.try_connect()
 
         def read() -> None:
+            conn.sendall(b"?")
             with pytest.raises(ConnectionError), conn:
-                conn.sendall(b"?")
                 conn.recv(1, timeout=30)
 
         def dial() -> None:
@@ -46,8 +46,7 @@ def test_shutdown_ends_a_read_a_handshake_and_a_wait_at_once(certificates: Certi
             mute.until_accepts(1)
             until(lambda: pool.stats().waiting == 2)
             with taking(0, 2):
-                n = pool.shutdown()
-            return n
+                return pool.shutdown()
 
         with taking(0, 8):
             assert together(read, dial, wait, end)[3] == 2

@@ -197,7 +197,7 @@ def test_a_log_handler_may_use_the_pool(visitor):
         works.opening = lambda _: None
         works.closing = fail
         pool.try_connect(timeout=5).terminate()
-        works.until(lambda: works.n_open == 0)
+        works.until(lambda: not works.parts[0].is_open)
         works.closing = lambda _: None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)

@@ -1,0 +1,39 @@
+"""What is decided under the lock and done without it: dials, looks and closes."""
+
+from __future__ import annotations
+
+from connpool.pool.record import Key
+from connpool.wire.waiting import Cancel
+
+__all__ = ["Dial", "Todo"]
+
+
+class Dial:
+    """One attempt to make a key lendable: opening its transport, or looking at it.
+
+    Holds the key, so a dial that gets lost on its way to a thread frees its place.
+    """
+
+    __slots__ = ("blames", "cancel", "is_errand", "is_hurried", "is_look", "key", "number")
+
+    def __init__(self, key: Key, cancel: Cancel, number: int, *, is_look: bool, blames: bool) -> None:
+        self.key = key
+        self.cancel = cancel
+        self.number = number  # of the checkout it was begun for
+        self.is_look = is_look
+        self.blames = blames  # whether a failure counts against the host
+        self.is_errand = False  # run by the thread that asked for it
+        self.is_hurried = False  # its caller has less time than a dial may take
+
+
+class Todo:
+    """What was decided under the lock, to be done without it."""
+
+    __slots__ = ("dials", "doomed")
+
+    def __init__(self) -> None:
+        self.dials: list[Dial] = []
+        self.doomed: list[Key] = []  # CLOSING, to be closed and then forgotten
+
+    def __bool__(self) -> bool:
+        return bool(self.dials or self.doomed)

@@ -1,0 +1,137 @@
+"""Input and output over a loan: all or an error, and an error breaks the connection."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from connpool.errors import UsageError
+from connpool.model.states import CloseReason
+from connpool.pool.record import Record
+from connpool.wire.io import FileStream, Stream, TLSContext
+
+__all__ = ["Traffic"]
+
+Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+class Traffic(abc.ABC):
+    """What ``Connection`` can send and receive."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def _held(self) -> Record:
+        """The record of a loan that has not been given back; UsageError if it has."""
+
+    def writev_all(self, buffers: Iterable[Bytes], timeout: float | None = None) -> None:
+        """Write all of *buffers*, in order, as one stretch of bytes.
+
+        Raises:
+            TimeoutError: not everything was taken within *timeout* seconds.
+            OSError: the connection is broken.
+            UsageError: given back before, or not a socket.
+
+        Source: dpl_conn_writev_all (Droplet).
+        """
+        stream = self._stream()
+        try:
+            stream.writev_all(buffers, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def sendall(self, data: Bytes, timeout: float | None = None) -> None:
+        """Write all of *data*; as ``writev_all`` of one buffer."""
+        self.writev_all((data,), timeout)
+
+    def recv(self, n: int, timeout: float | None = None) -> bytes:
+        """Read at most *n* bytes, at least one; ``b""`` at the end of the stream.
+
+        Raises:
+            TimeoutError: nothing came within *timeout* seconds.
+            OSError: the connection is broken, or the pool interrupted it.
+            UsageError: given back before, or not a socket.
+        """
+        stream = self._stream()
+        try:
+            data = stream.recv(n, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if not data and n:
+            self._held().condemn(CloseReason.BROKEN)  # the peer has finished
+        return data
+
+    def recv_into(self, buffer: bytearray | memoryview, nbytes: int = 0, timeout: float | None = None) -> int:
+        """Read at most *nbytes* bytes (0: as many as fit) into *buffer*. Returns how many; see ``recv``."""
+        stream = self._stream()
+        try:
+            n = stream.recv_into(buffer, nbytes, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        if not n and len(buffer):
+            self._held().condemn(CloseReason.BROKEN)
+        return n
+
+    def recv_exactly(self, n: int, timeout: float | None = None) -> bytes:
+        """Read *n* bytes, no more and no fewer.
+
+        Raises:
+            ConnectionError: the stream ended before; see ``recv`` for the rest.
+        """
+        stream = self._stream()
+        try:
+            return stream.recv_exactly(n, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
+        """Read up to and including *delimiter*, at most *limit* bytes.
+
+        What was read behind it is kept for the next call; a connection that is
+        released with such a rest is closed.
+
+        Raises:
+            ConnectionError: *limit* bytes came without it, or the stream ended; see ``recv`` for the rest.
+        """
+        stream = self._stream()
+        try:
+            return stream.recv_until(delimiter, limit, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def start_tls(
+        self, context: TLSContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> None:
+        """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
+
+        Args:
+            server_hostname: The name to verify; None: the endpoint's host.
+
+        Raises:
+            HandshakeError: the peer cannot be trusted, or does not speak TLS.
+            UsageError: unread bytes came in clear, or it speaks TLS already.
+
+        Source: dmConnectionPool::CreateSSLSocket (Defold).
+        """
+        record, stream = self._held(), self._stream()
+        try:
+            stream.start_tls(context, server_hostname or record.host.endpoint.host, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        record.raw = stream.raw
+        record.pool._lender.upgraded(record)
+
+    def _stream(self) -> Stream | FileStream:
+        return self._held().streaming()
+
+    def _fail(self, error: BaseException) -> None:
+        """Mark it broken, unless *error* only says that the arguments are wrong."""
+        if not isinstance(error, TypeError | ValueError | UsageError) or isinstance(error, OSError):
+            self._held().condemn(CloseReason.BROKEN)

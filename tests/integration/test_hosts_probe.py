@@ -1,0 +1,226 @@
+"""Who may try a blacklisted endpoint again, who waits for it, and what it lends meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from connpool import CheckoutTimeoutError, ConnectionPool, EndpointState, NoEndpointError, Request
+from connpool.testing import FakeClock
+from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+# -- half-open: one probe at a time -------------------------------------------------
+
+
+def test_when_the_time_is_up_one_probe_goes_out_and_all_others_are_served_elsewhere(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, max_connecting=5) as pool:
+        pool.try_connect().terminate()
+        pool.try_connect().terminate()
+        assert down(pool) == ["a:1"]
+        clock.advance(100)
+        board.hold("a:1")
+        before = board.dialled.count("a:1")
+        loans = together(*[pool.try_connect] * 4, lambda: prober(pool, board))
+        assert board.peak["a:1"] == 1
+        assert board.dialled.count("a:1") == before + 1
+        assert endpoints_of(loans).count("b:1") >= 4
+        for loan in loans:
+            loan.release()
+        check_books(pool)
+
+
+def prober(pool: ConnectionPool, board: Switchboard) -> object:
+    """Check out too; when the others have been served, let the probe fail."""
+    board.until_dialling("a:1")
+    assert info_of(pool, "a:1").state is EndpointState.PROBING
+    until(lambda: pool.stats().in_use >= 3, "serving the others elsewhere")
+    conn = pool.try_connect()
+    board.let_go("a:1")
+    return conn
+
+
+def test_with_no_other_endpoint_all_wait_for_the_one_probe(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, max_connecting=5) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        clock.advance(100)
+        board.mend("a:1")
+        board.hold("a:1")
+
+        def watch() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            board.until_dialling("a:1", 1)
+            board.let_go("a:1")
+
+        together(*[lambda: pool.try_connect().release()] * 4, watch)
+        assert down(pool) == []
+
+
+def test_a_probe_that_fails_fails_everybody_who_waited_for_it(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        clock.advance(100)
+        board.hold("a:1")
+
+        def ask() -> None:
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+
+        def watch() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            board.let_go("a:1")
+
+        together(*[ask] * 4, watch)
+        assert len(board.dialled) == 2
+        assert info_of(pool, "a:1").failures == 2
+        assert pool.stats().waiting == 0
+
+
+# -- all blacklisted: fail_fast ------------------------------------------------------
+
+
+def test_failing_fast_neither_dials_nor_waits(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock) as pool:
+        pool.blacklist("a:1", 30)
+        pool.blacklist("b:1", 20)
+        with taking(0, 2), pytest.raises(NoEndpointError) as caught:
+            pool.try_connect(timeout=10)
+        assert board.dialled == []
+        assert caught.value.retry_at == pytest.approx(clock.now() + 20)
+
+
+def test_not_failing_fast_waits_for_the_first_endpoint_whose_time_is_up(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1", 20)
+        pool.blacklist("b:1", 5)
+
+        def wait() -> str:
+            with pool.try_connect(timeout=15) as conn:
+                return str(conn.endpoint)
+
+        def move() -> str:
+            clock.until_waiting(1)
+            assert board.dialled == []
+            clock.advance(5.5)
+            return ""
+
+        assert together(wait, move) == ["b:1", ""]
+
+
+def test_not_failing_fast_ends_with_the_deadline_and_blames_nobody_more(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, fail_fast=False, blacklist_initial=9) as pool:
+
+        def wait() -> None:
+            with pytest.raises(CheckoutTimeoutError, match="a:1 is down"):
+                pool.try_connect(timeout=2)
+
+        def move() -> None:
+            until(lambda: info_of(pool, "a:1").failures == 1)
+            clock.until_waiting(1)
+            clock.advance(2.1)
+
+        together(wait, move)
+        assert board.dialled == ["a:1"]
+        assert info_of(pool, "a:1").failures == 1
+
+
+def test_not_failing_fast_goes_on_trying_until_one_lives(clock: FakeClock) -> None:
+    board = Switchboard("a:1", "b:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, fail_fast=False) as pool:
+
+        def move() -> None:
+            until(lambda: len(down(pool)) == 2)
+            board.mend("b:1")
+            until(lambda: not clock.advance(0.2) and "b:1" not in down(pool))
+
+        def wait() -> None:
+            with pool.try_connect(timeout=1_000) as conn:
+                assert str(conn.endpoint) == "b:1"
+
+        together(wait, move)
+
+
+def test_lifting_a_blacklist_wakes_who_waits_for_it(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1")
+
+        def lift() -> None:
+            clock.until_waiting(1)
+            pool.unblacklist("a:1")
+
+        together(lambda: pool.try_connect().release(), lift)
+
+
+def test_a_waiter_whose_last_endpoint_is_blacklisted_meanwhile_fails_fast(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
+        loan = pool.try_connect()
+
+        def wait() -> None:
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+
+        def take_away() -> None:
+            clock.until_waiting(1)
+            pool.blacklist("a:1")
+            loan.terminate()
+
+        together(wait, take_away)
+        assert pool.stats().size == 0
+
+
+# -- idle connections of a blacklisted endpoint ----------------------------------------
+
+
+def with_idle_to_a(board: Switchboard, clock: FakeClock, route: str) -> ConnectionPool:
+    """A pool with one idle connection to a:1, which is blacklisted."""
+    pool = ConnectionPool(route, connector=board, clock=clock, look_after_idle=100, idle_timeout=None)
+    pool.try_connect("a:1").release()
+    pool.blacklist("a:1")
+    return pool
+
+
+def test_idle_ones_of_a_blacklisted_endpoint_rest_while_another_can_serve(clock: FakeClock) -> None:
+    board = Switchboard()
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        assert endpoints_of(loans) == ["b:1"] * 4
+        for loan in loans:
+            loan.release()
+        assert board.n_open == 5
+
+
+@pytest.mark.parametrize("route", ["a:1", "a:1 && b:1", "a:1 || b:1", "b:1 || a:1"])
+def test_as_a_last_resort_they_are_lent_but_only_after_a_look(route: str, clock: FakeClock) -> None:
+    board = Switchboard("b:1")
+    with with_idle_to_a(board, clock, route) as pool:
+        with pool.try_connect() as conn:
+            assert str(conn.endpoint) == "a:1"
+            assert conn.uses == 1
+            assert board.looked_at[-1:] == [conn.raw]
+        assert board.dialled.count("a:1") == 1
+
+
+def test_as_a_last_resort_a_dead_one_is_not_lent(clock: FakeClock) -> None:
+    board = Switchboard("b:1")
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        board.lines[0].is_alive = False
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        assert board.n_open == 0
+        assert board.dialled.count("a:1") == 1
+
+
+def test_pinned_to_a_blacklisted_endpoint_gets_an_idle_one_after_a_look_and_no_dial(clock: FakeClock) -> None:
+    board = Switchboard()
+    with with_idle_to_a(board, clock, "a:1 && b:1") as pool:
+        with pool.try_connect(Request(endpoint="a:1")) as conn:
+            assert board.looked_at == [conn.raw]
+        assert board.dialled == ["a:1"]

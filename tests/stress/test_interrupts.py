@@ -1,0 +1,340 @@
+"""Ctrl-C at any bytecode of a checkout or a release costs no place and leaves no lock held."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import pkgutil
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+import connpool.pool
+from connpool import ConnectionPool, ConnPoolError
+from connpool.clock import Gate
+from tests.helpers.interrupts import at_every_bytecode, needs_monitoring, struck_at_random
+from tests.stress.works import A, Caller, ResettingWorks, TellingClock, Works, assert_ended, assert_whole
+
+MODULES = [
+    importlib.import_module(f"connpool.pool.{module.name}")
+    for module in pkgutil.iter_modules(connpool.pool.__path__)
+]
+ENOUGH = 300  # strikes; where there are more bytecodes, every n-th is struck
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
+
+
+class HelpfulClock(TellingClock):
+    """When its thread would wait, *helper* first does what ends the wait."""
+
+    overtake_delay = 0.0
+    helper: Callable[[], object] | None = None
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        helper, self.helper = self.helper, None
+        if helper is not None:
+            helper()
+        return super().wait(gate, timeout)
+
+
+class Scene:
+    """A pool of two places, ready for the deed; afterwards nothing may be missing."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.works = self.connector()
+        self.clock = HelpfulClock()
+        self.pool = ConnectionPool(
+            A, connector=self.works, clock=self.clock, max_size=self.size, blacklist_initial=0,
+            reap_interval=None, checkout_timeout=10, **self.settings(),
+        )  # fmt: skip
+        self.prepare()
+
+    def connector(self) -> Works:
+        return Works(prompt=True)
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def prepare(self) -> None:
+        pass
+
+    def deed(self) -> None:
+        self.pool.try_connect().release()
+
+    def end(self) -> None:
+        """What the test itself still holds."""
+
+
+class IdleHit(Scene):
+    def prepare(self):
+        self.pool.try_connect().release()
+
+
+class WithBlock(IdleHit):
+    def deed(self):
+        with self.pool.try_connect():
+            pass
+
+
+class StaleIdle(IdleHit):
+    def prepare(self):
+        super().prepare()
+        self.clock.leap(1)
+
+
+class StaleIdleApart(StaleIdle):
+    def connector(self):
+        return Works(prompt=False)
+
+
+class DeadIdle(StaleIdle):
+    def deed(self):
+        self.works.looking = lambda part: part.number > 1
+        super().deed()
+
+
+class FirstDial(Scene):
+    pass
+
+
+class DialInCaller(Scene):
+    def settings(self):
+        return {"dial_in_caller": True}
+
+
+class Waiting(Scene):
+    """The wait ends by a release."""
+
+    how = "release"
+
+    def prepare(self):
+        self.held = [self.pool.try_connect() for _ in range(self.size)]
+
+    def deed(self):
+        self.clock.helper = self.give_back
+        super().deed()
+
+    def give_back(self):
+        """Another thread's doing, which strikes do not hit."""
+        held = self.held.pop()
+        thread = threading.Thread(target=getattr(held, self.how))
+        thread.start()
+        thread.join()
+
+    def end(self):
+        for held in self.held:
+            held.release()
+
+
+class WaitingForAPlace(Waiting):
+    how = "terminate"
+
+
+class Handing(Scene):
+    """The release has somebody waiting for it."""
+
+    size = 1
+
+    def prepare(self):
+        self.held = self.pool.try_connect()
+        self.waiter = Caller(self.pool)
+        self.clock.until_waiting()
+
+    def deed(self):
+        self.held.release()
+
+    def end(self):
+        self.held = None
+        gc.collect()
+        self.pool.sweep()
+        self.waiter.loan().release()
+
+
+class Terminating(Scene):
+    def prepare(self):
+        self.held = self.pool.try_connect()
+
+    def deed(self):
+        self.held.terminate()
+
+    def end(self):
+        self.held = None
+
+
+class Detaching(Terminating):
+    def deed(self):
+        raw = self.held.detach()
+        self.works.disown(raw)
+
+
+class Resetting(IdleHit):
+    def connector(self):
+        return ResettingWorks(prompt=True)
+
+
+class TerminatingApart(Terminating):
+    def connector(self):
+        return Works(prompt=False)
+
+
+class UsedUp(Scene):
+    def settings(self):
+        return {"max_uses": 1}
+
+
+class Sweeping(IdleHit):
+    def prepare(self):
+        super().prepare()
+        self.clock.leap(5000)
+
+    def deed(self):
+        self.pool.sweep()
+
+
+class Clearing(IdleHit):
+    def deed(self):
+        self.pool.clear()
+
+
+SCENES = [
+    IdleHit, WithBlock, StaleIdle, StaleIdleApart, DeadIdle, FirstDial, DialInCaller, Waiting,
+    WaitingForAPlace, Handing, Terminating, TerminatingApart, Resetting, UsedUp, Sweeping, Clearing,
+]  # fmt: skip
+
+
+def strikes_needed(scene: type[Scene]) -> int:
+    """How many bytecodes the deed has, found by bisection."""
+    from tests.helpers.interrupts import Strike, codes_of
+
+    codes = codes_of(*MODULES)
+    stage = scene()
+    strike = Strike(10**9, codes)
+    with strike:
+        stage.deed()
+    finish(stage)
+    return 10**9 - strike._left
+
+
+def finish(stage: Scene) -> None:
+    stage.end()
+    assert_ended(stage.pool, stage.works)
+
+
+@needs_monitoring
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
+def test_an_interrupt_at_any_bytecode_loses_no_place_and_holds_no_lock(scene):
+    step = max(1, strikes_needed(scene) // ENOUGH)
+    faults = []
+    for strike in at_every_bytecode(*MODULES, step=step):
+        stage = scene()
+        with strike:
+            stage.deed()
+        strike._raised = None  # its frames hold what the deed had in its hands
+        try:
+            stage.end()
+            gc.collect(0)
+            stage.pool.sweep()
+            in_use = stage.pool.stats().in_use
+            assert in_use == 0, f"{in_use} in use after a sweep"
+            assert_whole(stage.pool, stage.works)
+            assert_ended(stage.pool, stage.works)
+        except (AssertionError, ConnPoolError, KeyboardInterrupt) as fault:
+            faults.append(f"{strike}: {fault!r}"[:300])
+            if len(faults) > 5:
+                break
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_a_thousand_real_signals_lose_no_place_and_hold_no_lock(prompt):
+    works, clock = Works(prompt=prompt), TellingClock()
+    pool = ConnectionPool(
+        A, connector=works, clock=clock, max_size=2, reap_interval=None, blacklist_initial=0
+    )
+    turns = [0]
+
+    def job() -> None:
+        for _ in range(1000):
+            turns[0] += 1
+            connection = pool.try_connect(timeout=10)
+            if turns[0] % 7 == 0:
+                connection.terminate()
+            else:
+                connection.release()
+            if turns[0] % 5 == 0:
+                clock.leap(1)
+
+    hits = struck_at_random(job, times=500, longest=0.002, seed=1)
+    assert hits > 300
+    gc.collect()
+    pool.sweep()
+    assert pool.stats().in_use == 0
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_real_signals_while_others_wait_lose_no_place(monkeypatch):
+    works, clock = Works(prompt=True), TellingClock()
+    pool = ConnectionPool(A, connector=works, clock=clock, max_size=2, reap_interval=None)
+    over = threading.Event()
+
+    def rival() -> None:
+        while not over.is_set():
+            with pool.try_connect(timeout=20):
+                pass
+
+    def job() -> None:
+        while True:
+            pool.try_connect(timeout=20).release()
+
+    rivals = [threading.Thread(target=rival) for _ in range(3)]
+    for thread in rivals:
+        thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            assert struck_at_random(job, times=300, longest=0.003, seed=2) == 300
+    finally:
+        over.set()
+        for thread in rivals:
+            thread.join(20)
+    assert not any(thread.is_alive() for thread in rivals)
+    gc.collect()
+    pool.sweep()
+    assert pool.stats().in_use == 0
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_an_alarm_in_the_middle_of_a_wait_costs_nothing():
+    works, clock = Works(prompt=True), TellingClock()
+    pool = ConnectionPool(A, connector=works, clock=clock, max_size=1, reap_interval=None)
+    held = pool.try_connect()
+
+    def on_alarm(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR2, on_alarm)
+    main = threading.main_thread().ident
+
+    def shoot():
+        clock.until_waiting()
+        signal.pthread_kill(main, signal.SIGUSR2)
+
+    gun = threading.Thread(target=shoot)
+    gun.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.try_connect(timeout=10)
+    finally:
+        gun.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert pool.stats().waiting == 0
+    held.release()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
