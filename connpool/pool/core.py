@@ -292,6 +292,5 @@ class Books:
     def needs_look(self, record: Record, now: float, waiter: Waiter) -> bool:
         """Whether *record* must be looked at before *waiter* gets it."""
         idle_for = now - record.since
-        if record.uses == 0 and idle_for < JUST_OPENED:
-            return False
-        return waiter.must_look or idle_for >= self.pool._fresh_for
+        is_just_open = record.uses == 0 and idle_for < JUST_OPENED
+        return waiter.must_look or (idle_for >= self.pool._fresh_for and not is_just_open)

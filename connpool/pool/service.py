@@ -274,8 +274,8 @@ class Service:
     def _bequeath(self, waiter: Waiter) -> None:
         """What is being opened for *waiter*, who has something now, is for the next who could use it."""
         record, waiter.attempt = waiter.attempt, None
-        if record is None or record.phase is not Phase.OPENING:
-            return
+        if record is None or record.phase is not Phase.OPENING or not record.host.is_up():
+            return  # nobody else need hope for a mere probe
         for heir in self._queue:
             could_use = heir.pinned in (None, record.host.endpoint) and heir.attempt is None
             if could_use and heir.is_waiting() and not heir.errands:

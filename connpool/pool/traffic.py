@@ -125,7 +125,8 @@ class Traffic(abc.ABC):
         except BaseException as error:
             self._fail(error)
             raise
-        record.raw = stream.raw
+        finally:
+            record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
         record.pool._lender.upgraded(record)
 
     def _stream(self) -> Stream | FileStream:

@@ -111,6 +111,15 @@ def test_max_uses_is_exact(clock: FakeClock) -> None:
         server.until_open(1)
 
 
+def test_a_limit_of_uses_counts_those_from_before_it_was_set() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        for _ in range(2):
+            pool.try_connect(timeout=5).release()
+        pool.configure(max_uses=2)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 0
+
+
 # -- giving back
 
 

@@ -21,6 +21,7 @@ from connpool import (
 )
 from connpool.testing import FakeClock, NoHandshake, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, later, taking
 
 
@@ -73,6 +74,18 @@ def test_a_termination_serves_the_oldest_waiter_too(clock: FakeClock) -> None:
         assert order == [0, 1, 2]
         server.until_accepts(4)
         assert (server.accepts, pool.stats().size) == (4, 0)
+
+
+def test_a_detached_connection_makes_room_for_who_waits(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1, clock=clock) as pool:
+        held = pool.try_connect(timeout=20)
+
+        def leave() -> None:
+            clock.until_waiting(1)
+            held.detach().close()
+
+        together(lambda: pool.try_connect(timeout=20).release(), leave)
+        assert (pool.stats().size, pool.stats().opened) == (1, 2)
 
 
 def test_a_wait_ends_at_its_deadline_and_tells_the_numbers() -> None:
@@ -166,6 +179,19 @@ def test_a_dial_that_exceeds_connect_timeout_is_the_endpoints_failure() -> None:
             pool.try_connect(timeout=5)
         assert isinstance(told.value, ConnectTimeoutError)
         assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
+
+
+def test_a_callers_own_haste_blames_nobody_where_it_dials_itself() -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, dial_in_caller=True, connect_timeout=5) as pool,
+    ):
+        server.black_hole()
+        with taking(0.1, 2), pytest.raises(CheckoutTimeoutError):
+            pool.try_connect(timeout=0.1)
+        told = pool.endpoints()[0]
+        assert (told.state, told.failures) == (EndpointState.UP, 0)
+        assert pool.stats().size == 0
 
 
 def test_a_deadline_holds_even_if_open_ignores_it() -> None:

@@ -241,11 +241,11 @@ def test_an_interrupt_at_any_bytecode_loses_no_place_and_holds_no_lock(scene):
             stage.pool.sweep()
             in_use = stage.pool.stats().in_use
             assert in_use == 0, f"{in_use} in use after a sweep"
-            assert_whole(stage.pool, stage.works)
+            assert_whole(stage.pool, stage.works, limit=1)
             assert_ended(stage.pool, stage.works)
         except (AssertionError, ConnPoolError, KeyboardInterrupt) as fault:
             faults.append(f"{strike}: {fault!r}"[:300])
-            if len(faults) > 5:
+            if len(faults) > 2:
                 break
     assert not faults, "\n".join(faults)
 

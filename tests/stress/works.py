@@ -235,15 +235,18 @@ def balanced(pool: ConnectionPool) -> Any:
     return stats
 
 
-def assert_whole(pool: ConnectionPool, works: Works, req: Any = None) -> None:
-    """No place is lost and no lock is held: another thread can borrow all there is, at once."""
+def assert_whole(pool: ConnectionPool, works: Works, *, limit: float = NEVER) -> None:
+    """No place is lost and no lock is held: other threads can borrow all there is, within *limit* seconds."""
     most = pool.config.max_size
-    callers = [Caller(pool, req) for _ in range(most)]
-    try:
-        loans = [caller.loan() for caller in callers]
-    finally:
-        for caller in callers:
-            caller.join()
+    callers = [Caller(pool, timeout=limit) for _ in range(most)]
+    for caller in callers:
+        caller.join(limit + 2)
+    loans = [caller.connection for caller in callers if caller.connection is not None]
+    if len(loans) < most:
+        stats = pool.stats()
+        for loan in loans:
+            loan.release()
+        raise AssertionError(f"only {len(loans)} of {most} can be had: {stats}, {[c.error for c in callers]}")
     assert len({id(loan.raw) for loan in loans}) == most
     stats = balanced(pool)
     assert (stats.size, stats.in_use, stats.waiting) == (most, most, 0), stats
