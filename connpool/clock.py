@@ -44,7 +44,7 @@ class SystemClock:
 
     __slots__ = ()
 
-    overtake_delay = 0.001
+    overtake_delay = 0.0005
     now = staticmethod(time.monotonic)
 
     def wait(self, gate: Gate, timeout: float | None) -> bool:

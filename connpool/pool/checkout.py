@@ -228,8 +228,8 @@ class Checkout:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
         waiter, now, until = self._waiter, self._clock.now(), self._until()
         instants = [until]
-        if waiter.is_alarmed and not waiter.is_asleep:
-            instants.append(waiter.since + self._books.overtake_delay)
+        if waiter.front_at is not None and not waiter.is_asleep:
+            instants.append(waiter.front_at + self._books.overtake_delay)
         if waiter.attempt is not None and waiter.patience_at > now:
             instants.append(waiter.patience_at)
         if self._books.next_change > now:

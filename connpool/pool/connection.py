@@ -58,11 +58,16 @@ class Connection(Traffic):
             pool = record.pool
             now = pool._now()
             stream = record.stream
-            if now < record.expires_at and now < pool._return_until and (stream is None or stream.is_clean()):
+            if (
+                now < record.expires_at
+                and now < pool._return_until
+                and now - record.since < pool._brief_for
+                and (stream is None or stream.is_clean())
+            ):
                 record.since = now
                 record.host.idle.append(key)
                 if pool._is_awaited:  # announced before its last look: see docs/locking.md
-                    pool._lender.serve()
+                    pool._lender.serve(is_brisk=True)
             else:
                 pool._lender.take_back(key)
         except BaseException:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Board", "Books"]
 
 
+BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
 
 
@@ -36,6 +37,7 @@ class Board(Protocol):
     _fresh_for: float  # seconds of idleness after which a connection is looked at
     _lend_until: float  # from this instant on a checkout takes the long way
     _return_until: float  # from this instant on a return takes the long way
+    _brief_for: float  # who held a connection longer lets nobody overtake the oldest waiter
     _is_awaited: bool  # somebody sleeps who must hear of every return
 
 
@@ -271,10 +273,11 @@ class Books:
         board: Board = self.pool
         oldest = self.queue.oldest
         board._is_awaited = oldest is not None and oldest.is_asleep
-        if self._all_returns_are_long:
+        board._brief_for = math.inf if oldest is None else BRIEF
+        if self._all_returns_are_long or board._is_awaited:
             board._return_until = -math.inf
-        elif oldest is not None:
-            board._return_until = min(self.next_change, oldest.since + self.overtake_delay)
+        elif oldest is not None and oldest.front_at is not None:
+            board._return_until = min(self.next_change, oldest.front_at + self.overtake_delay)
         else:
             board._return_until = self.next_change
 

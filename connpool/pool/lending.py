@@ -11,7 +11,7 @@ from connpool.errors import CancelledError, PoolClosedError, UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, PoolState
-from connpool.pool.core import Books
+from connpool.pool.core import BRIEF, Books
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import as_connect_error
 from connpool.pool.jobs import Dial, Todo
@@ -57,14 +57,14 @@ class Lender:
         """Whether this very thread is in a locked section, interrupted by what calls us now."""
         return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
-    def serve(self) -> None:
-        """Serve the queue, because something has become free."""
+    def serve(self, *, is_brisk: bool = False) -> None:
+        """Serve the queue, because something has become free. *is_brisk*: after a brief loan."""
         if self.is_inside():
             self.nudge()
             return
         todo = Todo()
         with self._lock:
-            self.service.serve(self.clock.now(), todo)
+            self.service.serve(self.clock.now(), todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
     def nudge(self) -> None:
@@ -129,15 +129,16 @@ class Lender:
         with self._lock:
             now = self.clock.now()
             reason = self._fate_locked(record, now)
+            is_brisk = now - record.since < BRIEF
             if reason is not None:
                 self.books.doom(key, reason, todo)
             else:
                 record.since = now
-                if not self.service.hand_over(key, now):
+                if not self.service.hand_over(key, now, is_brisk=is_brisk):
                     record.host.idle.append(key)
                 elif self.service.is_content(now):
                     return
-            self.service.serve(now, todo)
+            self.service.serve(now, todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
     def _take_back_inside(self, key: Key) -> None:

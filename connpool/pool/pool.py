@@ -57,6 +57,7 @@ class ConnectionPool(Steering):
     _fresh_for: float
     _lend_until: float
     _return_until: float
+    _brief_for: float
     _is_awaited: bool
 
     def __init__(

@@ -42,7 +42,7 @@ class Service:
         self._queue = books.queue
         self.looks_are_prompt = looks_are_prompt  # a look never blocks: the new holder does it itself
 
-    def serve(self, now: float, todo: Todo) -> None:
+    def serve(self, now: float, todo: Todo, *, is_brisk: bool = False) -> None:
         """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
         books = self._books
         if books.lost:
@@ -53,7 +53,7 @@ class Service:
         oldest = None
         while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look
             oldest = self._queue.oldest
-            self._announce(now)
+            self._announce(now, is_brisk=is_brisk)
             self._serve_queue(now, todo)
         books.publish_queue()
 
@@ -74,16 +74,15 @@ class Service:
 
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
         """*waiter* has just queued up; now it looks, unless there is plainly nothing to be seen."""
-        if waiter.is_plain() and self._books.is_dry(now):
-            if self._queue.oldest is waiter:
-                waiter.is_alarmed = (
-                    True  # it looks again by itself: what comes back till then may be overtaken
-                )
-                self._books.publish_queue()
-            return
-        self.serve(now, todo)
+        books = self._books
+        if self._queue.oldest is waiter and books.overtake_delay:
+            waiter.front_at = now  # it sets its alarm itself
+        if waiter.is_plain() and books.is_dry(now):
+            books.publish_queue()
+        else:
+            self.serve(now, todo)
 
-    def hand_over(self, key: Key, now: float) -> bool:
+    def hand_over(self, key: Key, now: float, *, is_brisk: bool) -> bool:
         """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
         waiter = self._queue.oldest
         if waiter is None or not waiter.is_plain() or not waiter.is_waiting() or waiter.is_busy:
@@ -91,27 +90,29 @@ class Service:
         if not self._books.fleet.lends(key.record.host):
             return False
         self.give(waiter, key, now)
-        self._announce(now)
+        self._announce(now, is_brisk=is_brisk)
         return True
 
     def is_content(self, now: float) -> bool:
         """After a hand-over: whether there is no more to give, so that nobody need be served."""
         return now < self._books.next_change and not self._books.fleet.has_idle()
 
-    def _announce(self, now: float) -> None:
+    def _announce(self, now: float, *, is_brisk: bool) -> None:
         """See to it that the oldest waiter is heard of.
 
-        One that has waited for ``overtake_delay`` is told to every return from
-        now on. One that has not will do that itself in time; it is woken to set
-        its alarm, because until it came to the front it had none.
+        As a rule it gets the very next connection that comes back. Only while
+        loans are brief may others overtake it for ``overtake_delay``: each costs
+        it microseconds, where a hand-off costs a change of threads. Until then
+        it is not told of returns, so it is woken to set an alarm of its own.
         """
         oldest = self._queue.oldest
         if oldest is not None and not oldest.is_asleep:
-            if now - oldest.since >= self._books.overtake_delay:
-                oldest.is_asleep = True
-            elif not oldest.is_alarmed:
-                oldest.is_alarmed = True
+            delay = self._books.overtake_delay
+            if oldest.front_at is None and is_brisk and delay:
+                oldest.front_at = now
                 oldest.wake()
+            elif oldest.front_at is None or now - oldest.front_at >= delay:
+                oldest.is_asleep = True
         self._books.publish_queue()
 
     def fail_all(self, error: Exception) -> None:

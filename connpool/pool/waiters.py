@@ -39,8 +39,8 @@ class Waiter:
         "errands",
         "error",
         "eviction",
+        "front_at",
         "gate",
-        "is_alarmed",
         "is_asleep",
         "is_busy",
         "is_fresh_only",
@@ -71,8 +71,8 @@ class Waiter:
         self.outcome = Outcome.WAITING
         self.key: Key | None = None
         self.error: BaseException | None = None
-        self.is_asleep = False  # was announced: every return hears of it
-        self.is_alarmed = False  # will look by itself when it must be announced
+        self.front_at: float | None = None  # when it came to the front, and may be overtaken for a moment
+        self.is_asleep = False  # is at the front, and gets the very next connection that comes back
         self.attempt: Record | None = None  # what is being opened or looked at for it
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it

@@ -29,7 +29,7 @@ class ByteStream(abc.ABC):
     """One open transport, as loans read from it and write to it.
 
     Every ``timeout`` is in seconds and covers the whole call, however many
-    system calls it takes; None: no limit; 0: only what can be done at once.
+    system calls it takes; None: no limit; 0: one attempt that does not wait.
     When it is over, ``TimeoutError`` says how far the call got. Bytes that
     were read before an error stay in ``rest``; how much of a message that
     failed has left is unknown.

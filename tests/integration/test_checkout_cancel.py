@@ -79,7 +79,7 @@ def test_a_cancelled_checkout_ends_in_every_phase_and_frees_its_place(
 ) -> None:
     with stuck_in(phase, certificates, monkeypatch) as stage:
         cancel = threading.Event()
-        with later(cancel.set, 0.1), taking(0.1, 1), pytest.raises(CancelledError) as told:
+        with later(cancel.set, 0.1), taking(0, 1), pytest.raises(CancelledError) as told:
             stage.ask(cancel)
         assert told.value.pool == stage.pool.stats().name
         lent = 1 if phase == "queue" else 0

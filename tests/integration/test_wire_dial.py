@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def test_an_address_in_digits_is_dialled_without_a_look_up(
         assert describe(sock)[1] == str(server.endpoint)
 
 
-def test_a_real_name_is_looked_up_and_its_thread_ends() -> None:
+def test_a_real_name_is_looked_up_and_its_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = resolve._Lookup.run
+    monkeypatch.setattr(resolve._Lookup, "run", lambda self: (run(self), time.sleep(0.1)))  # ends reluctantly
     with (
         ScriptedServer() as server,
         SocketConnector().open(Endpoint("localhost", server.port), None) as sock,
@@ -125,6 +128,17 @@ def test_a_silent_address_gets_its_delay_and_then_company(monkeypatch: pytest.Mo
         silent.black_hole()
         answer_names_with(monkeypatch, ("127.0.0.1", silent.port), ("127.0.0.1", server.port))
         with taking(0.2, 3.0), SocketConnector().open(NAME, 8.0) as sock:
+            assert sock.getpeername()[1] == server.port
+
+
+def test_a_failure_brings_the_next_address_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while another attempt is still under way."""
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 1.0)
+    with ScriptedServer() as silent, refused_port() as refused, ScriptedServer() as server:
+        silent.black_hole()
+        ports = [silent.port, refused.getsockname()[1], server.port]
+        answer_names_with(monkeypatch, *[("127.0.0.1", port) for port in ports])
+        with taking(0.9, 1.9), SocketConnector().open(NAME, 8.0) as sock:
             assert sock.getpeername()[1] == server.port
 
 

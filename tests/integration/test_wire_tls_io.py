@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +95,51 @@ def test_an_interrupt_ends_blocked_calls_over_tls(
         look.close(ours.raw)
 
 
+def test_a_tls_socket_blocks_without_limit_between_our_calls(certificates: Certificates) -> None:
+    with ScriptedServer(script=Echo(), tls=certificates.server()) as server:
+        ours = open_tls(server, certificates.client())
+        ours.sendall(b"x", timeout=5)
+        assert ours.raw.gettimeout() is None
+        ours.recv_exactly(1, timeout=5)
+        assert ours.raw.gettimeout() is None
+        look.close(ours.raw)
+
+
+def test_no_two_threads_are_inside_one_tls_connection(certificates: Certificates) -> None:
+    """OpenSSL does not bear it, and a crash would be rare: so count who is inside."""
+    inside: list[str] = []
+    overlaps: list[list[str]] = []
+
+    class Watched(ssl.SSLSocket):
+        def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+            with watching("recv"):
+                return super().recv(buflen, flags)
+
+        def send(self, data: Any, flags: int = 0) -> int:
+            with watching("send"):
+                return super().send(data, flags)
+
+    @contextlib.contextmanager
+    def watching(what: str) -> Iterator[None]:
+        inside.append(what)
+        time.sleep(0.002)  # gives the other thread its chance
+        if len(inside) > 1:
+            overlaps.append(list(inside))
+        try:
+            yield
+        finally:
+            inside.remove(what)
+
+    context = certificates.client()
+    context.sslsocket_class = Watched
+    with ScriptedServer(script=Echo(), tls=certificates.server()) as server:
+        ours = open_tls(server, context)
+        data = b"x" * 2_000_000
+        together(lambda: ours.sendall(data, 10.0), lambda: ours.recv_exactly(len(data), 10.0))
+        look.close(ours.raw)
+    assert not overlaps
+
+
 # -- looking and closing
 
 
@@ -177,6 +224,14 @@ def test_a_close_says_goodbye_without_waiting_for_an_answer(certificates: Certif
             look.close(ours.raw)
         server.until_accepts(1).until_ended()
     assert ended == [b""]
+
+
+def test_a_close_does_not_wait_for_a_peer_that_never_answers(certificates: Certificates) -> None:
+    with ScriptedServer(script=Deaf(), tls=certificates.server()) as server:
+        ours = open_tls(server, certificates.client())
+        ours.sendall(b"unread")
+        with taking(0, 2.0):
+            look.close(ours.raw)
 
 
 def test_an_abandoned_connection_says_no_goodbye(certificates: Certificates) -> None:
