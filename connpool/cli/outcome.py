@@ -62,8 +62,9 @@ def summary(askers: Sequence[Asker], stats: PoolStats, outage: Outage, seconds: 
         ("fail-back", _fail_back(outage, askers)),
         ("errors", _errors(askers)),
         ("connections", _connections(stats)),
-        ("verdict", _verdict(askers, outage)),
     ]
+    if outage.back_at is not None:  # else it was interrupted, and nothing is decided
+        matters.append(("verdict", _verdict(askers, outage)))
     lines = [""]
     for title, told in matters:
         first, *others = [told] if isinstance(told, str) else told
@@ -87,18 +88,17 @@ def _fairness(askers: Sequence[Asker]) -> str:
     return f"{least:,} to {most:,} turns per thread (most to least: {ratio})"
 
 
-def _failover(outage: Outage, askers: Sequence[Asker]) -> str:
+def _failover(outage: Outage, askers: Sequence[Asker]) -> Iterator[str]:
     if outage.killed_at is None:
-        return "no server was killed"
-    if outage.noticed_at is None:
-        noticed = f"{outage.name} was not blacklisted: nobody had to dial it while it was away"
+        yield "no server was killed"
+    elif outage.noticed_at is None:
+        yield f"{outage.name} was not blacklisted: nobody had to dial it while it was away"
     else:
         delay = milliseconds(outage.noticed_at - outage.killed_at)
-        noticed = f"{outage.name} was blacklisted {delay} after it was killed"
+        yield f"{outage.name} was blacklisted {delay} after it was killed"
     slowest = max(asker.slowest_repeated for asker in askers)
-    if not slowest:
-        return f"{noticed}; no request had to be repeated"
-    return f"{noticed}; the slowest repeated request had its answer within {milliseconds(slowest)}"
+    if slowest:
+        yield f"the slowest repeated request was answered within {milliseconds(slowest)}"
 
 
 def _fail_back(outage: Outage, askers: Sequence[Asker]) -> str:
@@ -113,20 +113,15 @@ def _fail_back(outage: Outage, askers: Sequence[Asker]) -> str:
 
 def _errors(askers: Sequence[Asker]) -> Iterator[str]:
     """What a server's end looks like from a thread, for each of the two ways of asking."""
-    ways = {
-        True: "that let the pool repeat (run, idempotent)",
-        False: "that repeat by themselves (try_connect)",
-    }
-    for lets_pool_repeat, way in ways.items():
+    for way, lets_pool_repeat in (("run(idempotent=True)", True), ("own retry loop", False)):
         these = [asker for asker in askers if asker.lets_pool_repeat is lets_pool_repeat]
         errors: Counter[str] = sum((asker.errors for asker in these), Counter())
         seen = ", ".join(f"{n} {kind}" for kind, n in errors.most_common()) or "none"
-        told = f"{len(these)} threads {way}: errors seen: {seen}"
-        if lets_pool_repeat:
-            told += f"; repeated by the pool: {sum(asker.repeated_by_pool for asker in these)}"
-        if errors:
-            told += f"; after asking again without an answer: {sum(asker.lost for asker in these)}"
-        yield told
+        by_pool = f"{sum(asker.repeated_by_pool for asker in these)} repeated by the pool; "
+        yield (
+            f"{way}, {len(these)} threads: {by_pool if lets_pool_repeat else ''}errors seen: {seen}"
+            + (f" ({sum(asker.lost for asker in these)} given up)" if errors else "")
+        )
 
 
 def _connections(stats: PoolStats) -> str:

@@ -129,16 +129,11 @@ class Checkout:
         record, waiter, lender = key.record, self._waiter, self._lender
         now = self._clock.now()
         reason = self._books.idle_verdict(record, now)
-        is_old = self._books.needs_look(record, now, waiter)
-        if (
-            reason is None
-            and is_old
-            and lender.service.looks_are_prompt
-            and not lender.dialler.is_usable(record)
-        ):
-            reason = CloseReason.BROKEN
         if reason is not None:
             record.condemn(reason)
+        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
+            lender.look_at(key)
+        if record.fate is not None:
             lender.take_back(key)
             return None
         try:
@@ -232,6 +227,10 @@ class Checkout:
             instants.append(waiter.front_at + self._books.overtake_delay)
         if waiter.attempt is not None and waiter.patience_at > now:
             instants.append(waiter.patience_at)
+        elif waiter.attempt is not None:
+            instants.append(
+                max(now + PATIENCE, waiter.attempt.opened_at + self._books.config.connect_timeout)
+            )
         if self._books.next_change > now:
             instants.append(self._books.next_change)
         if waiter.request.cancel is not None:

@@ -181,17 +181,18 @@ class Dialler:
 
     # -- closes
 
-    def close_all(self, keys: Iterable[Key]) -> list[Key]:
-        """Close the transports of *keys*. Returns those that are closed; threads report the others.
+    def close_all(self, keys: Iterable[Key]) -> tuple[list[Key], BaseException | None]:
+        """Close the transports of *keys*. Returns those that are closed, and what interrupted one of them.
+
+        The others are reported by the threads that close them.
 
         A foreign ``close`` runs on a thread, for which the caller waits only a
         moment: as a rule it is over by then, and one that hangs holds up nobody.
         """
         if self._connector.prompt or self._lender.config.dial_in_caller:
             closed = list(keys)
-            for key in closed:
-                self.close(key.record)
-            return closed
+            blows = [self.close(key.record) for key in closed]
+            return closed, next((blow for blow in blows if blow is not None), None)
         pending = deque(keys)
         while pending:
             left = len(pending)
@@ -200,24 +201,29 @@ class Dialler:
                 self._close_apart(pending, done)
             while not done.wait(CLOSE_GRACE) and len(pending) < left:
                 left = len(pending)  # it is getting on
-        return []
+        return [], None
 
     def _close_apart(self, pending: deque[Key], done: threading.Event) -> None:
         try:
             while pending:
                 key = pending.popleft()
-                self.close(key.record)
+                blow = self.close(key.record)
                 self._lender.record_closed([key])
+                if blow is not None:
+                    logger.error("pool %r: a close was interrupted by %r", self._name, blow)
         except IndexError:  # another thread took the last one
             pass
         finally:
             done.set()
 
-    def close(self, record: Record) -> None:
-        """Close one transport, once. What its ``close`` raises is logged: it is gone anyhow."""
+    def close(self, record: Record) -> BaseException | None:
+        """Close one transport, once; it is gone whatever ``close`` raises, and errors are only logged.
+
+        Returns what is no error but an interrupt, for the thread that it was meant for.
+        """
         raw, record.raw = record.raw, None
         if raw is None:
-            return
+            return None
         try:
             if isinstance(raw, FileStream):  # no connector opened it
                 raw.close()
@@ -225,6 +231,9 @@ class Dialler:
                 self._connector.close(raw)
         except Exception:
             logger.exception("pool %r: closing connection %d failed", self._name, record.id)
+        except BaseException as blow:  # noqa: BLE001 - its place must be freed all the same
+            return blow
+        return None
 
     def close_forgotten(self, record: Record) -> None:
         """The pool itself was dropped unclosed: close what cannot block, in its finaliser."""

@@ -17,7 +17,7 @@ from connpool.pool.failures import as_connect_error
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.service import Service
-from connpool.pool.waiters import Waiter
+from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.connector import FullConnector
 from connpool.wire.io import SHUT_RDWR, is_stream
 from connpool.wire.look import interrupt
@@ -75,15 +75,19 @@ class Lender:
 
     def carry_out(self, todo: Todo) -> None:
         """Do what was decided, and what is decided in consequence. No lock is held."""
+        blow: BaseException | None = None
         while todo:
             while todo.dials:
                 dial = todo.dials.pop()
                 if not self.dialler.start(dial):
                     self._send_on_errand(dial)
-            closed = self.dialler.close_all(todo.doomed)
+            closed, error = self.dialler.close_all(todo.doomed)
+            blow = blow or error
             todo = Todo()
             if closed:
                 self._forget(closed, todo)
+        if blow is not None:
+            raise blow
 
     def _send_on_errand(self, dial: Dial) -> None:
         """No thread can be had for *dial*: the waiter it was begun for runs it on its own."""
@@ -118,12 +122,40 @@ class Lender:
                 f" it is {record.phase.value}, or belongs to the process that this one was forked from",
                 pool=self.pool.name,
             )
+        try:
+            self._make_ready(record)
+        finally:  # a reset that was interrupted has its connection closed, not forgotten
+            self._settle(key)
+
+    def _make_ready(self, record: Record) -> None:
+        """Reset what comes back, or condemn it if it cannot serve a next holder."""
         if record.fate is None and record.stream is not None and not record.stream.is_clean():
             record.condemn(CloseReason.DIRTY if record.stream.rest else CloseReason.BROKEN)
-        if record.fate is None and self.connector.has_reset and not self.dialler.reset(record):
-            record.condemn(CloseReason.DIRTY)
+        if record.fate is None and self.connector.has_reset:
+            try:
+                is_ready = self.dialler.reset(record)
+            except BaseException:
+                record.condemn(CloseReason.DIRTY)
+                raise
+            if not is_ready:
+                record.condemn(CloseReason.DIRTY)
+
+    def look_at(self, key: Key) -> None:
+        """Look at an idle connection on this very thread; condemn it if it is dead."""
+        try:
+            is_usable = self.dialler.is_usable(key.record)
+        except BaseException:
+            key.record.condemn(CloseReason.BROKEN)
+            self.take_back(key)
+            raise
+        if not is_usable:
+            key.record.condemn(CloseReason.BROKEN)
+
+    def _settle(self, key: Key) -> None:
+        """A waiter gets it, or it lies idle, or it is closed."""
+        record = key.record
         if self.is_inside():
-            self._take_back_inside(key)
+            self._settle_inside(key)
             return
         todo = Todo()
         with self._lock:
@@ -141,7 +173,7 @@ class Lender:
             self.service.serve(now, todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
-    def _take_back_inside(self, key: Key) -> None:
+    def _settle_inside(self, key: Key) -> None:
         """A return by what interrupted a locked section: only what needs no lock."""
         if key.record.fate is None:
             key.record.since = self.clock.now()
@@ -228,7 +260,10 @@ class Lender:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""
         with self._lock:
             record = waiter.attempt
-            if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 1:
+            if waiter.is_waiting():  # it leaves before the dial ends, or another would be begun for it
+                waiter.outcome = Outcome.LEFT
+                self.books.queue.leave(waiter)
+            if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 0:
                 return
             self.call_off_locked(record)
         self.interrupt(record, SHUT_RDWR, "the request was cancelled")

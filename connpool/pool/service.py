@@ -75,11 +75,13 @@ class Service:
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
         """*waiter* has just queued up; now it looks, unless there is plainly nothing to be seen."""
         books = self._books
-        if self._queue.oldest is waiter and books.overtake_delay:
-            waiter.front_at = now  # it sets its alarm itself
-        if waiter.is_plain() and books.is_dry(now):
-            books.publish_queue()
-        else:
+        if self._queue.oldest is waiter:
+            if books.overtake_delay:
+                waiter.front_at = now  # it sets its alarm itself
+            else:
+                waiter.is_asleep = True
+        books.publish_queue()  # announced first, looked for after that
+        if not (waiter.is_plain() and books.is_dry(now)):
             self.serve(now, todo)
 
     def hand_over(self, key: Key, now: float, *, is_brisk: bool) -> bool:
@@ -191,6 +193,9 @@ class Service:
         books = self._books
         if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
             return False
+        for record in waiter.attempts:  # one dial at a time to one endpoint, unless that has hung too long
+            if record.host is host and record.phase is Phase.OPENING and now < self._given_up_at(record):
+                return False
         key, cancel = books.reserve(host, now)
         if waiter.request.where is not None:
             waiter.dialled.add(host.endpoint)  # one that does not pass is not tried again
@@ -199,6 +204,10 @@ class Service:
         )
         return True
 
+    def _given_up_at(self, record: Record) -> float:
+        """When a dial that should long have ended no longer stands in the way of another."""
+        return record.opened_at + self._books.config.connect_timeout
+
     def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
         self._attempt(
             waiter, Dial(key, threading.Event(), waiter.number, is_look=True, blames=False), now, todo
@@ -206,6 +215,7 @@ class Service:
 
     def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
         waiter.attempt = dial.key.record
+        waiter.attempts.append(dial.key.record)
         waiter.patience_at = now + PATIENCE
         if self._books.config.dial_in_caller:
             waiter.errands.append(dial)

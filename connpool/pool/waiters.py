@@ -35,6 +35,7 @@ class Waiter:
 
     __slots__ = (
         "attempt",
+        "attempts",
         "dialled",
         "errands",
         "error",
@@ -74,6 +75,7 @@ class Waiter:
         self.front_at: float | None = None  # when it came to the front, and may be overtaken for a moment
         self.is_asleep = False  # is at the front, and gets the very next connection that comes back
         self.attempt: Record | None = None  # what is being opened or looked at for it
+        self.attempts: list[Record] = []  # all that were, in order
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it
         self.errands: deque[Dial] = deque()  # dials it is to run itself

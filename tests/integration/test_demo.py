@@ -33,7 +33,11 @@ def running(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subproce
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "connpool", *arguments],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "60"},
+        env={
+            **os.environ,
+            "COLUMNS": "60",
+            "PYTHONUNBUFFERED": "",
+        },  # the output is buffered, as it is for most
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -96,6 +100,7 @@ def test_ctrl_c_ends_it_with_130_and_without_a_trace() -> None:
     assert (program.returncode, complaints) == (130, b"")
     assert b"interrupted" in rest
     assert b" 0 wrong; 0 requests without an answer" in rest
+    assert b"verdict" not in rest
     assert not any(map(is_running, processes_named_in(told)))
 
 
@@ -143,6 +148,12 @@ def test_a_mistake_in_the_arguments_gets_the_help_and_status_2(
     assert "usage: python -m connpool" in capsys.readouterr().err
 
 
+def test_the_help_is_followed_by_what_was_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--threads", "many"])
+    assert "a whole number from 1 to 1000 expected, got 'many'" in capsys.readouterr().err
+
+
 def test_servers_that_do_not_start_are_an_error_of_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,17 +167,27 @@ def test_servers_that_do_not_start_are_an_error_of_one_line(
 # -- the servers
 
 
-def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process() -> None:
+def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed: list[int] = []
+    kill = subprocess.Popen.kill
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda self: (killed.append(self.pid), kill(self)))
     with ServerProcess("A", work=0) as server:
         endpoint, process = server.endpoint, server.pid
         server.kill()
-        assert not is_running(process)
+        assert (killed, is_running(process)) == ([process], False)
         server.start()
         assert (server.endpoint, server.pid != process) == (endpoint, True)
         with socket.create_connection((endpoint.host, endpoint.port), timeout=LIMIT) as client:
             client.sendall(b"hello\n")
             assert client.recv(100).startswith(b"%d " % server.pid)
     assert not is_running(server.pid)
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_the_servers() -> None:
+    with ServerProcess("A", work=0) as server:
+        assert os.getpgid(server.pid) != os.getpgid(0)
 
 
 def test_a_server_does_not_outlive_the_program_that_started_it() -> None:
@@ -211,7 +232,7 @@ def test_an_answer_to_another_request_is_wrong_and_no_success() -> None:
         asker.ask(threading.Event())
         assert (asker.right, asker.wrong) == (0, 1)
         assert not is_success([asker], Outage("B", served_at=1.0))
-        assert "1 wrong answers" in summary([asker], pool.stats(), Outage("B"), 1.0)
+        assert "1 wrong answers" in summary([asker], pool.stats(), Outage("B", back_at=0.5), 1.0)
 
 
 def test_a_request_that_is_never_answered_is_given_up_and_no_success() -> None:

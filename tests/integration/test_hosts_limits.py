@@ -158,15 +158,19 @@ def test_no_more_is_evicted_than_is_needed_and_never_what_is_lent(clock: FakeClo
         check_books(pool)
 
 
-def test_the_longest_idle_one_is_evicted(clock: FakeClock) -> None:
+@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
+def test_the_longest_idle_one_is_evicted_whichever_endpoint_it_leads_to(
+    order: tuple[int, ...], clock: FakeClock
+) -> None:
     board = Switchboard()
-    with ConnectionPool("a:1", connector=board, clock=clock, max_size=3) as pool:
+    with ConnectionPool("a:1 && c:1", connector=board, clock=clock, max_size=3) as pool:
         loans = [pool.try_connect() for _ in range(3)]
-        for i in (1, 0, 2):
+        for i in order:
             loans[i].release()
             clock.advance(1)
         pool.try_connect("b:1").release()
-        assert [line.is_open for line in board.lines] == [True, False, True, True]
+        assert [line.is_open for line in board.lines].index(False) == order[0]
+        assert board.n_open == 3
 
 
 def test_nothing_is_evicted_for_an_endpoint_that_is_not_even_dialled(clock: FakeClock) -> None:

@@ -235,8 +235,12 @@ def balanced(pool: ConnectionPool) -> Any:
     return stats
 
 
-def assert_whole(pool: ConnectionPool, works: Works, *, limit: float = NEVER) -> None:
-    """No place is lost and no lock is held: other threads can borrow all there is, within *limit* seconds."""
+def assert_whole(pool: ConnectionPool, works: Works, *, limit: float = NEVER, may_drop: bool = False) -> None:
+    """No place is lost and no lock is held: other threads can borrow all there is, within *limit* seconds.
+
+    With *may_drop* a transport may have been dropped unclosed, as an interrupt between its opening and its
+    naming does: a real one then closes itself.
+    """
     most = pool.config.max_size
     callers = [Caller(pool, timeout=limit) for _ in range(most)]
     for caller in callers:
@@ -250,15 +254,16 @@ def assert_whole(pool: ConnectionPool, works: Works, *, limit: float = NEVER) ->
     assert len({id(loan.raw) for loan in loans}) == most
     stats = balanced(pool)
     assert (stats.size, stats.in_use, stats.waiting) == (most, most, 0), stats
-    assert works.n_open == most
+    assert may_drop or works.n_open == most, f"{works.n_open} are open, {most} are lent"
     for loan in loans:
         loan.release()
     stats = balanced(pool)
     assert stats.in_use == 0, stats
-    assert works.peak <= most, f"{works.peak} places were taken of {most}"
+    assert may_drop or works.peak <= most, f"{works.peak} places were taken of {most}"
 
 
 def assert_ended(pool: ConnectionPool, works: Works) -> None:
     """Close the pool; everything that was opened gets closed."""
-    assert pool.close() == 0
+    left = pool.close()
+    assert left == 0, f"{left} are still lent: {pool.stats()}"
     works.until(lambda: works.n_open == 0)
