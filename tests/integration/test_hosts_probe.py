@@ -159,6 +159,26 @@ def test_lifting_a_blacklist_wakes_who_waits_for_it(clock: FakeClock) -> None:
         together(lambda: pool.try_connect().release(), lift)
 
 
+def test_lifting_a_blacklist_gives_an_endpoint_back_to_a_waiter_that_had_tried_it(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, max_per_endpoint=1) as pool:
+        loan = pool.try_connect("b:1")
+
+        def wait() -> str:
+            with pool.try_connect() as conn:
+                return str(conn.endpoint)
+
+        def lift() -> str:
+            until(lambda: down(pool) == ["a:1"])
+            clock.until_waiting(1)
+            board.mend("a:1")
+            pool.unblacklist("a:1")
+            return ""
+
+        assert together(wait, lift) == ["a:1", ""]
+        loan.release()
+
+
 def test_a_waiter_whose_last_endpoint_is_blacklisted_meanwhile_fails_fast(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
         loan = pool.try_connect()

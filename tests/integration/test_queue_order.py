@@ -292,3 +292,21 @@ def test_a_dial_whose_waiter_left_serves_the_next_and_else_lies_idle():
     assert works.dials == 1
     assert balanced(pool).idle == 1
     assert_ended(pool, works)
+
+
+def test_what_a_waiter_was_given_is_closed_if_it_leaves_a_pool_that_was_closed_meanwhile():
+    works = Works(prompt=True)
+
+    def end():
+        pool.close()
+        raise KeyboardInterrupt
+
+    clock = LeavingClock(end)
+    pool = make(works, clock)
+    held = pool.try_connect()
+    (first,) = queue(pool, clock, None)
+    clock.leaver = first._thread
+    held.release()
+    first.failure(KeyboardInterrupt)
+    works.until(lambda: works.n_open == 0, 2)
+    assert balanced(pool).size == 0

@@ -77,6 +77,8 @@ class Crowd:
             "a:1, b:1", connector=self.works, clock=self.clock, look_after_idle=0.1, **settings
         )
         self.grants = 0
+        self.left = 0  # taken or detached: they left the pool open
+        self.may_leave = False
 
     def request(self) -> Request:
         cancel = None
@@ -106,9 +108,9 @@ class Crowd:
             connection.release()
         elif dice < 0.9:
             connection.terminate()
-        elif dice < 0.95:
-            self.history.note("closed", raw.number)
+        elif dice < 0.95 and self.may_leave:
             self.works.disown(connection.detach())
+            self.left += 1
         else:
             with pytest.raises(DoomError), connection:
                 raise DoomError
@@ -117,7 +119,7 @@ class Crowd:
 
     def meddle(self) -> None:
         """What an operator does."""
-        action = self.dice.randrange(7)
+        action = self.dice.randrange(7 if self.may_leave else 6)
         if action == 0:
             self.pool.sweep()
         elif action == 1:
@@ -133,8 +135,8 @@ class Crowd:
         else:
             raw = self.pool.take()
             if raw is not None:
-                self.history.note("closed", raw.number)
                 self.works.disown(raw)
+                self.left += 1
         balanced(self.pool)
 
     def run(self, lenders: int, turns: int, *, meddlers: int = 1) -> None:
@@ -150,11 +152,11 @@ class Crowd:
         self.pool.resize(max_size=SIZE)
         self.pool.unblacklist(A)
         self.works.behave()
-        self.history.check(max_open=SIZE)
-        assert_whole(self.pool, self.works)
+        # Who leaves the pool frees a place before the test can know of it: then nothing is said of the maximum.
+        self.history.check(max_open=None if self.may_leave else SIZE)
+        assert_whole(self.pool, self.works, may_drop=self.may_leave)
         stats = balanced(self.pool)
-        # Each that was opened lies idle, or was closed, or left the pool open.
-        assert stats.opened == len(self.works.parts)
+        assert stats.opened == sum(stats.closed.values()) + stats.idle + self.left
         assert stats.idle == self.works.n_open
         assert (stats.in_use, stats.opening, stats.waiting, stats.lost) == (0, 0, 0, 0)
         assert self.grants > 0
@@ -164,6 +166,7 @@ class Crowd:
 @pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_lost_and_nobody_shares(seed, prompt):
     crowd = Crowd(seed, prompt=prompt, failures=0.05 if seed % 2 else 0)
+    crowd.may_leave = seed > 1
     crowd.run(8, 40)
     crowd.check()
     assert_ended(crowd.pool, crowd.works)
