@@ -88,8 +88,6 @@ class Control:
                 self._lender.service.fail_all(error)
             opening = [r for r in self._books.records() if r.phase is Phase.OPENING]
             self._condemn_locked(opening, CloseReason.POOL_CLOSED)
-            for host in self._books.fleet.hosts.values():
-                self._books.drain_idle(host, CloseReason.POOL_CLOSED, todo)
             self._lender.service.serve(self._clock.now(), todo)
         for record in opening:
             self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")

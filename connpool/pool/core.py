@@ -200,6 +200,10 @@ class Books:
                 return
             self.doom(key, reason, todo)
 
+    def drain_all(self, reason: CloseReason, todo: Todo) -> None:
+        for host in self.fleet.hosts.values():
+            self.drain_idle(host, reason, todo)
+
     def trim(self, now: float, todo: Todo) -> None:
         """Let what is idle and has expired be closed, and what is more than ``max_size``."""
         for host in self.fleet.hosts.values():
@@ -272,7 +276,8 @@ class Books:
         """The part of the board that depends on who waits."""
         board: Board = self.pool
         oldest = self.queue.oldest
-        board._is_awaited = oldest is not None and oldest.is_asleep
+        is_closed = self.state is PoolState.CLOSED  # what slips past the closing is closed by who returns it
+        board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)
         board._brief_for = math.inf if oldest is None else BRIEF
         if self._all_returns_are_long or board._is_awaited:
             board._return_until = -math.inf

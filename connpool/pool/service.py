@@ -48,6 +48,8 @@ class Service:
         if books.lost:
             books.recover(todo)
         books.publish(now)
+        if books.state is PoolState.CLOSED:
+            books.drain_all(CloseReason.POOL_CLOSED, todo)
         if books.state is not PoolState.OPEN:
             return
         oldest = None
