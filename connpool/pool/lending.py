@@ -122,14 +122,17 @@ class Lender:
                 f" it is {record.phase.value}, or belongs to the process that this one was forked from",
                 pool=self.pool.name,
             )
-        try:
-            self._make_ready(record)
-        finally:  # a reset that was interrupted has its connection closed, not forgotten
-            self._settle(key)
+        if record.fate is None and (self.connector.has_reset or record.stream is not None):
+            try:
+                self._make_ready(record)
+            except BaseException:  # a reset that was interrupted has its connection closed, not forgotten
+                self._settle(key)
+                raise
+        self._settle(key)
 
     def _make_ready(self, record: Record) -> None:
         """Reset what comes back, or condemn it if it cannot serve a next holder."""
-        if record.fate is None and record.stream is not None and not record.stream.is_clean():
+        if record.stream is not None and not record.stream.is_clean():
             record.condemn(CloseReason.DIRTY if record.stream.rest else CloseReason.BROKEN)
         if record.fate is None and self.connector.has_reset:
             try:
@@ -157,19 +160,19 @@ class Lender:
         if self.is_inside():
             self._settle_inside(key)
             return
-        todo = Todo()
         with self._lock:
             now = self.clock.now()
             reason = self._fate_locked(record, now)
             is_brisk = now - record.since < BRIEF
-            if reason is not None:
-                self.books.doom(key, reason, todo)
-            else:
+            if reason is None:
                 record.since = now
                 if not self.service.hand_over(key, now, is_brisk=is_brisk):
                     record.host.idle.append(key)
                 elif self.service.is_content(now):
                     return
+            todo = Todo()
+            if reason is not None:
+                self.books.doom(key, reason, todo)
             self.service.serve(now, todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
@@ -186,7 +189,7 @@ class Lender:
         reason = books.verdict(record, now)
         if reason is None and books.state is PoolState.CLOSED:
             reason = CloseReason.POOL_CLOSED
-        if reason is None and books.size() > books.config.max_size:
+        if reason is None and books.is_oversized:
             reason = CloseReason.SURPLUS
         return reason
 

@@ -96,6 +96,7 @@ def pool_stats(books: Books) -> PoolStats:
     idle = sum(len(host.idle) for host in books.fleet.hosts.values())
     checkouts = books.past_uses + sum(record.uses for record in records)
     was_open = sum(record.was_open for record in records)
+    waits = books.count_waits()
     return PoolStats(
         name=books.pool.name,
         state=books.state,
@@ -114,7 +115,7 @@ def pool_stats(books: Books) -> PoolStats:
         timeouts=books.timeouts,
         connect_failures=books.connect_failures,
         lost=books.lost_loans,
-        wait=books.waits.percentiles(zeros=max(0, checkouts - books.waits.count)),
+        wait=waits.percentiles(zeros=max(0, checkouts - waits.count)),
         dial=books.dials.percentiles(),
     )
 

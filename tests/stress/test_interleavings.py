@@ -1,16 +1,19 @@
 """One deed is stopped before each of its lines in turn while another thread does something else meanwhile.
 
-Random preemption finds a race sooner or later; this finds it each time, as long as one switch is enough for it.
+Random preemption finds a race sooner or later; this finds it each time, as long as one switch is enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import pkgutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,26 +21,15 @@ import pytest
 
 import connpool.pool
 from connpool import ConnectionPool, ConnPoolError, PoolClosedError, PoolExhaustedError
-from connpool.clock import Gate
-from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, assert_whole, balanced
+from tests.stress.scenes import HelpfulClock
+from tests.stress.works import A, B, Caller, Works, assert_ended, assert_whole, balanced
 
 FILES = {
     importlib.import_module(f"connpool.pool.{module.name}").__file__
     for module in pkgutil.iter_modules(connpool.pool.__path__)
 }
 MOMENT = 0.02  # seconds for the other thread; it needs more only if it waits for the one that was stopped
-
-
-class HelpfulClock(TellingClock):
-    """When a thread would wait, *helper* first does what ends the wait."""
-
-    helper: Callable[[], object] | None = None
-
-    def wait(self, gate: Gate, timeout: float | None) -> bool:
-        helper, self.helper = self.helper, None
-        if helper is not None:
-            helper()
-        return super().wait(gate, timeout)
+BRIEF_MOMENT = 0.002  # the same where that one holds the lock, so that the other gets no further than there
 
 
 class Pause:
@@ -46,9 +38,10 @@ class Pause:
     A context manager; on leaving it, *other* has ended, or is to be joined by whoever made it.
     """
 
-    def __init__(self, n: int, other: Callable[[], object]) -> None:
+    def __init__(self, n: int, lock: Any, other: Callable[[], object]) -> None:
         self.where: str | None = None
         self._left = n
+        self._lock = lock
         self._other = other
         self._thread: threading.Thread | None = None
         self._errors: list[BaseException] = []
@@ -76,7 +69,7 @@ class Pause:
                 self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
                 self._thread = threading.Thread(target=self._run)
                 self._thread.start()
-                self._thread.join(MOMENT)
+                self._thread.join(BRIEF_MOMENT if self._lock._is_owned() else MOMENT)
         return self._on_line
 
     def _run(self) -> None:
@@ -86,38 +79,39 @@ class Pause:
             self._errors.append(error)
 
 
-def at_every_line(other: Callable[[], object]) -> Iterator[Pause]:
-    """A ``Pause`` at each line, until one finds that there are no more."""
-    n = 1
-    while True:
-        pause = Pause(n, lambda: other())
-        yield pause
-        if pause.where is None:
-            return
-        n += 1
+class Stage:
+    """A pool of one or two places, those who use it, and what the test itself has borrowed."""
 
-
-class Set:
-    """A pool of one or two places, and those who use it."""
-
-    def __init__(self, size: int = 1, **settings: object) -> None:
+    def __init__(self, size: int = 1, *, lent: int = 0, idle: int = 0) -> None:
         self.works = Works(prompt=True)
         self.clock = HelpfulClock()
         self.pool = ConnectionPool(
-            A, connector=self.works, clock=self.clock, max_size=size, blacklist_initial=0,
-            reap_interval=None, **settings,
-        )  # fmt: skip
+            A, connector=self.works, clock=self.clock, max_size=size, blacklist_initial=0, reap_interval=None
+        )
         self.callers: list[Caller] = []
+        self.held = [self.pool.try_connect() for _ in range(lent + idle)]
+        for _ in range(idle):
+            self.held.pop().release()
 
-    def call(self, req: object = None, timeout: float = 10) -> None:
+    def call(self, req: object = None) -> None:
         """Another comes, and either has its connection or waits."""
-        caller = Caller(self.pool, req, timeout=timeout)
+        caller = Caller(self.pool, req)
         self.callers.append(caller)
         until = time.monotonic() + MOMENT / 2
         while caller.is_waiting and not self.clock.waiting and time.monotonic() < until:
             time.sleep(0)
 
-    def end(self, where: object) -> None:
+    def give_back(self, how: str) -> None:
+        """The test gives back what it borrowed first, if it has not yet."""
+        if self.held:
+            held = self.held.pop(0)
+            raw = held.raw
+            getattr(held, how)()
+            if how == "detach":
+                self.works.disown(raw)
+                self.works.peak = 1  # the place was free before the connector knew
+
+    def end(self, where: str | None) -> None:
         """All who came have been served, soon; no place is lost."""
         for caller in self.callers:
             began = time.monotonic()
@@ -130,101 +124,91 @@ class Set:
         assert_ended(self.pool, self.works)
 
 
+def meetings(
+    build: Callable[[], Stage], deed: Callable[[Stage], object], other: Callable[[Stage], object]
+) -> Iterator[tuple[Stage, str | None]]:
+    """Each way in which *other* can come upon *deed*, and at last one in which it does not come at all.
+
+    Gives the stage afterwards, and the line at which they met; None: they did not.
+    """
+    for n in itertools.count(1):
+        stage = build()
+        with Pause(n, stage.pool._lender._lock, partial(other, stage)) as pause:
+            deed(stage)
+        yield stage, pause.where
+        if pause.where is None:
+            assert n > 5
+            return
+
+
 # -- no wake-up is lost --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["release", "terminate", "detach"])
-def test_a_waiter_that_comes_at_any_moment_of_a_giving_back_is_served(end):
-    stage: Set
-    for pause in at_every_line(lambda: stage.call()):
-        stage = Set()
-        held = stage.pool.try_connect()
-        with pause:
-            raw = getattr(held, end)()
-        if end == "detach":
-            stage.works.disown(raw)
-            stage.works.peak = 1
-        stage.end(pause.where)
+@pytest.mark.parametrize("how", ["release", "terminate", "detach"])
+def test_a_waiter_that_comes_at_any_moment_of_a_giving_back_is_served(how):
+    for stage, where in meetings(partial(Stage, lent=1), lambda it: it.give_back(how), Stage.call):
+        stage.end(where)
 
 
-@pytest.mark.parametrize("end", ["release", "terminate"])
-def test_a_giving_back_at_any_moment_of_a_checkout_is_not_slept_through(end):
-    stage: Set
-    held: list[Any] = []
-
-    def give_back() -> None:
-        while held:
-            getattr(held.pop(), end)()
-
-    for pause in at_every_line(give_back):
-        stage = Set()
-        held.append(stage.pool.try_connect())
-        stage.clock.helper = give_back  # at the latest
+@pytest.mark.parametrize("how", ["release", "terminate"])
+def test_a_giving_back_at_any_moment_of_a_checkout_is_not_slept_through(how):
+    def check_out(stage: Stage) -> None:
+        stage.clock.helper = lambda: stage.give_back(how)  # at the latest
         began = time.monotonic()
-        with pause:
-            mine = stage.pool.try_connect(timeout=10)
-        assert time.monotonic() - began < 2, pause.where
-        mine.release()
-        stage.end(pause.where)
+        connection = stage.pool.try_connect(timeout=10)
+        assert time.monotonic() - began < 2
+        connection.release()
+
+    for stage, where in meetings(partial(Stage, lent=1), check_out, lambda it: it.give_back(how)):
+        stage.end(where)
 
 
-@pytest.mark.parametrize("end", ["release", "terminate"])
-def test_a_second_giving_back_at_any_moment_of_the_first_serves_both_who_wait(end):
-    stage: Set
-    held: list[Any] = []
-    for pause in at_every_line(lambda: getattr(held[1], end)()):
-        stage = Set(size=2)
-        held = [stage.pool.try_connect(), stage.pool.try_connect()]
-        stage.call()
-        stage.clock.until_waiting()
-        stage.callers.append(Caller(stage.pool))
-        stage.clock.until_waiting(2)
-        with pause:
-            held[0].release()
-        if pause.where is None:
-            held[1].release()
-        stage.end(pause.where)
+@pytest.mark.parametrize("how", ["release", "terminate"])
+def test_a_second_giving_back_at_any_moment_of_the_first_serves_both_who_wait(how):
+    def build() -> Stage:
+        stage = Stage(size=2, lent=2)
+        for n in (1, 2):
+            stage.callers.append(Caller(stage.pool))
+            stage.clock.until_waiting(n)
+        return stage
+
+    for stage, where in meetings(build, lambda it: it.give_back("release"), lambda it: it.give_back(how)):
+        stage.give_back(how)  # if they did not meet
+        stage.end(where)
 
 
 def test_a_waiter_for_another_endpoint_that_comes_at_any_moment_of_a_release_is_served():
-    stage: Set
-    for pause in at_every_line(lambda: stage.call(B)):
-        stage = Set()
-        held = stage.pool.try_connect(A)
-        with pause:
-            held.release()
-        stage.end(pause.where)
+    def release(stage: Stage) -> None:
+        stage.give_back("release")
+
+    for stage, where in meetings(partial(Stage, lent=1), release, lambda it: it.call(B)):
+        stage.end(where)
 
 
 def test_a_waiter_that_comes_at_any_moment_of_a_checkout_that_may_not_wait_is_served():
-    stage: Set
-    for pause in at_every_line(lambda: stage.call()):
-        stage = Set()
-        held = stage.pool.try_connect()
-        with pause, pytest.raises(PoolExhaustedError):
+    def ask(stage: Stage) -> None:
+        with pytest.raises(PoolExhaustedError):
             stage.pool.try_connect(timeout=0)
-        held.release()
-        stage.end(pause.where)
+
+    for stage, where in meetings(partial(Stage, lent=1), ask, Stage.call):
+        stage.give_back("release")
+        stage.end(where)
 
 
 # -- nothing outlives the pool ---------------------------------------------------------
 
 
-def lend(stage: Set) -> None:
-    try:
+def lend(stage: Stage) -> None:
+    with contextlib.suppress(PoolClosedError):
         stage.pool.try_connect(timeout=5).release()
-    except PoolClosedError:
-        pass
 
 
-def lend_and_close(stage: Set) -> None:
-    try:
+def lend_and_close(stage: Stage) -> None:
+    with contextlib.suppress(PoolClosedError):
         stage.pool.try_connect(timeout=5).terminate()
-    except PoolClosedError:
-        pass
 
 
-def add(stage: Set) -> None:
+def add(stage: Stage) -> None:
     raw = stage.works.open(A, None, None)
     try:
         stage.pool.add_connection(raw)
@@ -232,79 +216,74 @@ def add(stage: Set) -> None:
         stage.works.close(raw)
 
 
-def take(stage: Set) -> None:
+def take(stage: Stage) -> None:
     raw = stage.pool.take()
     if raw is not None:
         stage.works.disown(raw)
 
 
-@pytest.mark.parametrize("is_warm", [True, False])
+def close(stage: Stage) -> None:
+    stage.pool.close()
+
+
+@pytest.mark.parametrize("idle", [0, 1])
 @pytest.mark.parametrize("deed", [lend, lend_and_close, add, take])
-def test_a_pool_that_is_closed_at_any_moment_of_a_deed_leaves_nothing_open(deed, is_warm):
-    stage: Set
-    for pause in at_every_line(lambda: stage.pool.close()):
-        stage = Set(size=2)
-        if is_warm:
-            stage.pool.try_connect().release()
-        with pause:
-            deed(stage)
-        if pause.where is None:
+def test_a_pool_that_is_closed_at_any_moment_of_a_deed_leaves_nothing_open(deed, idle):
+    for stage, where in meetings(partial(Stage, 2, idle=idle), deed, close):
+        if where is None:
             stage.pool.close()
-        stage.works.until(lambda: stage.works.n_open == 0, 2)
+        until = time.monotonic() + 1
+        while stage.works.n_open and time.monotonic() < until:
+            time.sleep(0)  # a dial under way brings one more, to be closed at once
         stats = balanced(stage.pool)
-        assert (stats.size, stats.in_use) == (0, 0), (pause.where, stats)
+        assert (stage.works.n_open, stats.size) == (0, 0), (where, stats)
+
+
+def clear(stage: Stage) -> None:
+    stage.pool.clear()
+
+
+def flicker(stage: Stage) -> None:
+    stage.pool.shutdown()
+    stage.pool.reopen()
+
+
+def shrink(stage: Stage) -> None:
+    stage.pool.resize(max_size=1)
+
+
+def age(stage: Stage) -> None:
+    stage.clock.leap(1000)
+    stage.pool.sweep()
+
+
+def move(stage: Stage) -> None:
+    stage.pool.route = "b:1"
 
 
 @pytest.mark.parametrize("deed", [lend, lend_and_close, take])
-@pytest.mark.parametrize("order", ["clear", "shutdown", "resize", "sweep", "route"])
-def test_an_order_given_at_any_moment_of_a_deed_loses_nothing(deed, order):
-    stage: Set
-
-    def give() -> None:
-        if order == "clear":
-            stage.pool.clear()
-        elif order == "shutdown":
-            stage.pool.shutdown()
-            stage.pool.reopen()
-        elif order == "resize":
-            stage.pool.resize(max_size=1)
-        elif order == "sweep":
-            stage.clock.leap(1000)
-            stage.pool.sweep()
-        else:
-            stage.pool.route = "b:1"
-
-    for pause in at_every_line(give):
-        stage = Set(size=2)
-        warm = [stage.pool.try_connect() for _ in range(2)]
-        for connection in warm:
-            connection.release()
-        stale = list(stage.works.parts)
-        with pause:
-            deed(stage)
+@pytest.mark.parametrize("order", [clear, flicker, shrink, age, move])
+def test_an_order_given_at_any_moment_of_a_deed_is_carried_out_and_loses_nothing(deed, order):
+    for stage, where in meetings(partial(Stage, 2, idle=2), deed, order):
         stats = balanced(stage.pool)
-        assert (stats.in_use, stats.waiting, stats.opening) == (0, 0, 0), (pause.where, stats)
-        if pause.where is not None and order in ("clear", "route"):
-            # Whatever was open when the order came is closed, at the latest by the next turn.
+        assert (stats.in_use, stats.waiting, stats.opening) == (0, 0, 0), (where, stats)
+        if where is not None:
+            # What came back in the very moment of the order waits for the next turn, and is never lent.
             stage.pool.sweep()
-            assert not any(part.is_open for part in stale), (pause.where, stale)
-        if pause.where is not None and order == "resize":
-            stage.pool.sweep()
-            assert balanced(stage.pool).size <= 1, (pause.where, stats)
-            stage.works.peak = 1
-        stage.end(pause.where)
+            if order in (clear, move):
+                assert not any(part.is_open for part in stage.works.parts[:2]), where
+            if order is shrink:
+                assert balanced(stage.pool).size <= 1, where
+                stage.works.peak = 1
+        stage.end(where)
 
 
 def test_a_loan_of_another_at_any_moment_of_a_checkout_is_another_connection():
-    stage: Set
-    loans: list[Any] = []
-    for pause in at_every_line(lambda: loans.append(stage.pool.try_connect())):
-        stage = Set(size=2)
-        loans.clear()
-        stage.pool.try_connect().release()
-        with pause:
-            mine = stage.pool.try_connect()
-        assert len({id(loan.raw) for loan in [mine, *loans]}) == 1 + len(loans), pause.where
-        for loan in [mine, *loans]:
-            loan.release()
-        stage.end(pause.where)
+    def borrow(stage: Stage) -> None:
+        stage.held.append(stage.pool.try_connect())
+
+    for stage, where in meetings(partial(Stage, 2, idle=1), borrow, borrow):
+        assert len({id(loan.raw) for loan in stage.held}) == len(stage.held), where
+        while stage.held:
+            stage.give_back("release")
+        stage.end(where)

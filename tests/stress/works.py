@@ -1,4 +1,4 @@
-"""What the tests of threads share: a connector that counts and obeys, a clock that tells, books that must balance."""
+"""What the tests of threads share: a connector that counts and obeys, a clock that tells, callers."""
 
 from __future__ import annotations
 
