@@ -85,7 +85,7 @@ class Checkout:
             self._check_cancel()
             if key is None:
                 key = self._take_quickly()
-            if key is not None and not self._needs_look_apart(key):
+            if key is not None and not (self._is_in_its_time(key) and self._needs_look_apart(key)):
                 conn = self._lend(key)
                 if conn is not None:
                     return conn
@@ -119,6 +119,9 @@ class Checkout:
             return books.fleet.take_any(waiter.turn) if books.fleet.is_full else None
         except IndexError:
             return None
+
+    def _is_in_its_time(self, key: Key) -> bool:
+        return self._books.idle_verdict(key.record, self._clock.now()) is None
 
     def _needs_look_apart(self, key: Key) -> bool:
         is_old = self._books.needs_look(key.record, self._clock.now(), self._waiter)

@@ -7,7 +7,7 @@ import math
 import random
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from connpool.clock import Gate
@@ -99,14 +99,17 @@ class Books:
 
     def has_place(self, host: Host, now: float) -> bool:
         """Whether one more connection to *host* may be dialled now, total left aside."""
-        config = self.config
-        most_dials = config.max_connecting if host.is_up() else 1  # one half-open probe at a time
-        return (
-            host.dialable
-            and (host.is_up() or host.is_due(now))
-            and len(host.opening) < most_dials
-            and (config.max_per_endpoint is None or len(host.records) < config.max_per_endpoint)
-        )
+        return self.may_dial(host, now) and not self.is_at_limit(host)
+
+    def may_dial(self, host: Host, now: float) -> bool:
+        """Whether *host* may be dialled now, places left aside. A due one is probed by one dial alone."""
+        is_reachable = host.is_up() or host.is_due(now)
+        return host.dialable and is_reachable and len(host.opening) < self.config.max_connecting
+
+    def is_at_limit(self, host: Host) -> bool:
+        """Whether ``max_per_endpoint`` allows *host* no more connections."""
+        most = self.config.max_per_endpoint
+        return most is not None and len(host.records) >= most
 
     def reserve(self, host: Host, now: float) -> tuple[Key, threading.Event]:
         """Take a place at *host* for a connection that is to be dialled."""
@@ -226,10 +229,11 @@ class Books:
                 self.doom(key_and_host[0], CloseReason.SURPLUS, todo)
                 surplus -= 1
 
-    def longest_idle(self, hosts: object) -> tuple[Key, Host] | None:
+    @staticmethod
+    def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
         """The idle connection of *hosts* that was released first."""
         oldest: tuple[Key, Host] | None = None
-        for host in hosts:  # type: ignore[attr-defined]
+        for host in hosts:
             try:
                 key = host.idle[0]
             except IndexError:
@@ -276,7 +280,7 @@ class Books:
     def count_places(self) -> None:
         """After a place was taken or freed."""
         size = self.size()
-        self.fleet.is_full = size >= self.config.max_size
+        self.fleet.weigh(size, self.config.max_size)
         self.is_oversized = size > self.config.max_size
         self._all_returns_are_long = self._has_reset or self.state is not PoolState.OPEN or self.is_oversized
 

@@ -139,6 +139,9 @@ class Fleet:
         self.turns = itertools.count()  # whose turn it is; every checkout takes one
         self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
         self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
+        self.rota: tuple[Host, ...] = ()  # the hosts of the active group that may be dialled, in turn
+        self.poor: frozenset[Host] = frozenset()  # of a full pool: who came back and has no share yet
+        self.rich: frozenset[Host] = frozenset()  # who has more than its share
         self._stacks: tuple[deque[Key], ...] = (NOTHING,)
         self._lending: frozenset[Host] = frozenset()
 
@@ -184,16 +187,26 @@ class Fleet:
         for host in self.hosts.values():
             if host.by_hand and host.is_due(now):
                 host.lift(now)
-        stacks: list[deque[Key]] = []
+        self.rota = ()
         for group in self.groups if lends else ():
-            stacks = [h.idle if h.is_up() else NOTHING for h in group if h.is_up() or h.is_due(now)]
-            if stacks:
+            self.rota = tuple(host for host in group if host.is_up() or host.is_due(now))
+            if self.rota:
                 break
+        stacks = [host.idle if host.is_up() else NOTHING for host in self.rota]
         if lends and self.adopted is not None:
             stacks.append(self.adopted.idle)
         self._publish(tuple(stacks) or (NOTHING,))
         waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
         return min(waits, default=math.inf)
+
+    def weigh(self, n_places: int, max_size: int) -> None:
+        """See whether all places are taken, and who then has less than its share of them."""
+        self.is_full = n_places >= max_size
+        self.poor = frozenset()
+        if self.is_full and len(self.rota) > 1:
+            share = max_size // len(self.rota)
+            self.poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
+            self.rich = frozenset(h for h in self.rota if len(h.records) > share)
 
     def take_any(self, turn: int) -> Key:
         """An idle key of any host that lends just now, beginning with *turn*'s. IndexError: none."""
@@ -227,7 +240,7 @@ class Fleet:
             try:
                 return pops[turn % n]()
             except IndexError:
-                if self.is_full:
+                if self.is_full and not self.poor:
                     for i in range(1, n):
                         with suppress(IndexError):
                             return pops[(turn + i) % n]()

@@ -14,6 +14,7 @@ from connpool.model.states import CloseReason, PoolState
 from connpool.pool.core import BRIEF, Books
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import as_connect_error
+from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.service import Service
@@ -129,6 +130,20 @@ class Lender:
                 self._settle(key)
                 raise
         self._settle(key)
+        if record.fate is CloseReason.BROKEN and self.service.looks_are_prompt:
+            self._look_at_siblings(record.host)
+
+    def _look_at_siblings(self, host: Host) -> None:
+        """One connection broke: those that lie idle beside it are looked at now, not by their next holders."""
+        for key in host.idle.copy():
+            if not host.withdraw(key):
+                continue
+            self.look_at(key)
+            if key.record.fate is not None:
+                self._settle(key)
+            else:
+                host.idle.append(key)
+                self.serve()
 
     def _make_ready(self, record: Record) -> None:
         """Reset what comes back, or condemn it if it cannot serve a next holder."""
@@ -164,6 +179,8 @@ class Lender:
             now = self.clock.now()
             reason = self._fate_locked(record, now)
             is_brisk = now - record.since < BRIEF
+            if reason is None and self.books.fleet.poor and self.service.would_rather_dial(record, now):
+                reason = CloseReason.EVICTED
             if reason is None:
                 record.since = now
                 if not self.service.hand_over(key, now, is_brisk=is_brisk):

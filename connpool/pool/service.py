@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections.abc import Iterable
 from typing import Final
 
 from connpool.errors import ConnectError
@@ -166,6 +167,9 @@ class Service:
                 return answer
             if not is_patient and self._begin_dial(waiter, host, now, todo):
                 return Answer.PENDING
+            fleet = books.fleet
+            if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
+                self._evict_from(fleet.rich, waiter, todo)  # the next who comes to its turn can dial it
         if waiter.attempt is not None:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):
@@ -230,17 +234,35 @@ class Service:
         if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
             return True
         books = self._books
-        wanted = [h for h in hosts if books.has_place(h, now) and h.endpoint not in waiter.dialled]
-        if not wanted or not books.fleet.is_full:
-            return False
-        others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
-        while (found := books.longest_idle(others)) is not None:
+        wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
+        if books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted):
+            others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
+            return self._evict_from(others, waiter, todo)
+        if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
+            return self._evict_from([h for h in wanted if books.is_at_limit(h)], waiter, todo)
+        return False
+
+    def _evict_from(self, hosts: Iterable[Host], waiter: Waiter, todo: Todo) -> bool:
+        """Close what has been idle longest at *hosts*. False: nothing is."""
+        while (found := self._books.longest_idle(hosts)) is not None:
             key, host = found
             if host.withdraw(key):
                 waiter.eviction = key.record
-                books.doom(key, CloseReason.EVICTED, todo)
+                self._books.doom(key, CloseReason.EVICTED, todo)
                 return True
         return False
+
+    def would_rather_dial(self, record: Record, now: float) -> bool:
+        """Whether *record*, coming back, should make room instead of serving the oldest waiter.
+
+        An endpoint that is back finds all places taken by the others. Whoever's
+        turn is at it gets a connection to it, at the expense of one with more than its share.
+        """
+        fleet, waiter = self._books.fleet, self._queue.oldest
+        if not fleet.poor or record.host not in fleet.rich or waiter is None or not waiter.is_plain():
+            return False
+        host = fleet.rota[waiter.turn % len(fleet.rota)]
+        return host in fleet.poor and waiter.attempt is None and self._books.has_place(host, now)
 
     def _last_resort(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
         """No endpoint may be dialled: what is idle at a blacklisted one, a probe, or an error."""

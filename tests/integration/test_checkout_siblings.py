@@ -1,0 +1,68 @@
+"""A connection that breaks says something of those that lie idle beside it."""
+
+from __future__ import annotations
+
+import pytest
+
+from connpool import CloseReason, ConnectionPool
+from connpool.testing import ScriptedServer
+
+
+def test_when_one_breaks_the_dead_ones_beside_it_are_not_lent_one_by_one() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, look_after_idle=None) as pool:
+        loans = [pool.try_connect(timeout=5) for _ in range(4)]
+        server.until_accepts(4)
+        for loan in loans[1:]:
+            loan.release()
+        server.kill()
+        server.until_open(0)
+        with pytest.raises(OSError), loans[0]:
+            loans[0].sendall(b"x", timeout=5)
+            loans[0].recv_exactly(1, timeout=5)
+        assert pool.stats().closed == {CloseReason.BROKEN: 4}
+
+
+def test_those_that_live_stay_and_keep_their_age() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        one, other = pool.try_connect(timeout=5), pool.try_connect(timeout=5)
+        server.until_accepts(2)
+        other.release()
+        (before,) = [info for info in pool.connections() if info.idle_since is not None]
+        server.connections[0].reset()
+        with pytest.raises(OSError), one:
+            one.recv_exactly(1, timeout=5)
+        (after,) = pool.connections()
+        assert (after.id, after.idle_since) == (before.id, before.idle_since)
+
+
+def test_an_endpoint_that_is_back_gets_its_share_of_a_full_pool() -> None:
+    with ScriptedServer() as a, ScriptedServer() as b:
+        b.refuse()
+        with ConnectionPool([a.endpoint, b.endpoint], max_size=4, blacklist_initial=0) as pool:
+            loans = [pool.try_connect(timeout=5) for _ in range(4)]
+            assert {loan.endpoint for loan in loans} == {a.endpoint}
+            for loan in loans:
+                loan.release()
+            b.start()
+            for _ in range(20):
+                with pool.try_connect(timeout=5):
+                    pass
+            sizes = {info.endpoint: info.size for info in pool.endpoints()}
+            assert sizes == {a.endpoint: 2, b.endpoint: 2}
+
+
+def test_a_repetition_at_the_limit_of_its_endpoint_makes_room_for_itself() -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, max_size=3, max_per_endpoint=1, look_after_idle=None) as pool,
+    ):
+        pool.try_connect(timeout=5).release()
+        server.until_accepts(1)
+        server.connections[0].close()
+        server.until_open(0)
+
+        def ask(conn):
+            conn.sendall(b"x", timeout=5)
+            return conn.recv_exactly(1, timeout=5)
+
+        assert pool.run(ask, idempotent=True) == b"x"

@@ -1,0 +1,191 @@
+"""Deeds in which an interrupt may strike, each with a pool prepared for it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+
+from connpool import ConnectionPool
+from connpool.clock import Gate
+from tests.stress.works import A, Caller, ResettingWorks, TellingClock, Works
+
+
+class HelpfulClock(TellingClock):
+    """When its thread would wait, *helper* first does what ends the wait."""
+
+    overtake_delay = 0.0
+    helper: Callable[[], object] | None = None
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        helper, self.helper = self.helper, None
+        if helper is not None:
+            helper()
+        return super().wait(gate, timeout)
+
+
+class Scene:
+    """A pool of two places, ready for the deed; afterwards nothing may be missing."""
+
+    size = 2
+
+    def __init__(self) -> None:
+        self.works = self.connector()
+        self.clock = HelpfulClock()
+        self.pool = ConnectionPool(
+            A, connector=self.works, clock=self.clock, max_size=self.size, blacklist_initial=0,
+            reap_interval=None, checkout_timeout=10, **self.settings(),
+        )  # fmt: skip
+        self.prepare()
+
+    def connector(self) -> Works:
+        return Works(prompt=True)
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def prepare(self) -> None:
+        pass
+
+    def deed(self) -> None:
+        self.pool.try_connect().release()
+
+    def end(self) -> None:
+        """What the test itself still holds."""
+
+
+class IdleHit(Scene):
+    def prepare(self):
+        self.pool.try_connect().release()
+
+
+class WithBlock(IdleHit):
+    def deed(self):
+        with self.pool.try_connect():
+            pass
+
+
+class StaleIdle(IdleHit):
+    def prepare(self):
+        super().prepare()
+        self.clock.leap(1)
+
+
+class StaleIdleApart(StaleIdle):
+    def connector(self):
+        return Works(prompt=False)
+
+
+class DeadIdle(StaleIdle):
+    def deed(self):
+        self.works.looking = lambda part: part.number > 1
+        super().deed()
+
+
+class FirstDial(Scene):
+    pass
+
+
+class DialInCaller(Scene):
+    def settings(self):
+        return {"dial_in_caller": True}
+
+
+class Waiting(Scene):
+    """The wait ends by a release."""
+
+    how = "release"
+
+    def prepare(self):
+        self.held = [self.pool.try_connect() for _ in range(self.size)]
+
+    def deed(self):
+        self.clock.helper = self.give_back
+        super().deed()
+
+    def give_back(self):
+        """Another thread's doing, which strikes do not hit."""
+        held = self.held.pop()
+        thread = threading.Thread(target=getattr(held, self.how))
+        thread.start()
+        thread.join()
+
+    def end(self):
+        for held in self.held:
+            held.release()
+
+
+class WaitingForAPlace(Waiting):
+    how = "terminate"
+
+
+class Handing(Scene):
+    """The release has somebody waiting for it."""
+
+    size = 1
+
+    def prepare(self):
+        self.held = self.pool.try_connect()
+        self.waiter = Caller(self.pool)
+        self.clock.until_waiting()
+
+    def deed(self):
+        self.held.release()
+
+    def end(self):
+        self.held = None
+        gc.collect()
+        self.pool.sweep()
+        self.waiter.loan().release()
+
+
+class Terminating(Scene):
+    def prepare(self):
+        self.held = self.pool.try_connect()
+
+    def deed(self):
+        self.held.terminate()
+
+    def end(self):
+        self.held = None
+
+
+class Detaching(Terminating):
+    def deed(self):
+        raw = self.held.detach()
+        self.works.disown(raw)
+
+
+class Resetting(IdleHit):
+    def connector(self):
+        return ResettingWorks(prompt=True)
+
+
+class TerminatingApart(Terminating):
+    def connector(self):
+        return Works(prompt=False)
+
+
+class UsedUp(Scene):
+    def settings(self):
+        return {"max_uses": 1}
+
+
+class Sweeping(IdleHit):
+    def prepare(self):
+        super().prepare()
+        self.clock.leap(5000)
+
+    def deed(self):
+        self.pool.sweep()
+
+
+class Clearing(IdleHit):
+    def deed(self):
+        self.pool.clear()
+
+
+SCENES = [
+    IdleHit, WithBlock, StaleIdle, StaleIdleApart, DeadIdle, FirstDial, DialInCaller, Waiting,
+    WaitingForAPlace, Handing, Terminating, TerminatingApart, Resetting, UsedUp, Sweeping, Clearing,
+]  # fmt: skip
