@@ -116,7 +116,8 @@ class Checkout:
             if waiter.pinned is not None:
                 host = books.fleet.hosts.get(waiter.pinned)
                 return host.idle.pop() if host is not None and host.is_up() else None
-            return books.fleet.take_any(waiter.turn) if books.fleet.is_full else None
+            fleet = books.fleet
+            return fleet.take_any(waiter.turn) if fleet.is_full and not fleet.poor else None
         except IndexError:
             return None
 

@@ -134,7 +134,7 @@ class Lender:
             self._look_at_siblings(record.host)
 
     def _look_at_siblings(self, host: Host) -> None:
-        """One connection broke: those that lie idle beside it are looked at now, not by their next holders."""
+        """One connection broke: those idle beside it are looked at now, not by their next holders."""
         for key in host.idle.copy():
             if not host.withdraw(key):
                 continue
