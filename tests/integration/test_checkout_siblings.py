@@ -16,8 +16,7 @@ def test_when_one_breaks_the_dead_ones_beside_it_are_not_lent_one_by_one() -> No
             loan.release()
         server.kill()
         server.until_open(0)
-        with pytest.raises(OSError), loans[0]:
-            loans[0].sendall(b"x", timeout=5)
+        with pytest.raises(ConnectionError), loans[0]:
             loans[0].recv_exactly(1, timeout=5)
         assert pool.stats().closed == {CloseReason.BROKEN: 4}
 
@@ -29,7 +28,7 @@ def test_those_that_live_stay_and_keep_their_age() -> None:
         other.release()
         (before,) = [info for info in pool.connections() if info.idle_since is not None]
         server.connections[0].reset()
-        with pytest.raises(OSError), one:
+        with pytest.raises(ConnectionError), one:
             one.recv_exactly(1, timeout=5)
         (after,) = pool.connections()
         assert (after.id, after.idle_since) == (before.id, before.idle_since)
@@ -44,11 +43,12 @@ def test_an_endpoint_that_is_back_gets_its_share_of_a_full_pool() -> None:
             for loan in loans:
                 loan.release()
             b.start()
-            for _ in range(20):
+            for _ in range(5_000):  # quick ones: some pass while a dial is under way
                 with pool.try_connect(timeout=5):
                     pass
-            sizes = {info.endpoint: info.size for info in pool.endpoints()}
-            assert sizes == {a.endpoint: 2, b.endpoint: 2}
+                if {info.size for info in pool.endpoints()} == {2}:
+                    break
+            assert [info.size for info in pool.endpoints()] == [2, 2]
 
 
 def test_a_repetition_at_the_limit_of_its_endpoint_makes_room_for_itself() -> None:
