@@ -110,9 +110,6 @@ def make_pool(endpoints: list[Endpoint], seconds: float) -> ConnectionPool:
         Route.of(*endpoints),
         name="demo",
         max_size=MAX_SIZE,
-        # A pool whose places are all taken has none left to try a server that may be back. Connections
-        # that do not live for ever free theirs, and what is opened instead goes to all servers in turn.
-        max_lifetime=min(1.0, seconds / 8),
         checkout_timeout=10,
         # The defaults, 1 s and up to 60 s, suit servers that are away for minutes.
         blacklist_initial=min(0.25, seconds / 32),
@@ -128,10 +125,7 @@ def introduce(servers: list[ServerProcess], pool: ConnectionPool, options: Optio
             f" an answer takes {milliseconds(WORK)}"
         )
     config = pool.config
-    screen.say(
-        f"pool        {options.n_threads} threads, at most {config.max_size} connections,"
-        f" each for at most {config.max_lifetime:.2g} s"
-    )
+    screen.say(f"pool        {options.n_threads} threads, at most {config.max_size} connections")
     screen.say(
         f"            a server that cannot be dialled is left alone for {config.blacklist_initial:.2g} s,"
         f" then twice as long, up to {config.blacklist_max:.2g} s"

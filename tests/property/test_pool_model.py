@@ -67,7 +67,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.facts: dict[int, Fact] = {}
         self.loans: list[Connection] = []
         self.ended: list[Connection] = []
-        self.looked: set[int] = set()
+        self.looked_at: dict[int, float] = {}  # found alive then; may have ended after its checkout had
         self.blacklisted: set[Endpoint] = set()
         self.left = self.released = 0
 
@@ -87,8 +87,14 @@ class PoolMachine(RuleBasedStateMachine):
             time.sleep(0)
 
     def on_look(self, part: Part) -> bool:
-        self.looked.add(part.number)
-        return not self.facts[part.number].is_dead
+        is_alive = not self.facts[part.number].is_dead
+        if is_alive:
+            self.looked_at[part.number] = self.clock.now()
+        return is_alive
+
+    def known_since(self, fact: Fact) -> float:
+        """When it was last used, or found alive by a look."""
+        return max(fact.since, self.looked_at.get(fact.part.number, 0.0))
 
     def learn(self) -> None:
         """Note what was opened."""
@@ -99,7 +105,7 @@ class PoolMachine(RuleBasedStateMachine):
         """The one a checkout must get, of those that need no look or survive it."""
         now = self.clock.now()
         fit = [f for f in self.facts.values() if f.endpoint == endpoint and f.may_be_lent(now)]
-        alive = [f for f in fit if not f.is_dead or now - f.since < FRESH]
+        alive = [f for f in fit if not f.is_dead or now - self.known_since(f) < FRESH]
         return max(alive, key=lambda f: f.order, default=None)
 
     # -- what users do
@@ -109,8 +115,6 @@ class PoolMachine(RuleBasedStateMachine):
         now, known = self.clock.now(), len(self.works.parts)
         n_lent = len(self.loans)
         best = self.best_idle(req) if req is not None else None
-        fresh = {f.part.number for f in self.facts.values() if f.may_be_lent(now) and now - f.since < FRESH}
-        self.looked.clear()
         wanted = {req} if req is not None else {A, B}
         try:
             loan = self.pool.try_connect(req)
@@ -132,9 +136,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert fact.endpoint not in self.blacklisted
         else:
             assert fact.may_be_lent(now), "it had expired, was cleared, or was lent already"
-            if fact.part.number not in fresh or fact.endpoint in self.blacklisted:
-                assert fact.part.number in self.looked
-                assert not fact.is_dead
+            assert now - self.known_since(fact) < (FRESH if fact.endpoint not in self.blacklisted else 1e-9)
         if best is not None and req not in self.blacklisted:
             assert fact is best, "not the one released last"
         assert loan.uses == fact.uses
@@ -246,7 +248,9 @@ class PoolMachine(RuleBasedStateMachine):
     def kill_one(self, index: int) -> None:
         idle = [fact for fact in self.facts.values() if fact.is_idle]
         if idle:
-            idle[index % len(idle)].is_dead = True
+            fact = idle[index % len(idle)]
+            fact.is_dead = True
+            self.looked_at.pop(fact.part.number, None)
 
     # -- what is always so
 
