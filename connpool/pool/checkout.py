@@ -67,6 +67,7 @@ class Checkout:
         self._limit = self._seconds(timeout)
         now = lender.clock.now()
         self._deadline = None if self._limit is None else now + self._limit
+        self._has_tried_all = turn is not None  # the fast path found nothing idle anywhere
         turn = next(self._books.fleet.turns) if turn is None else turn
         self._waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only=fresh_only)
 
@@ -110,6 +111,8 @@ class Checkout:
     def _take_quickly(self) -> Key | None:
         """An idle key without the lock, where that takes nobody's turn: pinned, or no place is left."""
         waiter, books = self._waiter, self._books
+        if self._has_tried_all and waiter.pinned is None:
+            return None
         if waiter.request.where is not None or waiter.is_fresh_only or books.state is not PoolState.OPEN:
             return None
         try:

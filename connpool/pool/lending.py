@@ -17,6 +17,7 @@ from connpool.pool.failures import as_connect_error
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.room import would_rather_dial
 from connpool.pool.service import Service
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.connector import FullConnector
@@ -179,7 +180,7 @@ class Lender:
             now = self.clock.now()
             reason = self._fate_locked(record, now)
             is_brisk = now - record.since < BRIEF
-            if reason is None and self.books.fleet.poor and self.service.would_rather_dial(record, now):
+            if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
                 reason = CloseReason.EVICTED
             if reason is None:
                 record.since = now

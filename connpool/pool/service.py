@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Iterable
 from typing import Final
 
 from connpool.errors import ConnectError
@@ -20,6 +19,7 @@ from connpool.pool.failures import again, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.room import evict_for, evict_from
 from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
@@ -83,7 +83,7 @@ class Service:
                 waiter.front_at = now  # it sets its alarm itself
             else:
                 waiter.is_asleep = True
-        books.publish_queue()  # announced first, looked for after that
+            books.publish_queue()  # announced first, looked for after that
         if not (waiter.is_plain() and books.is_dry(now)):
             self.serve(now, todo)
 
@@ -169,12 +169,12 @@ class Service:
                 return Answer.PENDING
             fleet = books.fleet
             if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
-                self._evict_from(fleet.rich, waiter, todo)  # the next who comes to its turn can dial it
+                evict_from(books, fleet.rich, waiter, todo)  # the next who comes to its turn can dial it
         if waiter.attempt is not None:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):
             return self._last_resort(waiter, now, todo)
-        if self._evict_for(waiter, hosts, now, todo):
+        if evict_for(books, waiter, hosts, now, todo):
             return Answer.PENDING
         return Answer.NOTHING
 
@@ -228,41 +228,6 @@ class Service:
             waiter.wake()
         else:
             todo.dials.append(dial)
-
-    def _evict_for(self, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
-        """At the total limit: close an idle connection that serves nobody here, to make room."""
-        if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
-            return True
-        books = self._books
-        wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
-        if books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted):
-            others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
-            return self._evict_from(others, waiter, todo)
-        if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
-            return self._evict_from([h for h in wanted if books.is_at_limit(h)], waiter, todo)
-        return False
-
-    def _evict_from(self, hosts: Iterable[Host], waiter: Waiter, todo: Todo) -> bool:
-        """Close what has been idle longest at *hosts*. False: nothing is."""
-        while (found := self._books.longest_idle(hosts)) is not None:
-            key, host = found
-            if host.withdraw(key):
-                waiter.eviction = key.record
-                self._books.doom(key, CloseReason.EVICTED, todo)
-                return True
-        return False
-
-    def would_rather_dial(self, record: Record, now: float) -> bool:
-        """Whether *record*, coming back, should make room instead of serving the oldest waiter.
-
-        An endpoint that is back finds all places taken by the others. Whoever's
-        turn is at it gets a connection to it, at the expense of one with more than its share.
-        """
-        fleet, waiter = self._books.fleet, self._queue.oldest
-        if not fleet.poor or record.host not in fleet.rich or waiter is None or not waiter.is_plain():
-            return False
-        host = fleet.rota[waiter.turn % len(fleet.rota)]
-        return host in fleet.poor and waiter.attempt is None and self._books.has_place(host, now)
 
     def _last_resort(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
         """No endpoint may be dialled: what is idle at a blacklisted one, a probe, or an error."""

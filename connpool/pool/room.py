@@ -1,0 +1,51 @@
+"""Making room in a full pool: which idle connection is closed so that another endpoint can be dialled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from connpool.model.states import CloseReason
+from connpool.pool.core import Books
+from connpool.pool.hosts import Host
+from connpool.pool.jobs import Todo
+from connpool.pool.record import Phase, Record
+from connpool.pool.waiters import Waiter
+
+__all__ = ["evict_for", "evict_from", "would_rather_dial"]
+
+
+def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
+    """At the total limit: close an idle connection that serves nobody here, to make room."""
+    if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
+        return True
+    wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
+    if books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted):
+        others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
+        return evict_from(books, others, waiter, todo)
+    if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
+        return evict_from(books, [h for h in wanted if books.is_at_limit(h)], waiter, todo)
+    return False
+
+
+def evict_from(books: Books, hosts: Iterable[Host], waiter: Waiter, todo: Todo) -> bool:
+    """Close what has been idle longest at *hosts*. False: nothing is."""
+    while (found := books.longest_idle(hosts)) is not None:
+        key, host = found
+        if host.withdraw(key):
+            waiter.eviction = key.record
+            books.doom(key, CloseReason.EVICTED, todo)
+            return True
+    return False
+
+
+def would_rather_dial(books: Books, record: Record, now: float) -> bool:
+    """Whether *record*, coming back, should make room instead of serving the oldest waiter.
+
+    An endpoint that is back finds all places taken by the others. Whoever's
+    turn is at it gets a connection to it, at the expense of one with more than its share.
+    """
+    fleet, waiter = books.fleet, books.queue.oldest
+    if not fleet.poor or record.host not in fleet.rich or waiter is None or not waiter.is_plain():
+        return False
+    host = fleet.rota[waiter.turn % len(fleet.rota)]
+    return host in fleet.poor and waiter.attempt is None and books.has_place(host, now)
