@@ -247,21 +247,24 @@ class Books:
     def recover(self, todo: Todo) -> None:
         """Free the places of records whose key was dropped, by an interrupt or by its holder."""
         while self.lost:
-            record = self.lost.popleft()
-            if record.phase is Phase.CLOSED:
-                continue
-            key = Key(record)
-            for waiter in self.queue:
-                if waiter.attempt is record:
-                    waiter.attempt = None
-            if record.phase is Phase.OPEN and record.fate is None:
-                self.lost_loans += 1
-            if record.raw is None:  # nothing was opened, or it is closed already
-                self.forget(record)
-            elif record.phase is Phase.CLOSING:
-                todo.doomed.append(key)
-            else:
-                self.doom(key, CloseReason.LOST, todo)
+            self._recover_one(self.lost[0], todo)
+            self.lost.popleft()  # only now: an interrupt before has it recovered again
+
+    def _recover_one(self, record: Record, todo: Todo) -> None:
+        if record.phase is Phase.CLOSED:
+            return
+        key = Key(record)
+        for waiter in self.queue:
+            if waiter.attempt is record:
+                waiter.attempt = None
+        if record.phase is Phase.OPEN and record.fate is None:
+            self.lost_loans += 1
+        if record.raw is None:  # nothing was opened, or it is closed already
+            self.forget(record)
+        elif record.phase is Phase.CLOSING:
+            todo.doomed.append(key)
+        else:
+            self.doom(key, CloseReason.LOST, todo)
 
     # -- the fast path's board
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
@@ -58,7 +59,8 @@ class Dialler:
         self._connector = connector
         self._name = name
         self._idents: list[int] = []  # threads inside ``open`` just now
-        self._threads: set[threading.Thread] = set()
+        # Weakly: a thread that an interrupt kept from being started must not keep its key.
+        self._threads: set[weakref.ref[threading.Thread]] = set()
 
     def is_dialling_here(self) -> bool:
         """Whether this very thread is inside ``open`` of this pool."""
@@ -73,20 +75,13 @@ class Dialler:
         return self._spawn(name, self._run_apart, dial)
 
     def _spawn(self, name: str, target: Any, *args: Any) -> bool:
-        thread = threading.Thread(target=self._tracked, args=(target, *args), name=name, daemon=True)
-        self._threads.add(thread)
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.add(weakref.ref(thread, self._threads.discard))
         try:
             thread.start()
         except RuntimeError:  # can't start new thread
-            self._threads.discard(thread)
             return False
         return True
-
-    def _tracked(self, target: Any, *args: Any) -> None:
-        try:
-            target(*args)
-        finally:
-            self._threads.discard(threading.current_thread())
 
     def _run_apart(self, dial: Dial) -> None:
         config = self._lender.config
@@ -243,8 +238,9 @@ class Dialler:
     def join(self) -> None:
         """Wait a moment for threads that have nothing left to do but to end."""
         deadline = real.now() + JOIN_GRACE
-        for thread in self._threads.copy():
-            if thread.ident is not None and thread is not threading.current_thread():
+        for reference in self._threads.copy():
+            thread = reference()
+            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - real.now()))
 
 

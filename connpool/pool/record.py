@@ -130,6 +130,6 @@ class Key:
         self.record = record
 
     def __del__(self) -> None:
-        record = self.record
-        if record.phase is not Phase.CLOSED:
+        record = getattr(self, "record", None)  # None: interrupted before it was anybody's
+        if record is not None and record.phase is not Phase.CLOSED:
             record.pool._key_dropped(record)
