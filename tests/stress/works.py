@@ -159,7 +159,9 @@ def door(after: Hook = _nothing) -> Iterator[Door]:
 
 
 class TellingClock(SystemClock):
-    """Real time; tells when threads wait for connections, and can leap."""
+    """Real time; tells when threads sleep until they are woken, and can leap."""
+
+    NAP = 0.01  # seconds; who waits no longer than that is going to look again by itself
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -174,6 +176,8 @@ class TellingClock(SystemClock):
         self._leapt += seconds
 
     def wait(self, gate: Gate, timeout: float | None) -> bool:
+        if timeout is not None and timeout <= self.NAP:
+            return super().wait(gate, timeout)
         with self._changed:
             self.waiting += 1
             self._changed.notify_all()
