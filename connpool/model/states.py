@@ -1,4 +1,4 @@
-"""Where connections, pools and endpoints can stand, and the only ways on from there."""
+"""Where connections, pools and endpoints can stand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class ConnState(enum.Enum):
-    """Where one connection stands. ``MOVES`` lists the only ways on."""
+    """Where one connection stands, for whoever looks at the pool."""
 
     OPENING = "opening"  # holds a place; nothing open yet
     IDLE = "idle"  # open, in the pool
@@ -16,23 +16,6 @@ class ConnState(enum.Enum):
     SHARED = "shared"  # lent to several, or to one who will share it
     CLOSING = "closing"  # being closed; still holds its place
     CLOSED = "closed"  # out of the pool for good; its place is free
-
-
-# No state leads to itself. A hand-off from one sole holder to the next is a new
-# ticket, not a move: a table that allowed IN_USE to IN_USE could not notice that
-# a connection is lent twice.
-MOVES: Final[Mapping[ConnState, frozenset[ConnState]]] = {
-    ConnState.OPENING: frozenset(
-        # CLOSING: opened, but nobody may have it any more. CLOSED: the dial failed.
-        {ConnState.IDLE, ConnState.IN_USE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}
-    ),
-    # To CLOSED at once: what leaves the pool open (taken, detached) or is not this process' to close.
-    ConnState.IDLE: frozenset({ConnState.IN_USE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}),
-    ConnState.IN_USE: frozenset({ConnState.IDLE, ConnState.SHARED, ConnState.CLOSING, ConnState.CLOSED}),
-    ConnState.SHARED: frozenset({ConnState.IDLE, ConnState.IN_USE, ConnState.CLOSING, ConnState.CLOSED}),
-    ConnState.CLOSING: frozenset({ConnState.CLOSED}),
-    ConnState.CLOSED: frozenset(),
-}
 
 
 class PoolState(enum.Enum):

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from connpool.model.states import MOVES, POOL_MOVES, CloseReason, ConnState, EndpointState, PoolState
+from connpool.model.states import POOL_MOVES, CloseReason, ConnState, EndpointState, PoolState
+from connpool.pool.record import MOVES, Phase
 
-LENT_OR_IDLE = {ConnState.IDLE, ConnState.IN_USE, ConnState.SHARED}
 
-
-@pytest.mark.parametrize(("moves", "states"), [(MOVES, ConnState), (POOL_MOVES, PoolState)])
+@pytest.mark.parametrize(("moves", "states"), [(MOVES, Phase), (POOL_MOVES, PoolState)])
 def test_every_state_has_its_row_and_none_leads_to_itself(moves, states):
     assert set(moves) == set(states)
     for state, ways_on in moves.items():
         assert state not in ways_on
 
 
-@pytest.mark.parametrize(("moves", "last"), [(MOVES, ConnState.CLOSED), (POOL_MOVES, PoolState.CLOSED)])
-def test_closed_is_final_and_can_be_reached_from_everywhere(moves, last):
-    assert moves[last] == frozenset()
-    assert all(last in moves[state] for state in moves if state is not last)
-
-
-def test_what_is_open_can_be_lent_shared_shelved_and_closed():
-    for state in LENT_OR_IDLE:
-        assert MOVES[state] == LENT_OR_IDLE - {state} | {ConnState.CLOSING, ConnState.CLOSED}
+def test_closed_is_final():
+    assert MOVES[Phase.CLOSED] == POOL_MOVES[PoolState.CLOSED] == frozenset()
+    assert all(
+        PoolState.CLOSED in ways_on for state, ways_on in POOL_MOVES.items() if state is not PoolState.CLOSED
+    )
 
 
 def test_what_is_being_closed_never_comes_back():
-    assert MOVES[ConnState.CLOSING] == {ConnState.CLOSED}
-    assert all(ConnState.OPENING not in ways_on for ways_on in MOVES.values())
+    assert MOVES[Phase.CLOSING] == {Phase.CLOSED}
+    assert all(Phase.OPENING not in ways_on for ways_on in MOVES.values())
 
 
 def test_a_pool_that_was_shut_down_can_be_reopened_but_not_paused():
