@@ -70,6 +70,36 @@ def test_a_waiter_that_nothing_suits_holds_up_nobody_behind_it():
     assert_ended(pool, works)
 
 
+def test_who_wants_something_in_particular_is_not_held_up_by_those_who_would_take_anything():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock, max_size=2, max_per_endpoint=1)
+    held = pool.try_connect()
+    (plain,) = queue(pool, clock, None)
+    Caller(pool, Request(endpoint="b:1")).loan(5).release()
+    assert plain.is_waiting
+    held.release()
+    plain.loan().release()
+    assert_ended(pool, works)
+
+
+def test_who_refuses_a_connection_keeps_its_place_in_the_queue():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    first = held.info.id
+    picky, second, third = queue(pool, clock, Request(where=lambda info: info.id != first), None, None)
+    held.release()
+    loan = second.loan()
+    clock.until_waiting(2)
+    assert picky.is_waiting
+    loan.terminate()  # there is room for another, and the turn is with who came first
+    loan = picky.loan()
+    assert third.is_waiting
+    loan.release()
+    third.loan().release()
+    assert_ended(pool, works)
+
+
 def test_a_waiter_for_another_endpoint_is_not_starved_by_those_whom_releases_suit():
     works, clock = Works(prompt=True), FakeClock()
     pool = make(works, clock)

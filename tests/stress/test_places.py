@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionPool, ConnPoolError, Request
+from connpool import CloseReason, ConnectionPool, ConnPoolError, Request
 from tests.stress.works import (
     A,
     Caller,
@@ -173,4 +173,29 @@ def test_no_place_is_lost_when_a_hook_hangs_until_it_is_let_go(stage, after, in_
     assert all(isinstance(error, ConnPoolError | ValueError | DoomError) for error in errors), errors
     setattr(works, stage, work)
     assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_a_release_that_is_interrupted_in_its_reset_closes_the_connection_and_frees_the_place():
+    works = ResettingWorks(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+    connection = pool.try_connect()
+    works.resetting = doom
+    with pytest.raises(DoomError):
+        connection.release()
+    assert works.n_open == 0
+    works.resetting = work
+    pool.try_connect(timeout=0).release()
+    assert_ended(pool, works)
+
+
+def test_a_loan_that_returns_to_a_pool_that_has_shrunk_is_closed():
+    works = ResettingWorks(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=3, reap_interval=None)
+    loans = [pool.try_connect() for _ in range(3)]
+    pool.resize(max_size=1)
+    for loan in loans:
+        loan.release()
+    assert works.n_open == 1
+    assert pool.stats().closed == {CloseReason.SURPLUS: 2}
     assert_ended(pool, works)

@@ -15,7 +15,7 @@ from connpool import Connection, ConnectionPool, Endpoint
 from connpool.clock import Gate, SystemClock
 
 A, B, C = (Endpoint(host, 1) for host in "abc")
-AT_ONCE = 0.5  # seconds; the promise is 0.05, machines are shared
+AT_ONCE = 0.2  # seconds; the promise is 0.05, machines are shared, and after 0.25 waiters look for themselves
 NEVER = 10.0  # seconds; who waits that long was forgotten
 Hook = Callable[[Any], Any]
 
