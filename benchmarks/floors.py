@@ -33,6 +33,42 @@ class FloorA:
         """Nothing was opened."""
 
 
+class FloorC:
+    """A lock, a deque and a queue of gates: the least that serves in the order of arrival.
+
+    Without a deadline, and without a thought for what may go wrong. It shows what
+    of an ideal figure this machine lets anybody reach.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.idle: deque[object] = deque(object() for _ in range(size))
+        self.waiters: deque[tuple[threading.Lock, list[object]]] = deque()
+        self.lock = threading.Lock()
+
+    def take(self) -> Callable[[], object]:
+        with self.lock:
+            if self.idle:
+                return partial(self.give_back, self.idle.pop())
+            gate = threading.Lock()
+            given: list[object] = []
+            gate.acquire()
+            self.waiters.append((gate, given))
+        gate.acquire()
+        return partial(self.give_back, given[0])
+
+    def give_back(self, item: object) -> None:
+        with self.lock:
+            if not self.waiters:
+                self.idle.append(item)
+                return
+            gate, given = self.waiters.popleft()
+        given.append(item)
+        gate.release()
+
+    def close(self) -> None:
+        """Nothing was opened."""
+
+
 class FloorB:
     """A semaphore and a deque: waits for its turn, without a deadline and without an order."""
 

@@ -70,11 +70,18 @@ class Spinner(Protocol):
         """Let go of everything."""
 
 
-class Lender(Spinner, Protocol):
-    """A spinner whose threads wait for one another, so that there are waits to measure."""
+class Queue(Protocol):
+    """Something whose threads wait for one another, so that there are waits to measure."""
 
     def take(self) -> Callable[[], object]:
         """Borrow one, waiting for it if need be; what is returned gives it back."""
+
+    def close(self) -> None:
+        """Give up everything."""
+
+
+class Lender(Spinner, Queue, Protocol):
+    """A spinner with waits to measure."""
 
 
 @frozen
@@ -150,7 +157,7 @@ def spin(spinner: Spinner, threads: int, seconds: float, warm_up: float, *, bund
 
 
 def spin_timed(
-    lender: Lender, threads: int, seconds: float, warm_up: float, *, hold: float = 0.0, away: float = 0.0
+    lender: Queue, threads: int, seconds: float, warm_up: float, *, hold: float = 0.0, away: float = 0.0
 ) -> TimedResult:
     """Let *threads* take turns: hold for *hold* seconds, stay away for *away*, and time every checkout."""
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 from attrs import frozen
 
 from benchmarks.adapters import Ours, OursThreeEndpoints, OursThroughWith, bytes_per_idle_connection
-from benchmarks.floors import FloorA, FloorB
-from benchmarks.race import Lender, Result, Spinner, TimedResult, ratio, spin, spin_timed
+from benchmarks.floors import FloorA, FloorB, FloorC
+from benchmarks.race import Lender, Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
 from benchmarks.report import Row, Target, Unit, at_least, at_most
 
 MILLISECOND = 0.001
@@ -94,7 +94,8 @@ def w4(plan: Plan) -> list[Row]:
 def w5(plan: Plan) -> list[Row]:
     """Do 32 threads keep 8 connections busy, 1 ms at a time, and are all served alike?"""
     size = 8
-    results = spin_all_timed(plan, {"floor B": FloorB, "ours": Ours}, threads=32, size=size, hold=MILLISECOND)
+    lenders: dict[str, Callable[[int], Queue]] = {"floor B": FloorB, "floor C": FloorC, "ours": Ours}
+    results = spin_all_timed(plan, lenders, threads=32, size=size, hold=MILLISECOND)
     return [
         *rates(results),
         *each(results, "mean hold", Unit.SECONDS, lambda r: r.hold),
@@ -121,9 +122,8 @@ def w5(plan: Plan) -> list[Row]:
 def w6(plan: Plan) -> list[Row]:
     """The same, when each thread stays away for 1 ms after each turn: is nobody's wait long?"""
     size = 8
-    results = spin_all_timed(
-        plan, {"floor B": FloorB, "ours": Ours}, threads=32, size=size, hold=MILLISECOND, away=MILLISECOND
-    )
+    lenders: dict[str, Callable[[int], Queue]] = {"floor B": FloorB, "floor C": FloorC, "ours": Ours}
+    results = spin_all_timed(plan, lenders, threads=32, size=size, hold=MILLISECOND, away=MILLISECOND)
     return [
         *rates(results),
         *each(results, "mean hold", Unit.SECONDS, lambda r: r.hold),
@@ -180,7 +180,7 @@ def spin_all(
 
 def spin_all_timed(
     plan: Plan,
-    contenders: Mapping[str, Callable[[int], Lender]],
+    contenders: Mapping[str, Callable[[int], Queue]],
     *,
     threads: int,
     size: int,
@@ -189,7 +189,7 @@ def spin_all_timed(
 ) -> dict[str, list[TimedResult]]:
     """Time every checkout of every contender."""
 
-    def run(open_contender: Callable[[int], Lender]) -> TimedResult:
+    def run(open_contender: Callable[[int], Queue]) -> TimedResult:
         contender = open_contender(size)
         try:
             return spin_timed(contender, threads, plan.seconds, plan.warm_up, hold=hold, away=away)

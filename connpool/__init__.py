@@ -26,6 +26,7 @@ from connpool.errors import (
     SpoolCorruptError,
     SpoolError,
     SpoolFullError,
+    UnknownEndpointError,
     UnknownPoolError,
     UsageError,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "SpoolCorruptError",
     "SpoolError",
     "SpoolFullError",
+    "UnknownEndpointError",
     "UnknownPoolError",
     "UsageError",
 ]

@@ -50,7 +50,9 @@ class SystemClock:
     def wait(self, gate: Gate, timeout: float | None) -> bool:
         if timeout is None:
             return gate.acquire()
-        return gate.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX))
+        if not 0.0 <= timeout <= threading.TIMEOUT_MAX:
+            timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        return gate.acquire(True, timeout)
 
 
 def now() -> float:

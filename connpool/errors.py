@@ -53,6 +53,10 @@ class UsageError(ConnPoolError, RuntimeError):
     """A call that is a mistake in the program: released twice, used after release, ..."""
 
 
+class UnknownEndpointError(UsageError, LookupError):
+    """The pool has never heard of that endpoint. Nothing was changed."""
+
+
 class NotSharableError(UsageError):
     """A shared connection was asked of a pool that was not made ``sharable``."""
 

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.errors import (
     CancelledError,
-    CheckoutTimeoutError,
     NotSharableError,
-    PoolExhaustedError,
     UsageError,
 )
 from connpool.model.checks import require_seconds
@@ -18,10 +16,11 @@ from connpool.model.request import Request
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.connection import Connection
 from connpool.pool.dialing import EitherCancel
+from connpool.pool.failures import exhausted, timed_out
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Record
 from connpool.pool.service import PATIENCE
-from connpool.pool.snapshots import connection_info, describe_loans
+from connpool.pool.snapshots import connection_info
 from connpool.pool.waiters import Outcome, Waiter
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ class Checkout:
         fresh_only: Nothing that was lent before will do.
     """
 
+    __slots__ = ("_books", "_deadline", "_has_tried_all", "_lender", "_limit", "_request", "_waiter")
+
     def __init__(
         self,
         lender: Lender,
@@ -51,11 +52,8 @@ class Checkout:
         fresh_only: bool = False,
     ) -> None:
         self._lender = lender
-        self._lock = lender._lock
-        self._books = lender.books
-        self._clock = lender.clock
+        self._books = books = lender.books
         self._request = request
-        self._name = lender.pool.name
         if request.shared:
             raise NotSharableError(f"pool {self._name!r} lends exclusively", pool=self._name)
         if lender.is_inside():
@@ -64,29 +62,34 @@ class Checkout:
                 " (a signal handler, a finaliser)",
                 pool=self._name,
             )
-        self._limit = self._seconds(timeout)
+        if timeout is None:
+            timeout = request.timeout
+        if timeout is None:
+            timeout = books.config.checkout_timeout
+        else:
+            require_seconds("timeout", timeout, or_zero=True)
         now = lender.clock.now()
-        self._deadline = None if self._limit is None else now + self._limit
-        self._has_tried_all = turn is not None  # the fast path found nothing idle anywhere
-        turn = next(self._books.fleet.turns) if turn is None else turn
-        self._waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only=fresh_only)
+        self._limit = timeout
+        self._deadline = None if timeout is None else now + timeout
+        # The fast path found nothing idle anywhere, or there is nothing else it could have tried.
+        self._has_tried_all = turn is not None or (books.fleet.is_single and request.endpoint is None)
+        if turn is None:
+            turn = next(books.fleet.turns)
+        self._waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only)
 
-    def _seconds(self, timeout: float | None) -> float | None:
-        if timeout is None:
-            timeout = self._request.timeout
-        if timeout is None:
-            return self._books.config.checkout_timeout
-        require_seconds("timeout", timeout, or_zero=True)
-        return timeout
+    @property
+    def _name(self) -> str:
+        return self._lender.pool.name
 
     def run(self, key: Key | None = None) -> Connection:
         """Get a connection. *key*: an idle one the fast path took but could not lend unseen."""
         waiter = self._waiter
         try:
-            self._check_cancel()
-            if key is None:
+            if waiter.request.cancel is not None:
+                self._check_cancel()
+            if key is None and not self._has_tried_all:
                 key = self._take_quickly()
-            if key is not None and not (self._is_in_its_time(key) and self._needs_look_apart(key)):
+            if key is not None and not self._needs_look_apart(key):
                 conn = self._lend(key)
                 if conn is not None:
                     return conn
@@ -111,8 +114,6 @@ class Checkout:
     def _take_quickly(self) -> Key | None:
         """An idle key without the lock, where that takes nobody's turn: pinned, or no place is left."""
         waiter, books = self._waiter, self._books
-        if self._has_tried_all and waiter.pinned is None:
-            return None
         if waiter.request.where is not None or waiter.is_fresh_only or books.state is not PoolState.OPEN:
             return None
         try:
@@ -124,33 +125,17 @@ class Checkout:
         except IndexError:
             return None
 
-    def _is_in_its_time(self, key: Key) -> bool:
-        return self._books.idle_verdict(key.record, self._clock.now()) is None
-
     def _needs_look_apart(self, key: Key) -> bool:
-        is_old = self._books.needs_look(key.record, self._clock.now(), self._waiter)
-        return is_old and not self._lender.service.looks_are_prompt
+        """Whether *key*'s connection must be looked at, and by a thread of the pool."""
+        now = self._lender.clock.now()
+        is_in_its_time = self._books.idle_verdict(key.record, now) is None
+        is_slow = not self._lender.service.looks_are_prompt
+        return is_slow and is_in_its_time and self._books.needs_look(key.record, now, self._waiter)
 
     def _lend(self, key: Key) -> Connection | None:
         """Make a loan of *key* if its connection proves usable; else see it off and return None."""
-        record, waiter, lender = key.record, self._waiter, self._lender
-        now = self._clock.now()
-        reason = self._books.idle_verdict(record, now)
-        if reason is not None:
-            record.condemn(reason)
-        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
-            lender.look_at(key)
-        if record.fate is not None:
-            lender.take_back(key)
-            return None
-        try:
-            suits = self._suits(record)
-        except BaseException:
-            self._put_back(key)
-            raise
-        if not suits:
-            waiter.refused[record] = record.since
-            self._put_back(key)
+        record, now = key.record, self._lender.clock.now()
+        if not self._is_beyond_doubt(record, now) and not self._is_good(key, now):
             return None
         conn = Connection()
         conn._record = record
@@ -163,9 +148,34 @@ class Checkout:
             record.condemn(CloseReason.USED_UP)
         return conn
 
-    def _suits(self, record: Record) -> bool:
-        where = self._request.where
-        return where is None or bool(where(connection_info(record, is_idle=True)))
+    def _is_beyond_doubt(self, record: Record, now: float) -> bool:
+        """Whether the fast path would lend it as well."""
+        pool, waiter = self._lender.pool, self._waiter
+        is_in_order = now < pool._lend_until and now < record.expires_at
+        is_fresh = now - record.since < pool._fresh_for and not waiter.must_look
+        return is_in_order and is_fresh and waiter.request.where is None
+
+    def _is_good(self, key: Key, now: float) -> bool:
+        """Whether *key* may be lent. One that may not has been seen off, one that does not suit put back."""
+        record, waiter, lender = key.record, self._waiter, self._lender
+        reason = self._books.idle_verdict(record, now)
+        if reason is not None:
+            record.condemn(reason)
+        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
+            lender.look_at(key)
+        if record.fate is not None:
+            lender.take_back(key)
+            return False
+        where = waiter.request.where
+        try:
+            suits = where is None or bool(where(connection_info(record, is_idle=True)))
+        except BaseException:
+            self._put_back(key)
+            raise
+        if not suits:
+            waiter.refused[record] = record.since
+            self._put_back(key)
+        return suits
 
     def _put_back(self, key: Key) -> None:
         """As it was: nobody used it."""
@@ -176,31 +186,39 @@ class Checkout:
 
     def _enter(self, key: Key | None) -> None:
         """Queue up, then look: what came back before we stood in the queue is found now."""
-        waiter, books, service = self._waiter, self._books, self._lender.service
+        waiter, books, lender = self._waiter, self._books, self._lender
         todo = Todo()
-        with self._lock:
-            self._lender.check_open_locked()
-            now = self._clock.now()
+        with lender._lock:
+            if books.state is not PoolState.OPEN:
+                lender.check_open_locked()
+            now = lender.clock.now()
             waiter.outcome = Outcome.WAITING
             books.queue.join(waiter)
             if key is not None:
-                service.begin_look(waiter, key, now, todo)
-            service.welcome(waiter, now, todo)
-            most = books.config.max_waiters
-            is_stuck = waiter.is_waiting() and not waiter.has_something_coming()
-            if is_stuck and self._limit == 0:
-                self._refuse_locked("nothing is free, and it may not wait")
-            elif is_stuck and most is not None and len(books.queue) > most:
-                self._refuse_locked(f"nothing is free, and {most} wait already, as many as may")
-        self._lender.carry_out(todo)
+                lender.service.begin_look(waiter, key, now, todo)
+            lender.service.welcome(waiter, now, todo)
+            if self._limit == 0 or books.config.max_waiters is not None:
+                self._check_limits_locked()
+        if todo:
+            lender.carry_out(todo)
+
+    def _check_limits_locked(self) -> None:
+        """Turn away who would have to wait and may not."""
+        waiter, books = self._waiter, self._books
+        most = books.config.max_waiters
+        if not waiter.is_waiting() or waiter.has_something_coming():
+            return
+        if self._limit == 0:
+            self._refuse_locked("nothing is free, and it may not wait")
+        elif most is not None and len(books.queue) > most:
+            self._refuse_locked(f"nothing is free, and {most} wait already, as many as may")
 
     def _refuse_locked(self, why: str) -> None:
-        error = PoolExhaustedError(f"pool {self._name!r}: {why} ({self._books.summary()})", pool=self._name)
-        self._lender.service.fail(self._waiter, error)
+        self._lender.service.fail(self._waiter, exhausted(self._books, why, n_leaving=1))
 
     def _wait(self) -> None:
         """Return when the waiter holds a key; raise what else comes of it."""
-        waiter = self._waiter
+        waiter, lender = self._waiter, self._lender
         while waiter.is_waiting():
             if waiter.errands:
                 self._run_errand()
@@ -208,9 +226,10 @@ class Checkout:
                 if waiter.is_waiting():
                     self._check_deadline(is_over=False)
                 continue
-            self._refuse_deadlock()
+            if waiter.attempt is None and lender.dialler.idents:
+                self._refuse_deadlock()
             nap, is_last_nap = self._nap()
-            is_woken = self._clock.wait(waiter.gate, nap)
+            is_woken = lender.clock.wait(waiter.gate, nap)
             if waiter.is_waiting():
                 self._check_cancel()
                 self._look_again()  # one last look, even when late
@@ -228,28 +247,26 @@ class Checkout:
 
     def _nap(self) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
-        waiter, now, until = self._waiter, self._clock.now(), self._until()
-        instants = [until]
+        waiter, books, now = self._waiter, self._books, self._lender.clock.now()
+        first = until = self._until()
+        attempt = waiter.attempt
         if waiter.front_at is not None and not waiter.is_asleep:
-            instants.append(waiter.front_at + self._books.overtake_delay)
-        if waiter.attempt is not None and waiter.patience_at > now:
-            instants.append(waiter.patience_at)
-        elif waiter.attempt is not None:
-            instants.append(
-                max(now + PATIENCE, waiter.attempt.opened_at + self._books.config.connect_timeout)
-            )
-        if self._books.next_change > now:
-            instants.append(self._books.next_change)
+            first = min(first, waiter.front_at + books.overtake_delay)
+        if attempt is not None and waiter.patience_at > now:
+            first = min(first, waiter.patience_at)
+        elif attempt is not None:
+            first = min(first, max(now + PATIENCE, attempt.opened_at + books.config.connect_timeout))
+        if now < books.next_change < first:
+            first = books.next_change
         if waiter.request.cancel is not None:
-            instants.append(now + CANCEL_POLL)
-        first = min(instants)
+            first = min(first, now + CANCEL_POLL)
         return (None, False) if first == math.inf else (max(0.0, first - now), first == until)
 
     def _look_again(self) -> None:
         todo = Todo()
-        with self._lock:
+        with self._lender._lock:
             if self._waiter.is_waiting():
-                self._lender.service.serve(self._clock.now(), todo)
+                self._lender.service.serve(self._lender.clock.now(), todo)
         self._lender.carry_out(todo)
 
     def _check_cancel(self) -> None:
@@ -260,28 +277,17 @@ class Checkout:
 
     def _check_deadline(self, *, is_over: bool) -> None:
         """Raise if the time is up, be it because the last nap ended though the clock stands still."""
-        now = self._clock.now()
+        now = self._lender.clock.now()
         if self._limit == 0 and not self._waiter.has_something_coming():
-            raise PoolExhaustedError(
-                f"pool {self._name!r}: nothing is free, and it may not wait ({self._books.summary()})",
-                pool=self._name,
-            )
+            raise exhausted(self._books, "nothing is free, and it may not wait", n_leaving=1)
         if is_over or now >= self._until():
-            with self._lock:
+            with self._lender._lock:
                 self._books.timeouts += 1
             limit = self._limit or self._books.config.connect_timeout
-            loans = describe_loans(self._books, now)
-            last = self._books.last_error
-            raise CheckoutTimeoutError(
-                f"pool {self._name!r}: no connection within {limit:g} s ({self._books.summary()}"
-                + (f"; longest held: {loans}" if loans else "")
-                + (f"; last connect error: {last}" if last is not None else "")
-                + ")",
-                pool=self._name,
-            )
+            raise timed_out(self._books, limit, now)
 
     def _refuse_deadlock(self) -> None:
-        if self._waiter.attempt is None and self._lender.dialler.is_dialling_here():
+        if self._lender.dialler.is_dialling_here():
             raise UsageError(
                 f"pool {self._name!r}: a checkout from inside `open` would wait for itself", pool=self._name
             )
@@ -293,8 +299,8 @@ class Checkout:
         dial.is_errand = True
         waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         timeout = self._books.config.connect_timeout
-        if self._limit != 0 and self._until() - self._clock.now() < timeout:
-            timeout = max(0.0, self._until() - self._clock.now())
+        if self._limit != 0 and self._until() - self._lender.clock.now() < timeout:
+            timeout = max(0.0, self._until() - self._lender.clock.now())
             dial.is_hurried = True
         if self._request.cancel is not None:
             dial.cancel = EitherCancel(dial.cancel, self._request.cancel)
@@ -306,9 +312,9 @@ class Checkout:
     def _leave(self) -> None:
         """Go, for whatever reason; what was given to us meanwhile goes to the next."""
         todo = Todo()
-        with self._lock:
+        with self._lender._lock:
             key = self._lender.service.leave(self._waiter)
             if key is not None:
                 key.record.host.idle.append(key)
-            self._lender.service.serve(self._clock.now(), todo)
+            self._lender.service.serve(self._lender.clock.now(), todo)
         self._lender.carry_out(todo)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from connpool.errors import (
     PoolClosedError,
     PoolExhaustedError,
+    UnknownEndpointError,
     UsageError,
 )
 from connpool.model.checks import require_seconds
@@ -22,16 +23,13 @@ from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.room import trim
 from connpool.pool.snapshots import connection_info, idle_ones
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
 
 T = TypeVar("T")
-
-
-class UnknownEndpointError(UsageError, LookupError):
-    """An endpoint that the pool has never heard of."""
 
 
 class Control:
@@ -164,7 +162,7 @@ class Control:
             self._books.adopt_config(config)
             self._lender.service.looks_are_prompt = self._lender.connector.prompt or config.dial_in_caller
             self._books.publish(self._clock.now())
-            self._books.trim(self._clock.now(), todo)
+            trim(self._books, self._clock.now(), todo)
             self._lender.service.serve(self._clock.now(), todo)
         self._lender.carry_out(todo)
 
@@ -173,7 +171,7 @@ class Control:
         with self._lock:
             now = self._clock.now()
             self._books.recover(todo)
-            self._books.trim(now, todo)
+            trim(self._books, now, todo)
             n_doomed = len(todo.doomed)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)

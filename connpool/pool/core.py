@@ -7,7 +7,7 @@ import math
 import random
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol
 
 from connpool.clock import Gate
@@ -63,6 +63,7 @@ class Books:
         self._has_reset = has_reset
         self._all_returns_are_long = has_reset
         self.is_oversized = False  # max_size was lowered: what comes back is closed
+        self.is_strict = False  # what comes back may have to be closed though it has not expired
         self.lost: deque[Record] = deque()  # keys that were dropped; finalisers append without the lock
         self.departed = 0  # left the pool open: taken or detached
         self.closed: Counter[CloseReason] = Counter()
@@ -79,11 +80,13 @@ class Books:
 
     # -- places
 
-    def summary(self) -> str:
-        """The numbers that an error needs; may be asked without the lock."""
-        return (
-            f"{self.size()} of {self.config.max_size} open, {self.n_lent()} in use, {len(self.queue)} waiting"
-        )
+    def summary(self, n_leaving: int = 0) -> str:
+        """The numbers that an error needs; may be asked without the lock.
+
+        *n_leaving*: how many of those who stand in the queue are about to leave it.
+        """
+        n_waiting = max(0, len(self.queue) - n_leaving)
+        return f"{self.size()} of {self.config.max_size} open, {self.n_lent()} in use, {n_waiting} waiting"
 
     def n_lent(self) -> int:
         """How many are lent, or being looked at. Idle ones are counted once, so it is never negative."""
@@ -216,32 +219,6 @@ class Books:
         for host in self.fleet.hosts.values():
             self.drain_idle(host, reason, todo)
 
-    def trim(self, now: float, todo: Todo) -> None:
-        """Let what is idle and has expired be closed, and what is more than ``max_size``."""
-        for host in self.fleet.hosts.values():
-            for key in host.idle.copy():
-                reason = self.idle_verdict(key.record, now)
-                if reason is not None and host.withdraw(key):
-                    self.doom(key, reason, todo)
-        surplus = self.size() - len(todo.doomed) - self.config.max_size
-        while surplus > 0 and (key_and_host := self.longest_idle(self.fleet.hosts.values())):
-            if key_and_host[1].withdraw(key_and_host[0]):
-                self.doom(key_and_host[0], CloseReason.SURPLUS, todo)
-                surplus -= 1
-
-    @staticmethod
-    def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
-        """The idle connection of *hosts* that was released first."""
-        oldest: tuple[Key, Host] | None = None
-        for host in hosts:
-            try:
-                key = host.idle[0]
-            except IndexError:
-                continue
-            if oldest is None or key.record.since < oldest[0].record.since:
-                oldest = key, host
-        return oldest
-
     # -- lost keys
 
     def recover(self, todo: Todo) -> None:
@@ -285,7 +262,9 @@ class Books:
         size = self.size()
         self.fleet.weigh(size, self.config.max_size)
         self.is_oversized = size > self.config.max_size
-        self._all_returns_are_long = self._has_reset or self.state is not PoolState.OPEN or self.is_oversized
+        is_open = self.state is PoolState.OPEN
+        self._all_returns_are_long = self._has_reset or not is_open or self.is_oversized
+        self.is_strict = self.config.max_uses is not None or not is_open or self.is_oversized
 
     def publish_queue(self) -> None:
         """The part of the board that depends on who waits."""

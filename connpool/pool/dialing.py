@@ -58,13 +58,13 @@ class Dialler:
         self._lender = lender
         self._connector = connector
         self._name = name
-        self._idents: list[int] = []  # threads inside ``open`` just now
+        self.idents: list[int] = []  # threads inside ``open`` just now
         # Weakly: a thread that an interrupt kept from being started must not keep its key.
         self._threads: set[weakref.ref[threading.Thread]] = set()
 
     def is_dialling_here(self) -> bool:
         """Whether this very thread is inside ``open`` of this pool."""
-        return threading.get_ident() in self._idents
+        return threading.get_ident() in self.idents
 
     # -- dials and looks
 
@@ -100,7 +100,7 @@ class Dialler:
         began = self._lender.clock.now()
         ident = threading.get_ident()
         error: BaseException | None = None
-        self._idents.append(ident)
+        self.idents.append(ident)
         try:
             if not dial.is_look:
                 self._open(record, timeout, dial.cancel)
@@ -109,7 +109,7 @@ class Dialler:
         except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
             error = caught
         finally:
-            self._idents.remove(ident)
+            self.idents.remove(ident)
         self._lender.record_dial(dial, error, began)
         if error is not None and not isinstance(error, Exception):
             raise error

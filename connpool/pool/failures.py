@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from connpool.errors import (
+    CheckoutTimeoutError,
     ConnectError,
     ConnectTimeoutError,
     HandshakeError,
     NoEndpointError,
     PermissionDeniedError,
+    PoolExhaustedError,
 )
 from connpool.model.endpoint import Endpoint
+from connpool.pool.snapshots import describe_loans
 
-__all__ = ["again", "as_connect_error", "no_endpoint"]
+if TYPE_CHECKING:
+    from connpool.pool.core import Books
+
+__all__ = ["again", "as_connect_error", "exhausted", "no_endpoint", "timed_out"]
 
 
 class SoleConnectError(NoEndpointError, ConnectError):
@@ -47,7 +53,9 @@ def no_endpoint(
     causes: Sequence[tuple[Endpoint, BaseException]],
     retry_at: float | None,
     *,
+    now: float,
     is_pinned: bool,
+    was_dialled: bool,
 ) -> Exception:
     """The error of a checkout that no endpoint can serve.
 
@@ -57,8 +65,13 @@ def no_endpoint(
     if not causes:
         return NoEndpointError(f"pool {pool!r}: nothing is idle, and it has no route to dial", pool=pool)
     listed = "; ".join(str(error) for _, error in causes)
-    where = "the endpoint asked for" if is_pinned else f"any of {len(causes)} endpoint(s)"
-    message = f"pool {pool!r}: cannot reach {where}: {listed}"
+    if is_pinned:
+        where = "the endpoint asked for"
+    else:
+        where = "its only endpoint" if len(causes) == 1 else f"any of its {len(causes)} endpoints"
+    soon = "" if retry_at is None else f"; next try in {max(0.0, retry_at - now):.1f} s"
+    how = "" if was_dialled else ", blacklisted for an earlier failure"
+    message = f"pool {pool!r}: cannot reach {where}{how}: {listed}{soon}"
     endpoint, last = causes[-1]
     kind = SOLE.get(type(last)) if len(causes) == 1 else None
     failure: NoEndpointError = (kind or NoEndpointError)(
@@ -80,6 +93,25 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
     failure = kind(f"cannot open a connection to {endpoint}: {error!r}", pool=pool, endpoint=endpoint)
     failure.__cause__ = error
     return failure
+
+
+def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
+    """The error of a checkout that may not wait. *n_leaving*: of those in the queue, it is one itself."""
+    name = books.pool.name
+    return PoolExhaustedError(f"pool {name!r}: {why} ({books.summary(n_leaving)})", pool=name)
+
+
+def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
+    """The error of a checkout whose time is up: who has what, and what went wrong last."""
+    name, loans, last = books.pool.name, describe_loans(books, now), books.last_error
+    details = [books.summary(n_leaving=1)]
+    if loans:
+        details.append(f"longest held: {loans}")
+    if last is not None:
+        details.append(f"last connect error: {last}")
+    return CheckoutTimeoutError(
+        f"pool {name!r}: no connection within {limit:g} s ({'; '.join(details)})", pool=name
+    )
 
 
 def again(error: Exception) -> Exception:

@@ -138,6 +138,7 @@ class Fleet:
         self.adopted: Host | None = None  # for connections given to the pool without an endpoint
         self.turns = itertools.count()  # whose turn it is; every checkout takes one
         self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
+        self.is_single = False  # one stack is all there is: who found it empty need not look elsewhere
         self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
         self.rota: tuple[Host, ...] = ()  # the hosts of the active group that may be dialled, in turn
         self.poor: frozenset[Host] = frozenset()  # of a full pool: who came back and has no share yet
@@ -221,6 +222,7 @@ class Fleet:
         return host in self._lending
 
     def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
+        self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING
         same = len(stacks) == len(self._stacks) and all(map(_is, stacks, self._stacks))
         if same:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from connpool.clock import Clock
@@ -50,14 +51,12 @@ class Lender:
         self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
         self.dialler = Dialler(self, connector, pool.name)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
+        # Whether this very thread is in a locked section, interrupted by what asks.
+        self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
 
     @property
     def config(self) -> PoolConfig:
         return self.books.config
-
-    def is_inside(self) -> bool:
-        """Whether this very thread is in a locked section, interrupted by what calls us now."""
-        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
 
     def serve(self, *, is_brisk: bool = False) -> None:
         """Serve the queue, because something has become free. *is_brisk*: after a brief loan."""
@@ -204,6 +203,8 @@ class Lender:
     def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
         """Why a connection that is on nobody's hands must be closed; None: it is kept."""
         books = self.books
+        if now < record.expires_at and not books.is_strict:
+            return None
         reason = books.verdict(record, now)
         if reason is None and books.state is PoolState.CLOSED:
             reason = CloseReason.POOL_CLOSED

@@ -1,4 +1,4 @@
-"""Making room in a full pool: which idle connection is closed so that another endpoint can be dialled."""
+"""Which idle connections are closed: their time is up, or another endpoint needs the place."""
 
 from __future__ import annotations
 
@@ -8,10 +8,38 @@ from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Phase, Record
+from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import Waiter
 
-__all__ = ["evict_for", "evict_from", "would_rather_dial"]
+__all__ = ["evict_for", "evict_from", "trim", "would_rather_dial"]
+
+
+def trim(books: Books, now: float, todo: Todo) -> None:
+    """Let what is idle and has expired be closed, and what is more than ``max_size``."""
+    for host in books.fleet.hosts.values():
+        for key in host.idle.copy():
+            reason = books.idle_verdict(key.record, now)
+            if reason is not None and host.withdraw(key):
+                books.doom(key, reason, todo)
+    surplus = books.size() - len(todo.doomed) - books.config.max_size
+    while surplus > 0 and (found := longest_idle(books.fleet.hosts.values())) is not None:
+        key, host = found
+        if host.withdraw(key):
+            books.doom(key, CloseReason.SURPLUS, todo)
+            surplus -= 1
+
+
+def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
+    """The idle connection of *hosts* that was released first."""
+    oldest: tuple[Key, Host] | None = None
+    for host in hosts:
+        try:
+            key = host.idle[0]
+        except IndexError:
+            continue
+        if oldest is None or key.record.since < oldest[0].record.since:
+            oldest = key, host
+    return oldest
 
 
 def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
@@ -29,7 +57,7 @@ def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float,
 
 def evict_from(books: Books, hosts: Iterable[Host], waiter: Waiter, todo: Todo) -> bool:
     """Close what has been idle longest at *hosts*. False: nothing is."""
-    while (found := books.longest_idle(hosts)) is not None:
+    while (found := longest_idle(hosts)) is not None:
         key, host = found
         if host.withdraw(key):
             waiter.eviction = key.record

@@ -24,6 +24,7 @@ from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
 
+MANY_WAITS: Final = 256  # are counted in one go: one by one each would cost its hand-off a microsecond
 PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
 
 
@@ -48,6 +49,8 @@ class Service:
         books = self._books
         if books.lost:
             books.recover(todo)
+        if len(books.new_waits) >= MANY_WAITS:
+            books.count_waits()
         books.publish(now)
         if books.state is PoolState.CLOSED:
             books.drain_all(CloseReason.POOL_CLOSED, todo)
@@ -89,18 +92,25 @@ class Service:
 
     def hand_over(self, key: Key, now: float, *, is_brisk: bool) -> bool:
         """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
-        waiter = self._queue.oldest
-        if waiter is None or not waiter.is_plain() or not waiter.is_waiting() or waiter.is_busy:
+        books, waiters = self._books, self._queue.waiters
+        waiter = waiters[0] if waiters else None
+        if waiter is None or waiter.key is not None or waiter.outcome is not Outcome.WAITING:
             return False
-        if not self._books.fleet.lends(key.record.host):
+        if waiter.is_busy or not waiter.is_plain() or not books.fleet.lends(key.record.host):
             return False
         self.give(waiter, key, now)
-        self._announce(now, is_brisk=is_brisk)
+        if waiters and books.pool._is_awaited and not is_brisk:
+            waiters[0].is_asleep = True  # somebody sleeps, as the board says already: now it is this one
+        else:
+            self._announce(now, is_brisk=is_brisk)
         return True
 
     def is_content(self, now: float) -> bool:
         """After a hand-over: whether there is no more to give, so that nobody need be served."""
-        return now < self._books.next_change and not self._books.fleet.has_idle()
+        books = self._books
+        if len(books.new_waits) >= MANY_WAITS:
+            return False
+        return now < books.next_change and not books.fleet.has_idle()
 
     def _announce(self, now: float, *, is_brisk: bool) -> None:
         """See to it that the oldest waiter is heard of.
@@ -247,10 +257,10 @@ class Service:
             return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
         if not books.config.fail_fast and any(host.retry_at is not None for host in hosts):
             return Answer.PENDING  # until the first blacklisting ends
-        self.fail(waiter, self._no_endpoint(waiter, hosts))
+        self.fail(waiter, self._no_endpoint(waiter, hosts, now))
         return Answer.SETTLED
 
-    def _no_endpoint(self, waiter: Waiter, hosts: list[Host]) -> Exception:
+    def _no_endpoint(self, waiter: Waiter, hosts: list[Host], now: float) -> Exception:
         pool = self._books.pool.name
         if waiter.pinned is not None and waiter.pinned in waiter.tried:
             return again(waiter.tried[waiter.pinned])
@@ -260,14 +270,23 @@ class Service:
             if error is None:
                 error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
             causes.append((host.endpoint, error))
-        retry_at = min((h.next_try_at for h in hosts if h.next_try_at is not None), default=None)
-        return no_endpoint(pool, causes, retry_at, is_pinned=waiter.pinned is not None)
+        return no_endpoint(
+            pool,
+            causes,
+            min((h.next_try_at for h in hosts if h.next_try_at is not None), default=None),
+            now=now,
+            is_pinned=waiter.pinned is not None,
+            was_dialled=bool(waiter.tried),
+        )
 
     # -- how a wait ends
 
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
-        self._finish(waiter, now)
+        waiter.outcome = Outcome.SERVED
+        self._books.new_waits.append(now - waiter.since)
+        waiter.wake()
+        self._queue.leave(waiter)
         if waiter.attempt is not None:
             self._bequeath(waiter)
 
@@ -290,11 +309,9 @@ class Service:
         self._queue.leave(waiter)
 
     def _finish(self, waiter: Waiter, now: float) -> None:
+        """*waiter* has what it waits for, but an interrupt left it standing in the queue."""
         if waiter.outcome is Outcome.WAITING:
             waiter.outcome = Outcome.SERVED
-            waits = self._books.new_waits
-            waits.append(now - waiter.since)
-            if len(waits) >= 256:
-                self._books.count_waits()
+            self._books.new_waits.append(now - waiter.since)
         waiter.wake()
         self._queue.leave(waiter)

@@ -59,7 +59,7 @@ class Waiter:
     )
 
     def __init__(
-        self, request: Request, number: int, turn: int, now: float, *, fresh_only: bool = False
+        self, request: Request, number: int, turn: int, now: float, fresh_only: bool = False
     ) -> None:
         self.request = request
         self.pinned: Endpoint | None = request.endpoint
@@ -110,32 +110,32 @@ class WaitQueue:
     """First come, first served. Guarded by the pool's lock, except ``oldest``."""
 
     def __init__(self) -> None:
-        self._queue: deque[Waiter] = deque()
+        self.waiters: deque[Waiter] = deque()  # the left end came first
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.waiters)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._queue.copy())
+        return iter(self.waiters.copy())
 
     @property
     def oldest(self) -> Waiter | None:
         """The one to be served first. May be asked without the lock."""
         try:
-            return self._queue[0]
+            return self.waiters[0]
         except IndexError:
             return None
 
     def join(self, waiter: Waiter) -> None:
         """Queue up by number: one that comes back finds its old place."""
-        queue = self._queue
+        queue = self.waiters
         if not queue or queue[-1].number < waiter.number:
             queue.append(waiter)
         else:
             queue.insert(sum(1 for other in queue if other.number < waiter.number), waiter)
 
     def leave(self, waiter: Waiter) -> None:
-        queue = self._queue
+        queue = self.waiters
         if queue and queue[0] is waiter:
             queue.popleft()
             return
@@ -144,4 +144,4 @@ class WaitQueue:
 
     def has_special(self) -> bool:
         """Whether somebody waits for something in particular, who may be served though the oldest is not."""
-        return any(not waiter.is_plain() for waiter in self._queue)
+        return any(not waiter.is_plain() for waiter in self.waiters)

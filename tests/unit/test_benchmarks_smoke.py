@@ -77,8 +77,8 @@ ROWS = {
             for who in FLOOR_B_AND_OURS
         ),
     ],
-    "W5": [(who, what) for what in HELD for who in FLOOR_B_AND_OURS],
-    "W6": [(who, what) for what in HELD for who in FLOOR_B_AND_OURS],
+    "W5": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
+    "W6": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
     "memory": [("ours", "per idle connection")],
 }
 

@@ -17,6 +17,7 @@ BASES = {
     "ConfigError": (errors.ConnPoolError, ValueError),
     "RouteSyntaxError": (errors.ConfigError,),
     "UsageError": (errors.ConnPoolError, RuntimeError),
+    "UnknownEndpointError": (errors.UsageError, LookupError),
     "NotSharableError": (errors.UsageError,),
     "PoolClosedError": (errors.ConnPoolError,),
     "PoolPausedError": (errors.ConnPoolError,),
