@@ -1,6 +1,6 @@
 """A synchronous, thread-safe connection pool: exclusive loans over several endpoints, with failover."""
 
-import connpool.upkeep.fork  # noqa: F401 - a forked child starts with empty pools
+import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.errors import (
     CallError,
     CancelledError,
@@ -32,9 +32,29 @@ from connpool.errors import (
 )
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
+from connpool.model.events import (
+    CheckedIn,
+    CheckedOut,
+    CheckoutFailed,
+    CheckoutStarted,
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionOpening,
+    EndpointDown,
+    EndpointUp,
+    Event,
+    GroupSwitched,
+    LoanHeldLong,
+    LoanLost,
+    PoolCleared,
+    PoolClosed,
+    PoolOpened,
+    PoolPaused,
+    PoolResumed,
+)
 from connpool.model.request import Request
 from connpool.model.route import Group, Member, Route
-from connpool.model.states import CloseReason, ConnState, EndpointState, PoolState
+from connpool.model.states import CloseReason, ConnState, EndpointState, FailReason, PoolState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, PoolStats
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
@@ -44,6 +64,10 @@ __all__ = [
     "CallError",
     "CancelledError",
     "ChannelClosedError",
+    "CheckedIn",
+    "CheckedOut",
+    "CheckoutFailed",
+    "CheckoutStarted",
     "CheckoutTimeoutError",
     "CloseReason",
     "ConfigError",
@@ -52,16 +76,26 @@ __all__ = [
     "ConnectError",
     "ConnectTimeoutError",
     "Connection",
+    "ConnectionClosed",
     "ConnectionInfo",
+    "ConnectionOpened",
+    "ConnectionOpening",
     "ConnectionPool",
     "Connector",
     "DuplicatePoolError",
     "Endpoint",
+    "EndpointDown",
     "EndpointInfo",
     "EndpointState",
+    "EndpointUp",
+    "Event",
+    "FailReason",
     "FilteredOutError",
     "Group",
+    "GroupSwitched",
     "HandshakeError",
+    "LoanHeldLong",
+    "LoanLost",
     "Member",
     "MethodNotSupportedError",
     "NoEndpointError",
@@ -69,10 +103,15 @@ __all__ = [
     "NotSharableError",
     "Percentiles",
     "PermissionDeniedError",
+    "PoolCleared",
+    "PoolClosed",
     "PoolClosedError",
     "PoolConfig",
     "PoolExhaustedError",
+    "PoolOpened",
+    "PoolPaused",
     "PoolPausedError",
+    "PoolResumed",
     "PoolState",
     "PoolStats",
     "RepositoryError",

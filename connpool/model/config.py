@@ -68,6 +68,9 @@ class PoolConfig:
         reap_interval: Pause between two turns of the reaper. None: there is no
             thread, and ``sweep`` is called by hand.
         warn_after: A loan held longer is logged, with the name of its thread.
+        track_origin: Whether each loan remembers the calls that took it, for
+            errors, warnings and ``ConnectionInfo.origin``. Costs each checkout
+            some microseconds.
         dial_in_caller: Dial on the thread that asks, for drivers bound to theirs.
         required_permissions: What the connector's ``permissions`` hook must grant.
 
@@ -98,6 +101,7 @@ class PoolConfig:
     max_sharers: int | None = field(default=None, validator=count(1, or_none=True))
     reap_interval: float | None = field(default=1.0, validator=seconds(or_none=True))
     warn_after: float | None = field(default=None, validator=seconds(or_none=True))
+    track_origin: bool = field(default=False, validator=flag)
     dial_in_caller: bool = field(default=False, validator=flag)
     required_permissions: frozenset[str] = field(
         default=frozenset(), converter=_as_set, validator=_check_permissions

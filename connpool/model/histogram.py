@@ -55,6 +55,13 @@ class Histogram:
         """How many durations were recorded."""
         return self._shorter + sum(self._buckets) + self._longer
 
+    def add(self, other: Histogram) -> None:
+        """Count in all that *other* has counted."""
+        self._buckets = [mine + theirs for mine, theirs in zip(self._buckets, other._buckets, strict=True)]
+        self._shorter += other._shorter
+        self._longer += other._longer
+        self._longest = max(self._longest, other._longest)
+
     def percentiles(self, zeros: int = 0) -> Percentiles:
         """Tell how what was recorded is distributed.
 
@@ -80,3 +87,53 @@ class Histogram:
             if rank <= reached:
                 return min(_middle(bucket), self._longest)  # the middle may lie beyond the last sample
         return self._longest
+
+
+class RecentHistogram:
+    """Durations of the last minute or two; what is older is forgotten.
+
+    Counts into one histogram and keeps the one before. Memory stays the same,
+    however much is recorded.
+    """
+
+    __slots__ = ("_before", "_began", "_current", "_zeros_before", "_zeros_began")
+
+    SPAN: Final = 60.0  # seconds that one histogram counts for
+
+    def __init__(self, now: float) -> None:
+        self._current = Histogram()
+        self._before = Histogram()
+        self._began = now
+        self._zeros_began = 0  # how many there had been in all when the current one was begun
+        self._zeros_before = 0  # samples of 0 seconds beside what the one before has counted
+
+    def record(self, seconds: float) -> None:
+        """Count one duration."""
+        self._current.record(seconds)
+
+    def turn(self, now: float, n_samples: int = 0) -> None:
+        """Begin a new histogram if the current one is full of days.
+
+        Args:
+            n_samples: How many there ever were, those included that took no time and were not
+                recorded; 0 if every one was.
+        """
+        age = now - self._began
+        if age < self.SPAN:
+            return
+        is_idle_since = age >= 2 * self.SPAN
+        self._zeros_before = 0 if is_idle_since else self._zeros(n_samples)
+        self._before = Histogram() if is_idle_since else self._current
+        self._current = Histogram()
+        self._began = now
+        self._zeros_began = n_samples
+
+    def percentiles(self, n_samples: int = 0) -> Percentiles:
+        """Tell how the recent ones are distributed. *n_samples*: as for ``turn``."""
+        both = Histogram()
+        both.add(self._before)
+        both.add(self._current)
+        return both.percentiles(zeros=self._zeros_before + self._zeros(n_samples))
+
+    def _zeros(self, n_samples: int) -> int:
+        return max(0, n_samples - self._zeros_began - self._current.count)

@@ -57,3 +57,14 @@ class CloseReason(enum.Enum):
     SURPLUS = "surplus"  # more than a lowered max_size
     LOST = "lost"  # its holder forgot it
     POOL_CLOSED = "pool closed"  # came back to, or lay in, a pool that was closed
+
+
+class FailReason(enum.Enum):
+    """Why a checkout came to nothing."""
+
+    TIMEOUT = "timeout"  # its time was up
+    EXHAUSTED = "exhausted"  # no place was free, and it might not wait
+    CANCELLED = "cancelled"  # by its request's flag, or interrupted
+    CONNECT = "connect"  # no endpoint could be dialled
+    PAUSED = "paused"  # the pool is paused and says so
+    CLOSED = "closed"  # the pool is, or was meanwhile, closed or shut down

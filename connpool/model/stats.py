@@ -45,6 +45,8 @@ class PoolStats:
         lost: Loans that were never given back and had to be found.
         wait: From asking for a connection to having it.
         dial: Opening one that could be opened.
+        hold: From having a connection to giving it back; measured while
+            somebody listens. These three cover the last minute or two.
     """
 
     name: str
@@ -66,6 +68,7 @@ class PoolStats:
     lost: int
     wait: Percentiles
     dial: Percentiles
+    hold: Percentiles
 
 
 @frozen(kw_only=True)
@@ -83,6 +86,8 @@ class ConnectionInfo:
         extra: What its holders attached to it.
         holder: Name of the thread that holds it; None: nobody.
         since: When its present state began; of a lent one, when the loan did.
+        origin: The calls that led to the loan, as a traceback lists them; None
+            unless ``track_origin`` is set.
     """
 
     id: int
@@ -98,6 +103,7 @@ class ConnectionInfo:
     extra: Any
     holder: str | None
     since: float
+    origin: str | None = None
 
 
 @frozen(kw_only=True)
@@ -112,7 +118,10 @@ class EndpointInfo:
         retry_at: When it may be dialled again; None: now, or not by itself.
         last_error: Why the last dial failed; None: it did not.
         size: Connections to it, opening and closing ones included.
-        idle: Those among them that are ready to be lent.
+        idle: Those among them that are ready to be lent; likewise *in_use*,
+            *opening* and *closing*.
+        checkouts: Loans of connections to it; likewise *opened*, *closed* by
+            reason, and *connect_failures*, all since the pool knows it.
     """
 
     endpoint: Endpoint
@@ -124,3 +133,10 @@ class EndpointInfo:
     last_error: BaseException | None
     size: int
     idle: int
+    in_use: int = 0
+    opening: int = 0
+    closing: int = 0
+    checkouts: int = 0
+    opened: int = 0
+    closed: Mapping[CloseReason, int] = field(factory=dict)
+    connect_failures: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from connpool.model.states import CloseReason
 from connpool.pool.record import Phase
@@ -14,10 +14,39 @@ if TYPE_CHECKING:
     from connpool.pool.lending import Lender
     from connpool.pool.pool import ConnectionPool
 
-__all__ = ["POOLS", "disown"]
+__all__ = ["POOLS", "Timekeeper", "disown", "engage", "watch", "wink"]
 
+
+class Timekeeper(Protocol):
+    """Who looks after pools in the background. It is of a higher floor, so it introduces itself."""
+
+    def watch(self, pool: ConnectionPool, at: float) -> None:
+        """Give *pool* a turn of upkeep at *at*, an instant of its clock; inf: no more."""
+
+    def wink(self, pool: ConnectionPool) -> None:
+        """The same at once, for a finaliser: takes no lock."""
+
+
+_engaged: Final[list[Timekeeper]] = []
 POOLS: Final[weakref.WeakSet[ConnectionPool]] = weakref.WeakSet()
 _INHERITED: Final[list[Any]] = []  # foreign transports: even their finalisers might say goodbye to the server
+
+
+def engage(timekeeper: Timekeeper) -> None:
+    """From now on *timekeeper* is told when pools need upkeep."""
+    _engaged[:] = [timekeeper]
+
+
+def watch(pool: ConnectionPool, at: float) -> None:
+    """See to it that *pool* gets a turn of upkeep at *at*."""
+    for timekeeper in _engaged:
+        timekeeper.watch(pool, at)
+
+
+def wink(pool: ConnectionPool) -> None:
+    """A key of *pool* was dropped; takes no lock."""
+    for timekeeper in _engaged:
+        timekeeper.wink(pool)
 
 
 def disown(lender: Lender) -> None:

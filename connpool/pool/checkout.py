@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import TYPE_CHECKING, Final
 
 from connpool.errors import (
     CancelledError,
     NotSharableError,
+    PoolPausedError,
     UsageError,
 )
 from connpool.model.checks import require_seconds
 from connpool.model.request import Request
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import PoolState
 from connpool.pool.connection import Connection
 from connpool.pool.dialing import EitherCancel
 from connpool.pool.failures import exhausted, timed_out
+from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key
 from connpool.pool.service import PATIENCE
-from connpool.pool.snapshots import connection_info
 from connpool.pool.waiters import Outcome, Waiter
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ CANCEL_POLL: Final = 0.02  # seconds between two looks at a request's cancel fla
 DIAL_MARGIN: Final = 0.1  # seconds by which a caller that may not wait outlives its own dial
 
 
-class Checkout:
+class Checkout(Fitting):
     """What one thread does to get one connection when none lies ready.
 
     Args:
@@ -125,63 +125,6 @@ class Checkout:
         except IndexError:
             return None
 
-    def _needs_look_apart(self, key: Key) -> bool:
-        """Whether *key*'s connection must be looked at, and by a thread of the pool."""
-        now = self._lender.clock.now()
-        is_in_its_time = self._books.idle_verdict(key.record, now) is None
-        is_slow = not self._lender.service.looks_are_prompt
-        return is_slow and is_in_its_time and self._books.needs_look(key.record, now, self._waiter)
-
-    def _lend(self, key: Key) -> Connection | None:
-        """Make a loan of *key* if its connection proves usable; else see it off and return None."""
-        record, now = key.record, self._lender.clock.now()
-        if not self._is_beyond_doubt(record, now) and not self._is_good(key, now):
-            return None
-        conn = Connection()
-        conn._record = record
-        conn._key = key
-        record.since = now
-        record.holder = threading.get_ident()
-        record.uses += 1
-        most = self._books.config.max_uses
-        if most is not None and record.uses >= most:
-            record.condemn(CloseReason.USED_UP)
-        return conn
-
-    def _is_beyond_doubt(self, record: Record, now: float) -> bool:
-        """Whether the fast path would lend it as well."""
-        pool, waiter = self._lender.pool, self._waiter
-        is_in_order = now < pool._lend_until and now < record.expires_at
-        is_fresh = now - record.since < pool._fresh_for and not waiter.must_look
-        return is_in_order and is_fresh and waiter.request.where is None
-
-    def _is_good(self, key: Key, now: float) -> bool:
-        """Whether *key* may be lent. One that may not has been seen off, one that does not suit put back."""
-        record, waiter, lender = key.record, self._waiter, self._lender
-        reason = self._books.idle_verdict(record, now)
-        if reason is not None:
-            record.condemn(reason)
-        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
-            lender.look_at(key)
-        if record.fate is not None:
-            lender.take_back(key)
-            return False
-        where = waiter.request.where
-        try:
-            suits = where is None or bool(where(connection_info(record, is_idle=True)))
-        except BaseException:
-            self._put_back(key)
-            raise
-        if not suits:
-            waiter.refused[record] = record.since
-            self._put_back(key)
-        return suits
-
-    def _put_back(self, key: Key) -> None:
-        """As it was: nobody used it."""
-        key.record.host.idle.append(key)
-        self._lender.serve()
-
     # -- the queue
 
     def _enter(self, key: Key | None) -> None:
@@ -190,7 +133,7 @@ class Checkout:
         todo = Todo()
         with lender._lock:
             if books.state is not PoolState.OPEN:
-                lender.check_open_locked()
+                self._check_state_locked()
             now = lender.clock.now()
             waiter.outcome = Outcome.WAITING
             books.queue.join(waiter)
@@ -199,8 +142,14 @@ class Checkout:
             lender.service.welcome(waiter, now, todo)
             if self._limit == 0 or books.config.max_waiters is not None:
                 self._check_limits_locked()
-        if todo:
+        if todo or lender.listeners.pending:
             lender.carry_out(todo)
+
+    def _check_state_locked(self) -> None:
+        """Turn away who asks a pool that is not open, unless it is worth while to wait for it."""
+        self._lender.check_open_locked()
+        if self._limit == 0 or self._books.pause_fails:
+            raise PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
 
     def _check_limits_locked(self) -> None:
         """Turn away who would have to wait and may not."""

@@ -69,7 +69,7 @@ class Connection(Traffic):
                 if pool._is_awaited:  # announced before its last look: see docs/locking.md
                     pool._lender.serve(is_brisk=True)
             else:
-                pool._lender.take_back(key)
+                pool._lender.receive(key)
         except BaseException:
             del key  # let the finaliser find it: a traceback would keep it alive
             raise
@@ -86,11 +86,17 @@ class Connection(Traffic):
 
         Source: dpl_conn_terminate (Droplet); dmConnectionPool::Close (Defold).
         """
-        key = self._surrender()
         if error is not None:
-            key.record.host.last_error = error
+            self._held().host.last_error = error
+        self._end(is_failure=error is not None)
+
+    def _end(self, *, is_failure: bool) -> None:
+        """Give it back to be closed. *is_failure*: ``revive`` replaces it like a broken one."""
+        key = self._surrender()
+        if is_failure:
+            key.record.noted().wants_another = True
         key.record.condemn(CloseReason.TERMINATED)
-        key.record.pool._lender.take_back(key)
+        key.record.pool._lender.receive(key)
 
     def detach(self) -> Any:
         """Leave the pool with the transport still open, and return it; its place is free again.
@@ -99,7 +105,11 @@ class Connection(Traffic):
             UsageError: it was given back before.
         """
         key = self._surrender()
-        return key.record.pool._lender.let_go(key)
+        lender, record = key.record.pool._lender, key.record
+        if lender.books.is_heard:
+            now = lender.clock.now()
+            lender.tell_checked_in(record, now, now - record.since)
+        return lender.let_go(key)
 
     def __enter__(self) -> Connection:
         try:
@@ -118,7 +128,7 @@ class Connection(Traffic):
         if kind is None:
             self.release()
         else:
-            self.terminate()
+            self._end(is_failure=True)
 
     def __repr__(self) -> str:
         record = self._record
@@ -167,16 +177,17 @@ class Connection(Traffic):
     @property
     def uses(self) -> int:
         """How often the connection was lent before: 0 on the first loan."""
-        return self._held().uses - 1
+        return max(0, self._held().uses - 1)
 
     @property
     def extra(self) -> Any:
         """Data of yours that stays with the connection from loan to loan; None at first."""
-        return self._held().extra
+        notes = self._held().notes
+        return None if notes is None else notes.extra
 
     @extra.setter
     def extra(self, value: Any) -> None:
-        self._held().extra = value
+        self._held().noted().extra = value
 
     # -- the loan itself
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from connpool.errors import (
-    PoolClosedError,
     PoolExhaustedError,
     UnknownEndpointError,
     UsageError,
 )
 from connpool.model.checks import require_seconds
 from connpool.model.endpoint import Endpoint
+from connpool.model.events import EVENTS, Event, PoolCleared
 from connpool.model.request import Request
 from connpool.model.route import Route
-from connpool.model.states import POOL_MOVES, CloseReason, PoolState
+from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
-from connpool.pool.record import Key, Phase, Record
-from connpool.pool.room import trim
-from connpool.pool.snapshots import connection_info, idle_ones
+from connpool.pool.listeners import Handler
+from connpool.pool.observed import observe
+from connpool.pool.record import Key, Phase
+from connpool.pool.room import evict_surplus
+from connpool.pool.snapshots import connection_info
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
@@ -42,6 +43,32 @@ class Control:
         self._clock = lender.clock
         self._name = lender.pool.name
 
+    def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
+        kinds = kinds or EVENTS
+        with self._lock:
+            self._books.listeners.add(handler, kinds)
+        self.attend()
+        pool, calls = self._lender.pool, [handler]
+
+        def stop() -> None:
+            while calls:
+                pool._control.dismiss(calls.pop(), kinds)  # by now it may be another: see a forked child
+
+        return stop
+
+    def dismiss(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
+        with self._lock:
+            self._books.listeners.remove(handler, kinds)
+        self.attend()
+
+    def attend(self) -> None:
+        """Have loans go the way on which they are heard, if there is somebody to hear of them."""
+        with self._lock:
+            books, pool = self._books, self._lender.pool
+            books.is_heard = books.listeners.is_anybody_there()
+            observe(pool, is_heard=books.is_heard, is_tracked=books.config.track_origin)
+            books.publish(self._clock.now())
+
     def picture(self, draw: Callable[[Books], T]) -> T:
         """What *draw* makes of the books, at one instant."""
         if self._lender.is_inside():
@@ -49,86 +76,11 @@ class Control:
         with self._lock:
             return draw(self._books)
 
-    # -- the end of a pool
-
-    def shutdown(self, how: int) -> int:
-        why = f"pool {self._name!r} was shut down"
-        with self._lock:
-            if self._books.state is PoolState.CLOSED:
-                return self._books.n_lent()
-            if self._books.state is not PoolState.SHUT_DOWN:
-                self._go_locked(PoolState.SHUT_DOWN)
-            self._lender.service.fail_all(PoolClosedError(why, pool=self._name))
-            idle = idle_ones(self._books)
-            busy = [
-                r for r in self._books.records() if r.phase in (Phase.OPEN, Phase.OPENING) and r not in idle
-            ]
-            self._condemn_locked(busy, CloseReason.POOL_CLOSED)
-        for record in busy:
-            self._lender.interrupt(record, how, why)
-        return len(busy)
-
-    def reopen(self) -> None:
-        with self._lock:
-            if self._books.state is PoolState.CLOSED:
-                raise PoolClosedError(f"pool {self._name!r} is closed for good", pool=self._name)
-            if self._books.state is PoolState.SHUT_DOWN:
-                self._go_locked(PoolState.OPEN)
-        self._lender.serve()
-
-    def close(self, timeout: float | None) -> int:
-        deadline = None if timeout is None else self._clock.now() + timeout
-        todo = Todo()
-        with self._lock:
-            if self._books.state is not PoolState.CLOSED:
-                self._go_locked(PoolState.CLOSED)
-                error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
-                self._lender.service.fail_all(error)
-            opening = [r for r in self._books.records() if r.phase is Phase.OPENING]
-            self._condemn_locked(opening, CloseReason.POOL_CLOSED)
-            self._lender.service.serve(self._clock.now(), todo)
-        for record in opening:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
-        self._lender.carry_out(todo)
-        if deadline is not None and self._drain(deadline) > 0:
-            self._interrupt_loans()
-        self._lender.dialler.join()
-        return self._books.n_lent()
-
-    def _drain(self, deadline: float) -> int:
-        """Wait until nothing is lent, or until *deadline*. Returns how many are lent then."""
-        gate = threading.Lock()
-        gate.acquire()
-        with self._lock:
-            self._books.drains.append(gate)
-        while (lent := self._books.n_lent()) > 0:
-            left = deadline - self._clock.now()
-            if left <= 0 or not self._clock.wait(gate, left):
-                return self._books.n_lent()
-        return lent
-
-    def _interrupt_loans(self) -> None:
-        with self._lock:
-            lent = [record for record in self._books.records() if record.phase is Phase.OPEN]
-        for record in lent:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
-
-    def _go_locked(self, to: PoolState) -> None:
-        if to not in POOL_MOVES[self._books.state]:
-            raise UsageError(f"pool {self._name!r} is {self._books.state.value}: it cannot become {to.value}")
-        self._books.state = to
-        self._books.publish(self._clock.now())  # from here on the fast path finds nothing
-
-    def _condemn_locked(self, records: list[Record], reason: CloseReason) -> None:
-        """Let *records* be closed when they come back, and call off what is being opened."""
-        for record in records:
-            record.condemn(reason)
-            self._lender.call_off_locked(record)
-
     # -- new beginnings
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         with self._lock:
+            self._books.listeners.post(PoolCleared(self._name, self._clock.now(), endpoint, interrupt))
             hosts = self._known_locked(endpoint)
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
@@ -138,7 +90,7 @@ class Control:
         with self._lock:
             records = [record for host in hosts for record in host.records]
             # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
-            self._condemn_locked(records, CloseReason.STALE)
+            self._lender.condemn_locked(records, CloseReason.STALE)
             for host in hosts:
                 self._books.drain_idle(host, CloseReason.STALE, todo)
             lent = [record for record in records if record.phase is Phase.OPEN]
@@ -151,7 +103,11 @@ class Control:
     def follow(self, route: Route | None) -> None:
         with self._lock:
             dropped = self._books.fleet.follow(route, self._clock.now())
+            if self._books.route is None:  # the first one is no switch
+                self._books.active_group = self._books.fleet.active_group()
             self._books.route = route
+            if self._books.config.min_idle:
+                self._books.expect(-math.inf)
             self._books.publish(self._clock.now())
         self._renew(dropped, interrupt=False, why=f"the route of pool {self._name!r} was changed")
 
@@ -160,22 +116,12 @@ class Control:
         with self._lock:
             config = self._books.config.evolve(**settings)
             self._books.adopt_config(config)
+            observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
             self._lender.service.looks_are_prompt = self._lender.connector.prompt or config.dial_in_caller
             self._books.publish(self._clock.now())
-            trim(self._books, self._clock.now(), todo)
+            evict_surplus(self._books, todo)
             self._lender.service.serve(self._clock.now(), todo)
         self._lender.carry_out(todo)
-
-    def sweep(self) -> int:
-        todo = Todo()
-        with self._lock:
-            now = self._clock.now()
-            self._books.recover(todo)
-            trim(self._books, now, todo)
-            n_doomed = len(todo.doomed)
-            self._lender.service.serve(now, todo)
-        self._lender.carry_out(todo)
-        return n_doomed
 
     # -- endpoints by hand
 
@@ -224,7 +170,11 @@ class Control:
                 raise PoolExhaustedError(
                     f"pool {self._name!r}: no place is free ({books.summary()})", pool=self._name
                 )
-            host.idle.append(books.adopt(host, raw, now))
+            key = books.adopt(host, raw, now)
+        self._lender.dialler.tell_opening(key.record)
+        self._lender.dialler.tell_opened(key.record, 0.0)
+        with self._lock:
+            host.idle.append(key)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)
 

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from connpool.clock import Gate
 from connpool.model.config import PoolConfig
-from connpool.model.histogram import Histogram
+from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.hosts import Fleet, Host, Take
 from connpool.pool.jobs import Todo
+from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
+from connpool.pool.listeners import Listeners
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.timings import Timings
 from connpool.pool.waiters import Waiter, WaitQueue
 
 if TYPE_CHECKING:
@@ -49,12 +52,21 @@ class Books:
     """
 
     def __init__(
-        self, pool: ConnectionPool, config: PoolConfig, overtake_delay: float, *, has_reset: bool
+        self,
+        pool: ConnectionPool,
+        config: PoolConfig,
+        listeners: Listeners,
+        overtake_delay: float,
+        *,
+        has_reset: bool,
     ) -> None:
         self.pool = pool
         self.config = config
+        self.listeners = listeners
+        self.timings = Timings(pool._now())
         self.state = PoolState.OPEN
         self.route: Route | None = None
+        self.pause_fails = False  # while it is paused checkouts fail instead of waiting
         self.drains: list[Gate] = []  # of threads that wait for the last loan to come back
         self.fleet = Fleet()
         self.queue = WaitQueue()
@@ -62,6 +74,8 @@ class Books:
         self.overtake_delay = overtake_delay
         self._has_reset = has_reset
         self._all_returns_are_long = has_reset
+        self.return_until = -math.inf  # from this instant on a return takes the long way
+        self.is_heard = False  # somebody listens, so that all of them begin it
         self.is_oversized = False  # max_size was lowered: what comes back is closed
         self.is_strict = False  # what comes back may have to be closed though it has not expired
         self.lost: deque[Record] = deque()  # keys that were dropped; finalisers append without the lock
@@ -72,11 +86,12 @@ class Books:
         self.connect_failures = 0
         self.lost_loans = 0
         self.last_error: BaseException | None = None
-        self.new_waits: list[float] = []  # seconds, still to be counted in
-        self.waits = Histogram()
-        self.dials = Histogram()
         self._ids = itertools.count(1)
         self.next_change = math.inf
+        self.horizon = horizon(config)
+        self.alarm_at = math.inf  # when upkeep must look at this pool at the latest
+        self.is_alarm_new = False  # and the reaper does not know yet
+        self.active_group: int | None = None
 
     # -- places
 
@@ -90,7 +105,7 @@ class Books:
 
     def n_lent(self) -> int:
         """How many are lent, or being looked at. Idle ones are counted once, so it is never negative."""
-        n_idle = sum(len(host.idle) for host in self.fleet.hosts.values())
+        n_idle = self.n_idle()
         return max(0, sum(record.phase is Phase.OPEN for record in self.records()) - n_idle)
 
     def records(self) -> Iterator[Record]:
@@ -135,26 +150,30 @@ class Books:
     def admit(self, record: Record, now: float) -> None:
         """An opening record is open."""
         record.move(Phase.OPEN)
-        record.was_open = True
+        record.uses = 0
         record.host.opening.pop(record, None)
         record.opened_at = record.since = now
+        record.host.opened += 1
         if record.fate is None:
-            record.expires_at = self._end_of_life(record)
+            record.expires_at = end_of_life(self.config, record, self.rng)
+        self.expect(now + self.horizon)
 
     def adopt_config(self, config: PoolConfig) -> None:
         """Go by *config* from now on; what is open gets the lifetime it would have had."""
         had = (self.config.max_lifetime, self.config.lifetime_jitter)
         self.config = config
+        self.horizon = horizon(config)
+        self.expect(-math.inf)
         if had != (config.max_lifetime, config.lifetime_jitter):
             for record in self.records():
                 if record.phase is Phase.OPEN and record.fate is None:
-                    record.expires_at = self._end_of_life(record)
+                    record.expires_at = end_of_life(self.config, record, self.rng)
 
-    def _end_of_life(self, record: Record) -> float:
-        lifetime = self.config.max_lifetime
-        if lifetime is None:
-            return math.inf
-        return record.opened_at + lifetime * (1 - self.config.lifetime_jitter * self.rng.random())
+    def expect(self, at: float) -> None:
+        """See to it that upkeep looks at this pool at *at*, or sooner."""
+        if at < self.alarm_at:
+            self.alarm_at = at
+            self.is_alarm_new = True
 
     def doom(self, key: Key, reason: CloseReason, todo: Todo) -> None:
         """Let *key*'s connection be closed; it keeps its place until that is done."""
@@ -162,42 +181,57 @@ class Books:
         key.record.move(Phase.CLOSING)
         todo.doomed.append(key)
 
-    def forget(self, record: Record) -> None:
-        """Free the place of *record*: it is closed, or has left the pool."""
+    def forget(self, record: Record, todo: Todo) -> None:
+        """Free the place of *record*: it is closed, was never opened, or has left the pool."""
         is_first_time = record in record.host.records  # recovered records may come twice
         was = record.phase
         record.host.opening.pop(record, None)
+        record.host.looks.pop(record, None)
         record.host.records.discard(record)  # this frees the place; what follows is bookkeeping
         self.count_places()
         record.phase = Phase.CLOSED
-        if is_first_time and record.was_open:
-            self.past_uses += record.uses
-            if was is Phase.CLOSING and record.fate is not None:
-                self.closed[record.fate] += 1
-            else:
-                self.departed += 1
+        if is_first_time:
+            self._count_parting(record, was, todo)
         self.fleet.forget_empty()
         if self.drains and self.n_lent() == 0:
             while self.drains:
                 self.drains.pop().release()
 
-    def verdict(self, record: Record, now: float) -> CloseReason | None:
-        """Why *record* must not be lent (again); None: it may be."""
-        config = self.config
-        if record.fate is not None:
-            return record.fate
-        if now >= record.expires_at:
-            return CloseReason.EXPIRED
-        if config.max_uses is not None and record.uses >= config.max_uses:
-            return CloseReason.USED_UP
-        return None
+    def _count_parting(self, record: Record, was: Phase, todo: Todo) -> None:
+        host = record.host
+        if not record.was_open:
+            todo.gone.append(record)
+            return
+        host.past_uses += record.uses
+        if was is Phase.CLOSING and record.fate is not None:
+            host.closed[record.fate] += 1
+            self.closed[record.fate] += 1
+            todo.gone.append(record)
+        else:
+            self.departed += 1
+        self.past_uses += record.uses
+        if self.config.revive and is_to_be_replaced(record, self.config.revive):
+            host.owed += 1
+        if host.owed or self.config.min_idle:
+            self.expect(-math.inf)
 
     def idle_verdict(self, record: Record, now: float) -> CloseReason | None:
-        """The same for an idle one, which may also have been idle for too long."""
-        limit = self.config.idle_timeout
-        if limit is not None and now - record.since >= limit:
+        """Why an idle one must not be lent: as ``verdict``, or because it was idle for too long."""
+        reason = verdict(self.config, record, now)
+        if reason is None and self.was_idle_long(record, now) and self.n_idle() >= self.config.min_idle:
             return CloseReason.IDLE
-        return self.verdict(record, now)
+        return reason
+
+    def was_idle_long(self, record: Record, now: float) -> bool:
+        limit = self.config.idle_timeout
+        return limit is not None and now - record.since >= limit
+
+    def n_checkouts(self) -> int:
+        """All loans there ever were."""
+        return self.past_uses + sum(max(0, record.uses) for record in self.records())
+
+    def n_idle(self) -> int:
+        return sum(len(host.idle) for host in self.fleet.hosts.values())
 
     def drain_idle(self, host: Host, reason: CloseReason, todo: Todo) -> None:
         """Let every idle connection of *host* be closed."""
@@ -208,40 +242,9 @@ class Books:
                 return
             self.doom(key, reason, todo)
 
-    def count_waits(self) -> Histogram:
-        """All waits, up to date. Counting them one by one would cost each hand-off a microsecond."""
-        new, self.new_waits = self.new_waits, []
-        for seconds in new:
-            self.waits.record(seconds)
-        return self.waits
-
     def drain_all(self, reason: CloseReason, todo: Todo) -> None:
         for host in self.fleet.hosts.values():
             self.drain_idle(host, reason, todo)
-
-    # -- lost keys
-
-    def recover(self, todo: Todo) -> None:
-        """Free the places of records whose key was dropped, by an interrupt or by its holder."""
-        while self.lost:
-            self._recover_one(self.lost[0], todo)
-            self.lost.popleft()  # only now: an interrupt before has it recovered again
-
-    def _recover_one(self, record: Record, todo: Todo) -> None:
-        if record.phase is Phase.CLOSED:
-            return
-        key = Key(record)
-        for waiter in self.queue:
-            if waiter.attempt is record:
-                waiter.attempt = None
-        if record.phase is Phase.OPEN and record.fate is None:
-            self.lost_loans += 1
-        if record.raw is None:  # nothing was opened, or it is closed already
-            self.forget(record)
-        elif record.phase is Phase.CLOSING:
-            todo.doomed.append(key)
-        else:
-            self.doom(key, CloseReason.LOST, todo)
 
     # -- the fast path's board
 
@@ -250,12 +253,34 @@ class Books:
         board: Board = self.pool
         config = self.config
         self.next_change = self.fleet.refresh(now, lends=self.state is PoolState.OPEN)
+        self._note_news(now)
         board._take = self.fleet.take
         limits = (config.look_after_idle, config.idle_timeout)
         board._fresh_for = min((limit for limit in limits if limit is not None), default=math.inf)
         board._lend_until = -math.inf if config.max_uses is not None else self.next_change
         self.count_places()
         self.publish_queue()
+
+    def _note_news(self, now: float) -> None:
+        """Write down which endpoints have gone or come back since the last time, and the active group."""
+        post, name = self.listeners.post, self.pool.name
+        for host in self.fleet.hosts.values():
+            if host.is_up() is host.was_up:
+                continue
+            host.was_up = host.is_up()
+            if host.was_up:
+                post(
+                    EndpointUp(name, now, host.endpoint, now - host.down_at, host.n_failed - host.n_failed_up)
+                )
+                host.n_failed_up = host.n_failed
+            else:
+                host.down_at = now
+                self.expect(now if host.retry_at is None else host.retry_at)
+                post(EndpointDown(name, now, host.endpoint, host.reason_down, host.next_try_at))
+        active = self.fleet.active_group()
+        if active != self.active_group:
+            post(GroupSwitched(name, now, self.active_group, active))
+            self.active_group = active
 
     def count_places(self) -> None:
         """After a place was taken or freed."""
@@ -274,11 +299,12 @@ class Books:
         board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)
         board._brief_for = math.inf if oldest is None else BRIEF
         if self._all_returns_are_long or board._is_awaited:
-            board._return_until = -math.inf
+            self.return_until = -math.inf
         elif oldest is not None and oldest.front_at is not None:
-            board._return_until = min(self.next_change, oldest.front_at + self.overtake_delay)
+            self.return_until = min(self.next_change, oldest.front_at + self.overtake_delay)
         else:
-            board._return_until = self.next_change
+            self.return_until = self.next_change
+        board._return_until = -math.inf if self.is_heard else self.return_until
 
     def is_dry(self, now: float) -> bool:
         """Whether nothing at all can be done for a plain waiter: no idle connection, no place, no news."""

@@ -17,6 +17,7 @@ from connpool.errors import (
     HandshakeError,
     PermissionDeniedError,
 )
+from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
@@ -96,23 +97,41 @@ class Dialler:
         Raises:
             BaseException: only what is no Exception (Ctrl-C) and only after its place was freed.
         """
-        record = dial.key.record
-        began = self._lender.clock.now()
+        record, lender = dial.key.record, self._lender
+        began = lender.clock.now()
         ident = threading.get_ident()
         error: BaseException | None = None
         self.idents.append(ident)
         try:
             if not dial.is_look:
+                self.tell_opening(record)
                 self._open(record, timeout, dial.cancel)
+                self.tell_opened(record, lender.clock.now() - began)
             elif not self.is_usable(record):
                 error = ConnectionError("found dead when looked at")
         except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
             error = caught
         finally:
             self.idents.remove(ident)
-        self._lender.record_dial(dial, error, began)
+        lender.record_dial(dial, error, began)
         if error is not None and not isinstance(error, Exception):
             raise error
+
+    def tell_opening(self, record: Record) -> None:
+        """With the key in hand: the first that is heard of a connection."""
+        listeners, name = self._lender.listeners, self._name
+        record.is_begun = True
+        if listeners.by_kind[ConnectionOpening]:
+            now = self._lender.clock.now()
+            listeners.tell(ConnectionOpening(name, now, record.id, record.host.endpoint))
+
+    def tell_opened(self, record: Record, seconds: float) -> None:
+        """With the key in hand: from now on it can be lent."""
+        logger.debug("pool %r: connection %d to %s is open", self._name, record.id, record.host.endpoint)
+        listeners, name = self._lender.listeners, self._name
+        if listeners.by_kind[ConnectionOpened]:
+            now = self._lender.clock.now()
+            listeners.tell(ConnectionOpened(name, now, record.id, record.host.endpoint, seconds))
 
     def _open(self, record: Record, timeout: float, cancel: Cancel) -> None:
         """Open the transport and run the connector's hooks on it, all within *timeout* seconds."""
@@ -176,15 +195,17 @@ class Dialler:
 
     # -- closes
 
-    def close_all(self, keys: Iterable[Key]) -> tuple[list[Key], BaseException | None]:
+    def close_all(
+        self, keys: Iterable[Key], *, apart: bool = False
+    ) -> tuple[list[Key], BaseException | None]:
         """Close the transports of *keys*. Returns those that are closed, and what interrupted one of them.
 
-        The others are reported by the threads that close them.
+        The others are reported by the threads that close them. *apart*: all of them are.
 
         A foreign ``close`` runs on a thread, for which the caller waits only a
         moment: as a rule it is over by then, and one that hangs holds up nobody.
         """
-        if self._connector.prompt or self._lender.config.dial_in_caller:
+        if not apart and (self._connector.prompt or self._lender.config.dial_in_caller):
             closed = list(keys)
             blows = [self.close(key.record) for key in closed]
             return closed, next((blow for blow in blows if blow is not None), None)
@@ -194,6 +215,8 @@ class Dialler:
             done = threading.Event()
             if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
                 self._close_apart(pending, done)
+            if apart:
+                break
             while not done.wait(CLOSE_GRACE) and len(pending) < left:
                 left = len(pending)  # it is getting on
         return [], None

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, TypeAlias
@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
-from connpool.model.states import EndpointState
+from connpool.model.states import CloseReason, EndpointState
 from connpool.pool.record import Key, Record
 
 __all__ = ["Fleet", "Host", "Missed", "Take"]
@@ -44,16 +44,25 @@ class Host:
 
     __slots__ = (
         "by_hand",
+        "closed",
         "dialable",
+        "down_at",
         "endpoint",
         "failures",
         "idle",
         "last_error",
+        "looks",
+        "n_failed",
+        "n_failed_up",
         "on_route",
+        "opened",
         "opening",
+        "owed",
+        "past_uses",
         "records",
         "retry_at",
         "since",
+        "was_up",
     )
 
     def __init__(self, endpoint: Endpoint, *, now: float, on_route: bool, dialable: bool = True) -> None:
@@ -61,6 +70,7 @@ class Host:
         self.idle: deque[Key] = deque()  # the right end was released last
         self.records: set[Record] = set()  # opening + open + closing: what the server may see
         self.opening: dict[Record, threading.Event] = {}  # dials under way, and what cancels each
+        self.looks: dict[Record, float] = {}  # being looked at, and since when
         self.on_route = on_route
         self.dialable = dialable
         self.retry_at: float | None = None  # blacklisted until then; None: up
@@ -68,6 +78,14 @@ class Host:
         self.failures = 0  # in a row
         self.since = now  # up, or down, since
         self.last_error: BaseException | None = None
+        self.was_up = True  # as listeners know it
+        self.down_at = now  # the last time it went down
+        self.n_failed = 0  # dials
+        self.n_failed_up = 0  # of them, those before it was up the last time
+        self.opened = 0
+        self.closed: Counter[CloseReason] = Counter()
+        self.past_uses = 0  # loans of connections that are gone
+        self.owed = 0  # connections to be opened in place of ones that were lost
 
     def __repr__(self) -> str:
         return f"<Host {self.endpoint} {self.state.value}: {len(self.records)} open, {len(self.idle)} idle>"
@@ -82,6 +100,11 @@ class Host:
     def next_try_at(self) -> float | None:
         """When it may be dialled again; None: now, or not by itself."""
         return None if self.retry_at is None or self.retry_at == math.inf else self.retry_at
+
+    @property
+    def reason_down(self) -> BaseException | None:
+        """What it is down for; None: it was taken out by hand."""
+        return None if self.by_hand else self.last_error
 
     def is_up(self) -> bool:
         return self.retry_at is None
@@ -104,9 +127,19 @@ class Host:
             return False
         return True
 
+    def put_back(self, key: Key) -> None:
+        """Lay *key* where it belongs in the stack: beneath what was released after it."""
+        since = key.record.since
+        above = sum(1 for other in self.idle.copy() if other.record.since > since)
+        if above:
+            self.idle.insert(max(0, len(self.idle) - above), key)
+        else:
+            self.idle.append(key)
+
     def fail(self, error: BaseException, now: float, config: PoolConfig, rng: random.Random) -> None:
         """A dial failed. Dials that were under way together count as one failure."""
         self.last_error = error
+        self.n_failed += 1
         if self.retry_at is not None and (self.by_hand or now < self.retry_at):
             return
         self.failures += 1
@@ -163,6 +196,8 @@ class Fleet:
             if host.on_route != (host in wanted):
                 host.on_route = host in wanted
                 host.lift(now)  # who comes anew comes without a past
+                host.was_up = True
+                host.owed = 0
         self.forget_empty()
         return [host for host in before if not host.on_route]
 
@@ -199,6 +234,13 @@ class Fleet:
         self._publish(tuple(stacks) or (NOTHING,))
         waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
         return min(waits, default=math.inf)
+
+    def active_group(self) -> int | None:
+        """The number of the first group with an endpoint that is up."""
+        for number, group in enumerate(self.groups):
+            if any(host.is_up() for host in group):
+                return number
+        return None
 
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""

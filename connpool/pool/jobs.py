@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connpool.pool.record import Key
+from connpool.pool.record import Key, Record
 from connpool.wire.waiting import Cancel
 
 __all__ = ["Dial", "Todo"]
@@ -14,26 +14,40 @@ class Dial:
     Holds the key, so a dial that gets lost on its way to a thread frees its place.
     """
 
-    __slots__ = ("blames", "cancel", "is_errand", "is_hurried", "is_look", "key", "number")
+    __slots__ = (
+        "blames",
+        "cancel",
+        "is_errand",
+        "is_hurried",
+        "is_look",
+        "is_owed",
+        "key",
+        "number",
+        "replaces",
+    )
 
     def __init__(self, key: Key, cancel: Cancel, number: int, *, is_look: bool, blames: bool) -> None:
         self.key = key
         self.cancel = cancel
-        self.number = number  # of the checkout it was begun for
+        self.number = number  # of the checkout it was begun for; 0: of none
         self.is_look = is_look
         self.blames = blames  # whether a failure counts against the host
         self.is_errand = False  # run by the thread that asked for it
         self.is_hurried = False  # its caller has less time than a dial may take
+        self.replaces: Key | None = None  # what is closed when this one is open
+        self.is_owed = False  # makes good for one that was lost; if it fails another is due
 
 
 class Todo:
     """What was decided under the lock, to be done without it."""
 
-    __slots__ = ("dials", "doomed")
+    __slots__ = ("dials", "doomed", "gone", "lost")
 
     def __init__(self) -> None:
         self.dials: list[Dial] = []
         self.doomed: list[Key] = []  # CLOSING, to be closed and then forgotten
+        self.gone: list[Record] = []  # their places are free: to be told
+        self.lost: list[Record] = []  # loans that were dropped: to be told
 
     def __bool__(self) -> bool:
-        return bool(self.dials or self.doomed)
+        return bool(self.dials or self.doomed or self.gone or self.lost)

@@ -1,29 +1,27 @@
-"""The desk between users and the books: everything but the fast path goes through here."""
+"""What comes back to a pool: loans, dials and looks that are over, waits that were given up."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from connpool.clock import Clock
-from connpool.errors import CancelledError, PoolClosedError, UsageError
+from connpool.errors import CancelledError, UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
+from connpool.model.events import CheckedIn
 from connpool.model.states import CloseReason, PoolState
-from connpool.pool.core import BRIEF, Books
+from connpool.pool.core import BRIEF
+from connpool.pool.desk import Desk
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import as_connect_error
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
+from connpool.pool.lifetimes import verdict
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.room import would_rather_dial
-from connpool.pool.service import Service
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import SHUT_RDWR, is_stream
-from connpool.wire.look import interrupt
+from connpool.wire.io import SHUT_RDWR
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -31,88 +29,43 @@ if TYPE_CHECKING:
 __all__ = ["Lender"]
 
 
-class Lender:
-    """Decides under the lock, acts without it, records under it again.
-
-    The lock guards the books, the service and the queue. It is re-entrant only
-    so that a signal handler or a finaliser that strikes in the middle of a
-    locked section can be told from another thread, and turned away: see
-    ``is_inside``. Nothing is ever decided in a re-entered section.
-    """
+class Lender(Desk):
+    """What comes back, and what dials bring."""
 
     def __init__(
         self, pool: ConnectionPool, connector: FullConnector, clock: Clock, config: PoolConfig
     ) -> None:
-        self.pool = pool
-        self.clock = clock
-        self.connector = connector
-        self._lock = threading.RLock()
-        self.books = Books(pool, config, clock.overtake_delay, has_reset=connector.has_reset)
-        self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
+        super().__init__(pool, connector, clock, config)
         self.dialler = Dialler(self, connector, pool.name)
-        self.numbers = itertools.count(1)  # of checkouts, in order of arrival
-        # Whether this very thread is in a locked section, interrupted by what asks.
-        self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-
-    @property
-    def config(self) -> PoolConfig:
-        return self.books.config
-
-    def serve(self, *, is_brisk: bool = False) -> None:
-        """Serve the queue, because something has become free. *is_brisk*: after a brief loan."""
-        if self.is_inside():
-            self.nudge()
-            return
-        todo = Todo()
-        with self._lock:
-            self.service.serve(self.clock.now(), todo, is_brisk=is_brisk)
-        self.carry_out(todo)
-
-    def nudge(self) -> None:
-        """Make the oldest waiter look for itself. Takes no lock: for finalisers and the like."""
-        oldest = self.books.queue.oldest
-        if oldest is not None:
-            oldest.wake()
-
-    def carry_out(self, todo: Todo) -> None:
-        """Do what was decided, and what is decided in consequence. No lock is held."""
-        blow: BaseException | None = None
-        while todo:
-            while todo.dials:
-                dial = todo.dials.pop()
-                if not self.dialler.start(dial):
-                    self._send_on_errand(dial)
-            closed, error = self.dialler.close_all(todo.doomed)
-            blow = blow or error
-            todo = Todo()
-            if closed:
-                self._forget(closed, todo)
-        if blow is not None:
-            raise blow
-
-    def _send_on_errand(self, dial: Dial) -> None:
-        """No thread can be had for *dial*: the waiter it was begun for runs it on its own."""
-        with self._lock:
-            for waiter in self.books.queue:
-                if waiter.number == dial.number and waiter.is_waiting():
-                    waiter.errands.append(dial)
-                    waiter.wake()
-                    return
-        del dial.key  # nobody waits for it any more: its finaliser frees the place
-
-    def record_closed(self, keys: list[Key]) -> None:
-        """These are closed: their places are free."""
-        todo = Todo()
-        self._forget(keys, todo)
-        self.carry_out(todo)
-
-    def _forget(self, keys: list[Key], todo: Todo) -> None:
-        with self._lock:
-            for key in keys:
-                self.books.forget(key.record)
-            self.service.serve(self.clock.now(), todo)
 
     # -- what comes back
+
+    def receive(self, key: Key) -> None:
+        """A loan comes back on the long way, be it only because somebody wants to hear of it."""
+        books, record = self.books, key.record
+        if books.is_heard:
+            now = self.clock.now()
+            held = now - record.since
+            self.tell_checked_in(record, now, held)
+            is_simple = record.stream is None or record.stream.is_clean()
+            if (
+                now < record.expires_at
+                and now < books.return_until
+                and held < self.pool._brief_for
+                and is_simple
+            ):
+                record.since = now
+                record.host.idle.append(key)
+                if self.pool._is_awaited:
+                    self.serve(is_brisk=True)
+                return
+        self.take_back(key)
+
+    def tell_checked_in(self, record: Record, now: float, held: float) -> None:
+        """Tell of a return, with the key still in hand."""
+        self.books.timings.new_holds.append(held)
+        if self.listeners.by_kind[CheckedIn]:
+            self.listeners.tell(CheckedIn(self.pool.name, now, record.id, held))
 
     def take_back(self, key: Key) -> None:
         """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""
@@ -205,7 +158,7 @@ class Lender:
         books = self.books
         if now < record.expires_at and not books.is_strict:
             return None
-        reason = books.verdict(record, now)
+        reason = verdict(books.config, record, now)
         if reason is None and books.state is PoolState.CLOSED:
             reason = CloseReason.POOL_CLOSED
         if reason is None and books.is_oversized:
@@ -214,11 +167,12 @@ class Lender:
 
     def let_go(self, key: Key) -> Any:
         """The transport leaves the pool open. Returns it."""
-        record = key.record
+        record, todo = key.record, Todo()
         with self._lock:
             raw, record.raw = record.raw, None
-            self.books.forget(record)
-        self.serve()
+            self.books.forget(record, todo)
+            self.service.serve(self.clock.now(), todo)
+        self.carry_out(todo)
         return raw
 
     def upgraded(self, record: Record) -> None:
@@ -241,34 +195,58 @@ class Lender:
         todo = Todo()
         with self._lock:
             now = self.clock.now()
+            record.host.looks.pop(record, None)
             waiter = self.service.attempt_is_over(record)
             if waiter is not None:
                 waiter.is_busy = False
             if error is None:
                 if not dial.is_look:
-                    books.admit(record, now)
-                    record.host.succeed(now)
-                    books.dials.record(now - began)
-                reason = self._fate_locked(record, now)
-                record.since = now
-                if reason is not None:
-                    books.doom(key, reason, todo)
-                elif dial.is_look and waiter is not None and waiter.is_waiting():
-                    self.service.give(waiter, key, now)  # one look a checkout, however soon the next is due
-                else:
-                    record.host.idle.append(key)
+                    self._admit_locked(dial, now, now - began)
+                self._keep_locked(dial, waiter, now, todo)
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
                 if not self._was_called_off(dial, error):
                     failure = as_connect_error(error, self.pool.name, record.host.endpoint)
                     self.service.blame(dial, failure, now)
+                record.host.owed += dial.is_owed
                 if record.raw is None:
-                    books.forget(record)
+                    books.forget(record, todo)
                 else:
                     books.doom(key, CloseReason.BROKEN, todo)
+            if dial.replaces is not None:
+                todo.doomed.append(dial.replaces)
             self.service.serve(now, todo)
         self.carry_out(todo)
+
+    def _admit_locked(self, dial: Dial, now: float, seconds: float) -> None:
+        """A dial has brought a connection."""
+        books, host = self.books, dial.key.record.host
+        books.admit(dial.key.record, now)
+        host.succeed(now)
+        books.timings.dials.turn(now)
+        books.timings.dials.record(seconds)
+        if dial.replaces is not None:
+            dial.replaces.record.noted().is_replaced = True
+        elif dial.number == 0 and not dial.is_owed and host.owed:
+            host.owed -= 1  # it was opened for another reason, but it is there
+
+    def _keep_locked(self, dial: Dial, waiter: Waiter | None, now: float, todo: Todo) -> None:
+        """What was opened, or found in order, goes to who waited for it, or lies idle."""
+        record = dial.key.record
+        reason = self._fate_locked(record, now)
+        if dial.is_look and dial.number == 0:
+            record.noted().looked_at = now  # and it has been idle all the time
+        else:
+            record.since = now
+        if reason is not None:
+            self.books.doom(dial.key, reason, todo)
+        elif (
+            dial.is_look and waiter is not None and waiter.is_waiting() and self.books.state is PoolState.OPEN
+        ):
+            self.service.give(waiter, dial.key, now)  # one look a checkout, however soon the next is due
+        else:
+            record.host.put_back(dial.key)
 
     @staticmethod
     def _was_called_off(dial: Dial, error: BaseException) -> bool:
@@ -290,21 +268,14 @@ class Lender:
             self.call_off_locked(record)
         self.interrupt(record, SHUT_RDWR, "the request was cancelled")
 
+    def condemn_locked(self, records: list[Record], reason: CloseReason) -> None:
+        """Let *records* be closed when they come back, and call off what is being opened."""
+        for record in records:
+            record.condemn(reason)
+            self.call_off_locked(record)
+
     def call_off_locked(self, record: Record) -> None:
         """Cancel the dial that is opening *record*, if one is."""
         cancel = record.host.opening.get(record)
         if cancel is not None:
             cancel.set()
-
-    def check_open_locked(self) -> None:
-        state = self.books.state
-        if state is not PoolState.OPEN:
-            raise PoolClosedError(f"pool {self.pool.name!r} is {state.value}", pool=self.pool.name)
-
-    @staticmethod
-    def interrupt(record: Record, how: int, why: str) -> None:
-        """Make blocked input and output on *record* end. The owner closes it, not we."""
-        if is_stream(record.raw):
-            record.streaming().interrupt(how, why)
-        elif record.raw is not None:
-            interrupt(record.raw, how)

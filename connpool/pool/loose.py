@@ -8,10 +8,10 @@ from typing import TypeVar
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
-from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
 from connpool.pool.hosts import Host
 from connpool.pool.lending import Lender
+from connpool.pool.observed import lend_fresh
 from connpool.pool.record import Key, Phase, Record
 from connpool.wire.io import FileStream
 
@@ -49,7 +49,7 @@ def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, id
         is_stale = is_stale and not isinstance(error, TimeoutError)  # slow is not dead
         if not (idempotent and is_stale):
             raise
-    with Checkout(lender, request, None, None, fresh_only=True).run() as fresh:
+    with lend_fresh(lender, request) as fresh:
         return work(fresh)
 
 

@@ -13,15 +13,20 @@ from connpool.clock import Clock, SystemClock
 from connpool.errors import ConfigError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
+from connpool.model.events import PoolOpened
 from connpool.model.request import Request
 from connpool.model.route import Route
-from connpool.pool.census import POOLS, disown
+from connpool.model.states import PoolState
+from connpool.pool.census import POOLS, disown, watch, wink
 from connpool.pool.checkout import Checkout
+from connpool.pool.chores import Chores
 from connpool.pool.connection import Connection
 from connpool.pool.control import Control
+from connpool.pool.doors import Doors
 from connpool.pool.hosts import Missed, Take
 from connpool.pool.lending import Lender
 from connpool.pool.loose import open_file, run
+from connpool.pool.observed import observe
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.steering import Steering
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
@@ -45,7 +50,10 @@ class ConnectionPool(Steering):
         connector: What opens and closes transports; None: ``SocketConnector()``.
         config: All settings at once; single ones may be given by name besides.
         name: For messages and statistics; None: ``pool-1``, ``pool-2``, ...
-        clock: What tells the time; None: the machine. For tests.
+        listeners: Called with every event, from ``PoolOpened`` on; see ``listen``.
+        clock: What tells the time; None: the machine. For tests; such a pool is
+            swept by hand.
+        paused: Lend nothing before ``resume``.
         settings: Fields of ``PoolConfig``.
 
     Raises:
@@ -67,7 +75,9 @@ class ConnectionPool(Steering):
         connector: Connector | None = None,
         config: PoolConfig | None = None,
         name: str | None = None,
+        listeners: Iterable[Callable[[Any], object]] = (),
         clock: Clock | None = None,
+        paused: bool = False,
         **settings: Any,
     ) -> None:
         if config is not None and not isinstance(config, PoolConfig):
@@ -77,18 +87,36 @@ class ConnectionPool(Steering):
         self._now = clock.now
         config = PoolConfig.from_settings(**settings) if config is None else config.evolve(**settings)
         full = adapt(SocketConnector() if connector is None else connector)
-        self._settle(Lender(self, full, clock, config), None if route is None else Route.coerce(route))
+        self._settle(Lender(self, full, clock, config))
+        for handler in listeners:
+            self._control.listen(handler, ())
+        where_to = None if route is None else Route.coerce(route)
+        self._lender.listeners.tell(PoolOpened(self.name, self._now(), config.changed()))
+        if paused:
+            self._doors.pause(fail=False)
+        self._control.follow(where_to)
         POOLS.add(self)
+        if config.min_idle:
+            watch(self, self._now())
 
-    def _settle(self, lender: Lender, route: Route | None) -> None:
+    def _settle(self, lender: Lender) -> None:
         self._lender = lender
         self._control = Control(lender)
-        self._control.follow(route)
+        self._doors = Doors(lender)
+        self._chores = Chores(lender)
+        observe(self, is_heard=False, is_tracked=lender.config.track_origin)
 
     def _start_clean(self) -> None:
         """In a forked child: begin as a new pool; what was open belongs to the parent."""
         old = self._lender
-        self._settle(Lender(self, old.connector, old.clock, old.config), old.books.route)
+        self._settle(Lender(self, old.connector, old.clock, old.config))
+        if old.books.state is PoolState.PAUSED:
+            self._doors.pause(fail=old.books.pause_fails)
+        elif old.books.state is not PoolState.OPEN:
+            self._doors.close(None)
+        self._lender.listeners.by_kind.update(old.listeners.by_kind)
+        self._control.attend()
+        self._control.follow(old.books.route)
         disown(old)
 
     @classmethod
@@ -252,11 +280,14 @@ class ConnectionPool(Steering):
             return
         self._lender.books.lost.append(record)
         self._lender.nudge()
+        wink(self)
         if record.phase is Phase.OPEN and record.fate is None:
             held = self._now() - record.since
+            origin = None if record.notes is None else record.notes.origin
             warnings.warn(
                 f"connection {record.id} of pool {self.name!r} to {record.host.endpoint} was not given back:"
-                f" it was dropped {held:.1f} s after thread {record.holder} took it",
+                f" it was dropped {held:.1f} s after thread {record.holder} took it"
+                + (f" at {origin}" if origin is not None else ""),
                 ResourceWarning,
                 stacklevel=2,
                 source=record.raw,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connpool.errors import UsageError
 from connpool.model.states import CloseReason
+from connpool.pool.origin import Origin
 from connpool.wire.io import FileStream, Stream, open_stream
 
 if TYPE_CHECKING:
@@ -40,6 +41,23 @@ MOVES: Final[Mapping[Phase, frozenset[Phase]]] = {
 }
 
 
+NOT_OPEN: Final = -1  # stands for a number of loans
+
+
+class Notes:
+    """What is written down about few connections; most never need the memory."""
+
+    __slots__ = ("extra", "is_replaced", "looked_at", "origin", "wants_another", "warned_since")
+
+    def __init__(self) -> None:
+        self.extra: Any = None  # the user's own
+        self.origin: Origin | None = None  # where the present loan was taken
+        self.looked_at = -math.inf  # when it was validated last
+        self.warned_since = math.nan  # the loan since then has lasted long, and that was said
+        self.is_replaced = False  # another was opened in its stead
+        self.wants_another = False  # closed for an error: to be replaced where that is wished
+
+
 class Record:
     """What the pool knows of one transport.
 
@@ -49,11 +67,12 @@ class Record:
 
     __slots__ = (
         "expires_at",
-        "extra",
         "fate",
         "holder",
         "host",
         "id",
+        "is_begun",
+        "notes",
         "opened_at",
         "phase",
         "pool",
@@ -61,7 +80,6 @@ class Record:
         "since",
         "stream",
         "uses",
-        "was_open",
     )
 
     def __init__(self, id: int, pool: ConnectionPool, host: Host, now: float) -> None:
@@ -74,11 +92,22 @@ class Record:
         self.expires_at = -math.inf  # a record that is not open is never lent
         self.since = now  # lent since, or idle since
         self.holder = 0  # ident of the thread that took it last
-        self.uses = 0  # loans, the present one included
+        self.uses = NOT_OPEN  # loans, the present one included
         self.stream: Stream | FileStream | None = None  # made at the first input or output
-        self.was_open = False  # counted as opened
+        self.is_begun = False  # somebody was told that it is being opened
         self.fate: CloseReason | None = None  # why it must not be lent again
-        self.extra: Any = None
+        self.notes: Notes | None = None  # what few connections have
+
+    @property
+    def was_open(self) -> bool:
+        """Whether it counts as opened."""
+        return self.uses != NOT_OPEN
+
+    def noted(self) -> Notes:
+        """The notes on it, to be written."""
+        if self.notes is None:
+            self.notes = Notes()
+        return self.notes
 
     def move(self, to: Phase) -> None:
         """Go on to phase *to*.

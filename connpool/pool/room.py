@@ -11,16 +11,11 @@ from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import Waiter
 
-__all__ = ["evict_for", "evict_from", "trim", "would_rather_dial"]
+__all__ = ["evict_for", "evict_from", "evict_surplus", "longest_idle", "would_rather_dial"]
 
 
-def trim(books: Books, now: float, todo: Todo) -> None:
-    """Let what is idle and has expired be closed, and what is more than ``max_size``."""
-    for host in books.fleet.hosts.values():
-        for key in host.idle.copy():
-            reason = books.idle_verdict(key.record, now)
-            if reason is not None and host.withdraw(key):
-                books.doom(key, reason, todo)
+def evict_surplus(books: Books, todo: Todo) -> None:
+    """Let what is idle and more than ``max_size`` be closed."""
     surplus = books.size() - len(todo.doomed) - books.config.max_size
     while surplus > 0 and (found := longest_idle(books.fleet.hosts.values())) is not None:
         key, host = found

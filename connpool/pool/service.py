@@ -19,12 +19,12 @@ from connpool.pool.failures import again, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
 from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
 
-MANY_WAITS: Final = 256  # are counted in one go: one by one each would cost its hand-off a microsecond
 PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
 
 
@@ -48,9 +48,9 @@ class Service:
         """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
         books = self._books
         if books.lost:
-            books.recover(todo)
-        if len(books.new_waits) >= MANY_WAITS:
-            books.count_waits()
+            recover(books, todo)
+        if books.timings.is_behind():
+            books.timings.catch_up(now, books.n_checkouts())
         books.publish(now)
         if books.state is PoolState.CLOSED:
             books.drain_all(CloseReason.POOL_CLOSED, todo)
@@ -108,7 +108,7 @@ class Service:
     def is_content(self, now: float) -> bool:
         """After a hand-over: whether there is no more to give, so that nobody need be served."""
         books = self._books
-        if len(books.new_waits) >= MANY_WAITS:
+        if books.timings.is_behind():
             return False
         return now < books.next_change and not books.fleet.has_idle()
 
@@ -225,6 +225,8 @@ class Service:
         return record.opened_at + self._books.config.connect_timeout
 
     def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
+        key.record.host.looks[key.record] = now
+        self._books.expect(now + self._books.config.connect_timeout)
         self._attempt(
             waiter, Dial(key, threading.Event(), waiter.number, is_look=True, blames=False), now, todo
         )
@@ -284,7 +286,7 @@ class Service:
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
         waiter.outcome = Outcome.SERVED
-        self._books.new_waits.append(now - waiter.since)
+        self._books.timings.new_waits.append(now - waiter.since)
         waiter.wake()
         self._queue.leave(waiter)
         if waiter.attempt is not None:
@@ -312,6 +314,6 @@ class Service:
         """*waiter* has what it waits for, but an interrupt left it standing in the queue."""
         if waiter.outcome is Outcome.WAITING:
             waiter.outcome = Outcome.SERVED
-            self._books.new_waits.append(now - waiter.since)
+            self._books.timings.new_waits.append(now - waiter.since)
         waiter.wake()
         self._queue.leave(waiter)

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from connpool.pool.core import Books
     from connpool.pool.hosts import Host
 
-__all__ = ["connection_info", "describe_loans", "endpoint_infos", "idle_ones", "pool_stats", "thread_name"]
+__all__ = [
+    "connection_info",
+    "describe_holder",
+    "describe_loans",
+    "endpoint_infos",
+    "idle_ones",
+    "pool_stats",
+    "thread_name",
+]
 
 
 def thread_name(ident: int) -> str:
@@ -24,6 +32,13 @@ def thread_name(ident: int) -> str:
         if thread.ident == ident:
             return thread.name
     return f"ended thread {ident}"
+
+
+def describe_holder(record: Record) -> str:
+    """Which thread took it last, and from where, if that is tracked."""
+    origin = None if record.notes is None else record.notes.origin
+    taken = "" if origin is None else f", taken at {origin}"
+    return f"thread {thread_name(record.holder)!r}{taken}"
 
 
 def idle_ones(books: Books) -> set[Record]:
@@ -46,17 +61,23 @@ def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
         id=record.id,
         endpoint=record.host.endpoint,
         state=state,
-        uses=record.uses - is_lent,
+        uses=max(0, record.uses) - is_lent,
         opened_at=record.opened_at,
         idle_since=record.since if state is ConnState.IDLE else None,
         expires_at=record.expires_at if math.isfinite(record.expires_at) else None,
         local=local,
         peer=peer,
         tls=tls,
-        extra=record.extra,
+        extra=None if record.notes is None else record.notes.extra,
+        origin=_origin(record) if is_lent else None,
         holder=thread_name(record.holder) if is_lent else None,
         since=record.since,
     )
+
+
+def _origin(record: Record) -> str | None:
+    """The calls that led to the present loan, where that is tracked."""
+    return None if record.notes is None or record.notes.origin is None else record.notes.origin.stack()
 
 
 def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
@@ -68,19 +89,29 @@ def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
     first_groups: dict[Host, int | None] = {}
     for host, group_number in listed:
         first_groups.setdefault(host, group_number)
-    return tuple(
-        EndpointInfo(
-            endpoint=host.endpoint,
-            group=number,
-            state=host.state,
-            since=host.since,
-            failures=host.failures,
-            retry_at=host.next_try_at,
-            last_error=host.last_error,
-            size=len(host.records),
-            idle=len(host.idle),
-        )
-        for host, number in first_groups.items()
+    return tuple(_endpoint_info(host, number) for host, number in first_groups.items())
+
+
+def _endpoint_info(host: Host, group: int | None) -> EndpointInfo:
+    records = host.records.copy()
+    n_idle = len(host.idle)
+    return EndpointInfo(
+        endpoint=host.endpoint,
+        group=group,
+        state=host.state,
+        since=host.since,
+        failures=host.failures,
+        retry_at=host.next_try_at,
+        last_error=host.last_error,
+        size=len(records),
+        idle=n_idle,
+        in_use=max(0, sum(record.phase is Phase.OPEN for record in records) - n_idle),
+        opening=sum(record.phase is Phase.OPENING for record in records),
+        closing=sum(record.phase is Phase.CLOSING for record in records),
+        checkouts=host.past_uses + sum(max(0, record.uses) for record in records),
+        opened=host.opened,
+        closed=dict(host.closed),
+        connect_failures=host.n_failed,
     )
 
 
@@ -94,9 +125,10 @@ def pool_stats(books: Books) -> PoolStats:
     opening = sum(record.phase is Phase.OPENING for record in records)
     closing = sum(record.phase is Phase.CLOSING for record in records)
     idle = sum(len(host.idle) for host in books.fleet.hosts.values())
-    checkouts = books.past_uses + sum(record.uses for record in records)
+    checkouts = books.n_checkouts()
     was_open = sum(record.was_open for record in records)
-    waits = books.count_waits()
+    timings = books.timings
+    timings.catch_up(books.pool._now(), checkouts)
     return PoolStats(
         name=books.pool.name,
         state=books.state,
@@ -115,8 +147,9 @@ def pool_stats(books: Books) -> PoolStats:
         timeouts=books.timeouts,
         connect_failures=books.connect_failures,
         lost=books.lost_loans,
-        wait=waits.percentiles(zeros=max(0, checkouts - waits.count)),
-        dial=books.dials.percentiles(),
+        wait=timings.waits.percentiles(checkouts),
+        dial=timings.dials.percentiles(),
+        hold=timings.holds.percentiles(),
     )
 
 
@@ -127,6 +160,6 @@ def describe_loans(books: Books, now: float) -> str:
     lent.sort(key=lambda record: record.since)
     return "; ".join(
         f"connection {record.id} to {record.host.endpoint} for {now - record.since:.1f} s"
-        f" by thread {thread_name(record.holder)!r}"
+        f" by {describe_holder(record)}"
         for record in lent
     )

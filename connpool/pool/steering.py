@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
+from connpool.model.events import Event
 from connpool.model.route import Route
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
 
 if TYPE_CHECKING:
+    from connpool.pool.chores import Chores
     from connpool.pool.control import Control
+    from connpool.pool.doors import Doors
     from connpool.pool.lending import Lender
 
 __all__ = ["Steering"]
@@ -24,6 +27,8 @@ class Steering:
 
     _lender: Lender
     _control: Control
+    _doors: Doors
+    _chores: Chores
 
     @property
     def route(self) -> Route | None:
@@ -50,11 +55,12 @@ class Steering:
             ConfigError: a setting is unknown or out of range; nothing was changed.
         """
         self._control.configure(settings)
+        self._chores.turn()
 
     def resize(self, max_size: int | None = None, min_idle: int | None = None) -> None:
         """Change the limits. Idle connections too many are closed now, lent ones when they come back."""
         given = {"max_size": max_size, "min_idle": min_idle}
-        self._control.configure({name: value for name, value in given.items() if value is not None})
+        self.configure(**{name: value for name, value in given.items() if value is not None})
 
     def blacklist(self, endpoint: Endpoint | str, seconds: float | None = None) -> None:
         """Do not dial *endpoint* for *seconds*; None: until ``unblacklist``.
@@ -79,8 +85,56 @@ class Steering:
         self._control.clear(None if endpoint is None else Endpoint.of(endpoint), interrupt=interrupt)
 
     def sweep(self) -> int:
-        """Close what has expired and recover what was lost. Returns how many connections that were."""
-        return self._control.sweep()
+        """Do one turn of what the reaper does, now: expire, warm up, validate, probe, recover, warn.
+
+        Dials and looks are begun on threads of their own, and not waited for.
+
+        Returns:
+            How many connections it has closed, or will close when their replacement is open.
+        """
+        return self._chores.turn()
+
+    def listen(self, handler: Callable[[Any], object], *types: type[Event]) -> Callable[[], None]:
+        """Call ``handler(event)`` for everything that happens from now on.
+
+        Args:
+            handler: Called with no lock held, by the thread that did it. It may
+                call anything; what it raises is logged, and the pool goes on.
+                What happens to one connection is told in its order, each before
+                the connection is passed on.
+            types: Kinds of events to hear of; none: all.
+
+        Returns:
+            What ends it. It may be called from inside *handler*, and twice.
+
+        Raises:
+            ConfigError: *handler* cannot be called, or one of *types* is no event.
+
+        Source: events of MongoDB's connection pools.
+        """
+        return self._control.listen(handler, types)
+
+    # -- for a while
+
+    def pause(self, fail: bool = False) -> None:
+        """Lend nothing for the time being. Loans go on, and what comes back is kept.
+
+        Args:
+            fail: Checkouts fail with ``PoolPausedError``, those that wait already
+                too; else they wait until their deadline.
+
+        Raises:
+            PoolClosedError: the pool is closed or shut down.
+        """
+        self._doors.pause(fail=fail)
+
+    def resume(self) -> None:
+        """Lend again, the oldest waiter first. Nothing happens if the pool is not paused.
+
+        Raises:
+            PoolClosedError: the pool is closed or shut down.
+        """
+        self._doors.resume()
 
     # -- the end
 
@@ -94,7 +148,7 @@ class Steering:
 
         Source: dmConnectionPool::Shutdown (Defold).
         """
-        return self._control.shutdown(how)
+        return self._doors.shutdown(how)
 
     def reopen(self) -> None:
         """Undo ``shutdown``. Loans from before are still closed when they come back.
@@ -102,7 +156,7 @@ class Steering:
         Raises:
             PoolClosedError: the pool was closed.
         """
-        self._control.reopen()
+        self._doors.reopen()
 
     def close(self, timeout: float | None = None) -> int:
         """End the pool: refuse checkouts, fail every waiter at once, close what is idle.
@@ -114,7 +168,7 @@ class Steering:
         Returns:
             How many are still lent. They are closed when they are given back.
         """
-        return self._control.close(timeout)
+        return self._doors.close(timeout)
 
     # -- looking
 

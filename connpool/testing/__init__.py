@@ -1,4 +1,4 @@
-r"""What a test of pooled connections needs: virtual time, and a real server that misbehaves on request.
+r"""What a test of pooled connections needs: virtual time, and a server and a network that misbehave.
 
 ``FakeClock`` is a clock that the test moves by hand. ``ScriptedServer`` is a real TCP, TLS or Unix
 server on this machine whose behaviour is a script, a step or a sequence of steps::
@@ -20,11 +20,23 @@ script has ended, a connection stays open, silent, until the peer leaves.
 The server as a whole refuses (``refuse``), swallows whoever dials (``black_hole``), resets everybody
 (``kill``), goes away (``stop``) and comes back on the same port (``start``).
 
+``FaultProxy`` is the network between a pool and a server that are both healthy: it drops without a word,
+forgets connections, delays, limits, cuts, resets and refuses::
+
+    with ScriptedServer() as server, FaultProxy(server.endpoint) as proxy:
+        pool = ConnectionPool(proxy.endpoint)
+        ...
+        proxy.forget()                       # half-open: no FIN, no RST, and nothing goes through
+        proxy.drop(Way.DOWN)                 # requests arrive, answers do not
+        proxy.heal()
+
 Nothing here sleeps to wait: ``until_accepts``, ``until_open`` and ``until`` return at the moment that it
 is so, and fail with an ``AssertionError`` where it never is.
 """
 
 from connpool.testing.clock import FakeClock
+from connpool.testing.proxy import FaultProxy
+from connpool.testing.relay import Way
 from connpool.testing.served import Ending, ServedConnection
 from connpool.testing.server import ScriptedServer
 from connpool.testing.steps import (
@@ -50,6 +62,7 @@ __all__ = [
     "Echo",
     "Ending",
     "FakeClock",
+    "FaultProxy",
     "NoHandshake",
     "Pause",
     "ReadSlowly",
@@ -61,4 +74,5 @@ __all__ = [
     "Silence",
     "StartTls",
     "Step",
+    "Way",
 ]

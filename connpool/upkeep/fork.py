@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 
 from connpool.pool.census import POOLS
+from connpool.upkeep.reaper import REAPER
 
 __all__: list[str] = []
 
 
 def _start_clean() -> None:
-    for pool in list(POOLS):
-        pool._start_clean()
+    REAPER.start_clean()
+    REAPER.hold_back(True)
+    try:
+        for pool in list(POOLS):
+            pool._start_clean()
+    finally:
+        REAPER.hold_back(False)
 
 
 if hasattr(os, "register_at_fork"):

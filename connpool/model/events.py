@@ -1,0 +1,252 @@
+"""What happens in a pool, for whoever listens: one frozen class for each kind of event.
+
+Seconds are durations; ``at`` and ``until`` are instants of the pool's clock;
+``id`` is the connection's, as in ``ConnectionInfo``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from connpool.model.endpoint import Endpoint
+from connpool.model.states import CloseReason, FailReason
+
+__all__ = [
+    "EVENTS",
+    "CheckedIn",
+    "CheckedOut",
+    "CheckoutFailed",
+    "CheckoutStarted",
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "ConnectionOpening",
+    "EndpointDown",
+    "EndpointUp",
+    "Event",
+    "GroupSwitched",
+    "LoanHeldLong",
+    "LoanLost",
+    "PoolCleared",
+    "PoolClosed",
+    "PoolOpened",
+    "PoolPaused",
+    "PoolResumed",
+]
+
+# Without slots: attrs fills the dict of a frozen instance twice as fast as it sets frozen
+# slots, and a checkout that is listened to makes two of these.
+
+
+@frozen(slots=False)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        pool: The pool's name.
+        at: When, in monotonic seconds of the pool's clock.
+    """
+
+    pool: str
+    at: float
+
+
+# -- the pool ----------------------------------------------------------------
+
+
+@frozen(slots=False)
+class PoolOpened(Event):
+    """A pool was made.
+
+    Attributes:
+        options: The settings that differ from the defaults.
+    """
+
+    options: Mapping[str, Any]
+
+
+@frozen(slots=False)
+class PoolPaused(Event):
+    """Checkouts wait, or fail, until the pool is resumed."""
+
+
+@frozen(slots=False)
+class PoolResumed(Event):
+    """The pool lends again."""
+
+
+@frozen(slots=False)
+class PoolCleared(Event):
+    """Everything that was open until now is closed, at the latest when it is given back.
+
+    Attributes:
+        endpoint: Only connections to it; None: all.
+        interrupt: Whether loans were cut off at once.
+    """
+
+    endpoint: Endpoint | None
+    interrupt: bool
+
+
+@frozen(slots=False)
+class PoolClosed(Event):
+    """The pool was closed for good."""
+
+
+# -- connections -------------------------------------------------------------
+
+
+@frozen(slots=False)
+class ConnectionOpening(Event):
+    """A dial begins, or a transport from outside is taken in."""
+
+    id: int
+    endpoint: Endpoint
+
+
+@frozen(slots=False)
+class ConnectionOpened(Event):
+    """A connection can be lent.
+
+    Attributes:
+        seconds: What opening it took, login included.
+    """
+
+    id: int
+    endpoint: Endpoint
+    seconds: float
+
+
+@frozen(slots=False)
+class ConnectionClosed(Event):
+    """A connection is closed and its place free, or the dial that was to open it has failed."""
+
+    id: int
+    endpoint: Endpoint
+    reason: CloseReason
+
+
+# -- loans -------------------------------------------------------------------
+
+
+@frozen(slots=False)
+class CheckoutStarted(Event):
+    """A thread asks for a connection."""
+
+
+@frozen(slots=False)
+class CheckedOut(Event):
+    """A thread got one.
+
+    Attributes:
+        seconds: From asking to having.
+    """
+
+    id: int
+    endpoint: Endpoint
+    seconds: float
+
+
+@frozen(slots=False)
+class CheckoutFailed(Event):
+    """A thread got none.
+
+    Attributes:
+        seconds: From asking to the error.
+        error: What was raised.
+    """
+
+    reason: FailReason
+    seconds: float
+    error: BaseException
+
+
+@frozen(slots=False)
+class CheckedIn(Event):
+    """A connection comes back; it is idle, handed on or closed after this was told.
+
+    Attributes:
+        seconds: How long it was held.
+    """
+
+    id: int
+    seconds: float
+
+
+@frozen(slots=False)
+class LoanLost(Event):
+    """A loan was dropped without being given back; its place is free again.
+
+    Attributes:
+        where: Who took it, and from where if origins are tracked.
+    """
+
+    id: int
+    where: str
+
+
+@frozen(slots=False)
+class LoanHeldLong(Event):
+    """A loan has lasted longer than ``warn_after``. Told once for each.
+
+    Attributes:
+        seconds: How long so far.
+        where: The name of the thread that has it.
+    """
+
+    id: int
+    seconds: float
+    where: str
+
+
+# -- endpoints ---------------------------------------------------------------
+
+
+@frozen(slots=False)
+class EndpointDown(Event):
+    """An endpoint is left alone from now on. Told once, however often it fails after that.
+
+    Attributes:
+        error: What happened; None: it was blacklisted by hand.
+        until: When it is tried again; None: not by itself.
+    """
+
+    endpoint: Endpoint
+    error: BaseException | None
+    until: float | None
+
+
+@frozen(slots=False)
+class EndpointUp(Event):
+    """An endpoint serves again.
+
+    Attributes:
+        seconds: How long it was down.
+        failures: Dials to it that failed, the first one included.
+    """
+
+    endpoint: Endpoint
+    seconds: float
+    failures: int = 0
+
+
+@frozen(slots=False)
+class GroupSwitched(Event):
+    """Checkouts go to another group of the route.
+
+    Attributes:
+        old: Number of the group they went to, counted from 0; None: there was none.
+        new: Number of the one they go to now; None: every group is down.
+    """
+
+    old: int | None
+    new: int | None
+
+
+EVENTS: Final[tuple[type[Event], ...]] = tuple(
+    kind
+    for kind in globals().copy().values()
+    if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+)

@@ -1,0 +1,285 @@
+"""One turn of upkeep: what expires, what is to be opened, looked at, found again and warned about."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from connpool.model.events import LoanHeldLong
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.hosts import Host
+from connpool.pool.jobs import Dial, Todo
+from connpool.pool.lending import Lender
+from connpool.pool.lifetimes import is_to_be_replaced, verdict
+from connpool.pool.origin import describe_thread
+from connpool.pool.record import Key, Phase, Record
+from connpool.pool.recovery import recover
+from connpool.pool.room import evict_surplus, longest_idle
+from connpool.pool.snapshots import describe_holder, thread_name
+from connpool.wire.io import SHUT_RDWR
+
+__all__ = ["Chores"]
+
+logger = logging.getLogger("connpool.pool")
+
+NEVER: Final = math.inf
+
+
+class Chores:
+    """What the reaper does for one pool, and ``sweep`` by hand. Nothing of it waits for anything."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+        self._lock = lender._lock
+        self._books = lender.books
+        self._clock = lender.clock
+        self._warned: list[tuple[Record, float]] = []  # loans that last long, and since when
+
+    def turn(self, *, apart: bool = False, is_leap: bool = False) -> int:
+        """Do what is due. Returns how many connections are closed for it.
+
+        Args:
+            apart: Close on a thread of its own, and do not wait for it.
+            is_leap: The machine slept: nothing is closed for having been idle meanwhile.
+        """
+        todo, books = Todo(), self._books
+        if self._lender.is_inside():
+            return 0
+        with self._lock:
+            now = self._clock.now()
+            recover(books, todo)
+            if is_leap:
+                self._forgive_locked(now)
+            self._expire_locked(now, todo)
+            if books.state is PoolState.OPEN:
+                self._make_good_locked(now, todo)
+                self._refill_locked(now, todo)
+                self._probe_locked(now, todo)
+            self._validate_locked(now, todo)
+            hung = self._hung_looks_locked(now)
+            overdue, back = self._review_loans_locked(now)
+            n_doomed = len(todo.doomed) + sum(dial.replaces is not None for dial in todo.dials)
+            self._lender.service.serve(now, todo)
+            books.alarm_at = self._next_due_locked(now)
+            books.is_alarm_new = True
+        for record in hung:
+            self._lender.interrupt(record, SHUT_RDWR, "looking at it took too long")
+        self._lender.carry_out(todo, apart=apart)
+        self._warn(overdue, back)
+        return n_doomed
+
+    # -- expiry
+
+    def _forgive_locked(self, now: float) -> None:
+        """Let what is idle count as idle since a moment ago, so that it is looked at and not closed."""
+        config = self._books.config
+        limits = (config.look_after_idle, None if config.idle_timeout is None else config.idle_timeout / 2)
+        age = min((limit for limit in limits if limit is not None), default=0.0)
+        for host in self._hosts():
+            for key in host.idle.copy():
+                key.record.since = max(key.record.since, now - age)
+
+    def _expire_locked(self, now: float, todo: Todo) -> None:
+        books = self._books
+        spare = books.n_idle() - books.config.min_idle
+        for host in self._hosts():
+            for key in host.idle.copy():
+                reason = verdict(books.config, key.record, now)
+                if reason is None and spare > 0 and books.was_idle_long(key.record, now):
+                    reason = CloseReason.IDLE
+                if reason is None or not host.withdraw(key):
+                    continue
+                spare -= 1
+                books.doom(key, reason, todo)
+                self._replace_locked(key, now, todo, is_needed=spare < 0)
+        evict_surplus(books, todo)
+
+    def _replace_locked(self, key: Key, now: float, todo: Todo, *, is_needed: bool) -> None:
+        """Have another opened before *key*'s connection is closed, where one is wanted and may be."""
+        books, record = self._books, key.record
+        wanted = is_needed or is_to_be_replaced(record, books.config.revive)
+        if not wanted or books.state is not PoolState.OPEN or record.fate is CloseReason.IDLE:
+            return
+        host = self._best_host(now, record.host)
+        if host is not None:
+            todo.doomed.remove(key)
+            self._dial_locked(host, now, todo).replaces = key
+
+    # -- opening
+
+    def _make_good_locked(self, now: float, todo: Todo) -> None:
+        """Open what is owed for connections that broke or expired."""
+        for host in self._hosts():
+            if not host.on_route or self._books.fleet.is_full:
+                host.owed = 0  # nobody misses it
+            while host.owed and self._may_open_at(host, now):
+                host.owed -= 1
+                self._dial_locked(host, now, todo).is_owed = True
+
+    def _refill_locked(self, now: float, todo: Todo) -> None:
+        books = self._books
+        n_opening = sum(len(host.opening) for host in self._hosts())
+        for _ in range(books.config.min_idle - books.n_idle() - n_opening):
+            host = self._best_host(now)
+            if host is None:
+                return
+            self._dial_locked(host, now, todo)
+
+    def _probe_locked(self, now: float, todo: Todo) -> None:
+        """Dial each endpoint whose time out is over, once."""
+        books = self._books
+        for host in self._hosts():
+            if not self._is_probed(host) or not host.is_due(now) or not books.may_dial(host, now):
+                continue
+            if books.is_at_limit(host):
+                continue
+            if not books.fleet.is_full:
+                self._dial_locked(host, now, todo)
+            elif not todo.doomed:
+                self._make_room_locked(host, todo)  # and the next turn dials
+
+    def _make_room_locked(self, host: Host, todo: Todo) -> None:
+        others = [other for other in self._hosts() if other is not host and len(other.records) > 1]
+        found = longest_idle(others)
+        if found is not None and found[1].withdraw(found[0]):
+            self._books.doom(found[0], CloseReason.EVICTED, todo)
+
+    def _best_host(self, now: float, preferred: Host | None = None) -> Host | None:
+        """Where one more connection may be opened; None: nowhere."""
+        if preferred is not None and preferred.on_route and self._may_open_at(preferred, now):
+            return preferred
+        rota = [host for host in self._books.fleet.rota if self._may_open_at(host, now)]
+        return min(rota, key=lambda host: len(host.records), default=None)
+
+    def _may_open_at(self, host: Host, now: float) -> bool:
+        books = self._books
+        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
+        return may_dial and host.is_up() and books.has_place(host, now)
+
+    def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
+        key, cancel = self._books.reserve(host, now)
+        dial = Dial(key, cancel, 0, is_look=False, blames=True)
+        todo.dials.append(dial)
+        return dial
+
+    def _is_probed(self, host: Host) -> bool:
+        config = self._books.config
+        return config.reconnect and host.on_route and not host.by_hand and not config.dial_in_caller
+
+    # -- looking
+
+    def _validate_locked(self, now: float, todo: Todo) -> None:
+        """Have idle ones looked at whose turn it is, a few of each endpoint at a time."""
+        interval = self._books.config.keepalive_interval
+        if interval is None or self._books.state is PoolState.CLOSED:
+            return
+        for host in self._hosts():
+            free = self._books.config.max_connecting - len(host.looks)
+            for key in host.idle.copy():
+                if free <= 0:
+                    break
+                if now - _seen_at(key.record) >= interval and host.withdraw(key):
+                    free -= 1
+                    host.looks[key.record] = now
+                    todo.dials.append(Dial(key, threading.Event(), 0, is_look=True, blames=False))
+
+    def _hung_looks_locked(self, now: float) -> list[Record]:
+        """Connections that have been looked at for too long: they are cut off, and closed for it."""
+        limit = self._books.config.connect_timeout
+        hung = []
+        for host in self._hosts():
+            for record, began in list(host.looks.items()):
+                if now - began >= limit:
+                    record.condemn(CloseReason.BROKEN)
+                    hung.append(record)
+        return hung
+
+    # -- loans
+
+    def _review_loans_locked(self, now: float) -> tuple[list[Record], list[tuple[Record, float]]]:
+        """Loans that have become long since the last turn, and long ones that have ended."""
+        limit = self._books.config.warn_after
+        idle = {key.record for host in self._hosts() for key in host.idle.copy()}
+        apart = idle.union(*(host.looks for host in self._hosts()))
+        held = {record: record.since for record in self._books.records() if _is_held(record, apart)}
+        back = [(record, since) for record, since in self._warned if held.get(record) != since]
+        self._warned = [loan for loan in self._warned if loan not in back]
+        overdue = []
+        if limit is not None:
+            known = {record for record, _ in self._warned}
+            overdue = [r for r, since in held.items() if now - since >= limit and r not in known]
+        self._warned += [(record, held[record]) for record in overdue]
+        return overdue, back
+
+    def _warn(self, overdue: list[Record], back: list[tuple[Record, float]]) -> None:
+        name, now = self._lender.pool.name, self._clock.now()
+        for record in overdue:
+            seconds = now - record.since
+            logger.warning(
+                "pool %r: connection %d has been held for %.1f s by %s, which is here:\n%s",
+                name,
+                record.id,
+                seconds,
+                describe_holder(record),
+                describe_thread(record.holder),
+            )
+            where = thread_name(record.holder)
+            self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seconds, where))
+        for record, since in back:
+            logger.warning(
+                "pool %r: connection %d is back after at most %.1f s", name, record.id, now - since
+            )
+
+    # -- when next
+
+    def _next_due_locked(self, now: float) -> float:
+        """The instant before which there is nothing to do, whatever is lent or given back until then."""
+        books, config = self._books, self._books.config
+        if books.state is PoolState.CLOSED:
+            return NEVER
+        soon = now + (config.reap_interval or 0.0)
+        due = NEVER
+        if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
+            due = soon
+        if books.state is PoolState.OPEN and config.min_idle and not books.fleet.is_full:
+            due = soon
+        for host in self._hosts():
+            if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
+                due = min(due, max(soon, host.retry_at or 0.0))
+        idle = {key.record for host in self._hosts() for key in host.idle.copy()}
+        has_spare = len(idle) > config.min_idle
+        for record in books.records():
+            if record.phase is Phase.OPEN:
+                due = min(due, self._due_of(record, now, is_idle=record in idle, has_spare=has_spare))
+        return max(due, soon)
+
+    def _due_of(self, record: Record, now: float, *, is_idle: bool, has_spare: bool) -> float:
+        config = self._books.config
+        if not is_idle:  # it may come back this instant, or be lent on
+            due = now + self._books.horizon
+            is_known = any(loan[0] is record for loan in self._warned)
+            return (
+                due if config.warn_after is None or is_known else min(due, record.since + config.warn_after)
+            )
+        due = record.expires_at
+        if config.idle_timeout is not None:
+            due = min(due, (record.since if has_spare else now) + config.idle_timeout)
+        if config.keepalive_interval is not None:
+            due = min(due, _seen_at(record) + config.keepalive_interval)
+        return min(due, now + config.warn_after) if config.warn_after is not None else due
+
+    def _hosts(self) -> Iterator[Host]:
+        return iter(list(self._books.fleet.hosts.values()))
+
+
+def _seen_at(record: Record) -> float:
+    """When *record* was in use or validated last."""
+    return record.since if record.notes is None else max(record.since, record.notes.looked_at)
+
+
+def _is_held(record: Record, apart: set[Record]) -> bool:
+    """Whether it is lent. *apart*: those that are idle, or being looked at."""
+    return record.phase is Phase.OPEN and record.uses > 0 and record not in apart

@@ -1,0 +1,202 @@
+"""Deciding under the lock and acting without it: what every way through a pool has in common."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from connpool.clock import Clock
+from connpool.errors import PoolClosedError
+from connpool.model.config import PoolConfig
+from connpool.model.events import ConnectionClosed, LoanLost
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.census import watch
+from connpool.pool.core import Books
+from connpool.pool.dialing import Dialler
+from connpool.pool.jobs import Dial, Todo
+from connpool.pool.listeners import Listeners, Teller
+from connpool.pool.record import Key, Record
+from connpool.pool.service import Service
+from connpool.pool.snapshots import describe_holder
+from connpool.wire.connector import FullConnector
+from connpool.wire.io import is_stream
+from connpool.wire.look import interrupt
+
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["Desk"]
+
+logger = logging.getLogger("connpool.pool")
+
+
+class Desk:
+    """Decides under the lock, acts without it, records under it again.
+
+    The lock guards the books, the service and the queue. It is re-entrant only
+    so that a signal handler or a finaliser that strikes in the middle of a
+    locked section can be told from another thread, and turned away: see
+    ``is_inside``. Nothing is ever decided in a re-entered section.
+    """
+
+    dialler: Dialler
+
+    def __init__(
+        self, pool: ConnectionPool, connector: FullConnector, clock: Clock, config: PoolConfig
+    ) -> None:
+        self.pool = pool
+        self.clock = clock
+        self.connector = connector
+        self._lock = threading.RLock()
+        self.listeners = Listeners(pool.name)
+        self.books = Books(pool, config, self.listeners, clock.overtake_delay, has_reset=connector.has_reset)
+        self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
+        self.numbers = itertools.count(1)  # of checkouts, in order of arrival
+        # Whether this very thread is in a locked section, interrupted by what asks.
+        self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+
+    @property
+    def config(self) -> PoolConfig:
+        return self.books.config
+
+    def serve(self, *, is_brisk: bool = False) -> None:
+        """Serve the queue, because something has become free. *is_brisk*: after a brief loan."""
+        if self.is_inside():
+            self.nudge()
+            return
+        todo = Todo()
+        with self._lock:
+            self.service.serve(self.clock.now(), todo, is_brisk=is_brisk)
+        self.carry_out(todo)
+
+    def nudge(self) -> None:
+        """Make the oldest waiter look for itself. Takes no lock: for finalisers and the like."""
+        oldest = self.books.queue.oldest
+        if oldest is not None:
+            oldest.wake()
+
+    def carry_out(self, todo: Todo, *, apart: bool = False) -> None:
+        """Do what was decided, and what is decided in consequence. No lock is held.
+
+        *apart*: closes run on a thread of their own, whose end is not waited for.
+        """
+        blow: BaseException | None = None
+        if self.listeners.pending:
+            self.flush()
+        while todo:
+            while todo.dials:
+                dial = todo.dials.pop()
+                if not self.dialler.start(dial):
+                    self._send_on_errand(dial)
+            self._tell_of(todo)
+            closed, error = self.dialler.close_all(todo.doomed, apart=apart)
+            blow = blow or error
+            todo = Todo()
+            if closed:
+                self._forget(closed, todo)
+        if self.listeners.pending:
+            self.flush()
+        if self.books.is_alarm_new:
+            self._set_alarm()
+        if blow is not None:
+            raise blow
+
+    def _set_alarm(self) -> None:
+        """Let the reaper know when this pool needs it."""
+        self.books.is_alarm_new = False
+        try:
+            watch(self.pool, self.books.alarm_at)
+        except BaseException:
+            self.books.is_alarm_new = True  # interrupted: the next who comes by does it
+            raise
+
+    def _send_on_errand(self, dial: Dial) -> None:
+        """No thread can be had for *dial*: the waiter it was begun for runs it on its own."""
+        with self._lock:
+            for waiter in self.books.queue:
+                if waiter.number == dial.number and waiter.is_waiting():
+                    waiter.errands.append(dial)
+                    waiter.wake()
+                    return
+        del dial.key  # nobody waits for it any more: its finaliser frees the place
+
+    def record_closed(self, keys: list[Key]) -> None:
+        """These are closed: their places are free."""
+        todo = Todo()
+        self._forget(keys, todo)
+        self.carry_out(todo)
+
+    def _forget(self, keys: list[Key], todo: Todo) -> None:
+        with self._lock:
+            for key in keys:
+                self.books.forget(key.record, todo)
+            self.service.serve(self.clock.now(), todo)
+
+    def check_open_locked(self) -> None:
+        """Refuse what needs a pool that is not at its end.
+
+        Raises:
+            PoolClosedError: it is.
+        """
+        state = self.books.state
+        if state not in (PoolState.OPEN, PoolState.PAUSED):
+            raise PoolClosedError(f"pool {self.pool.name!r} is {state.value}", pool=self.pool.name)
+
+    def interrupt(self, record: Record, how: int, why: str) -> None:
+        """Make blocked input and output on *record* end. The owner closes it, not we."""
+        if is_stream(record.raw):
+            record.streaming().interrupt(how, why)
+        elif record.raw is not None:
+            interrupt(record.raw, how)
+
+    # -- telling
+
+    def flush(self) -> None:
+        """Tell what has been written down, in its order, unless another thread is at it."""
+        teller = Teller()
+        try:
+            while True:
+                with self._lock:
+                    event = self.listeners.take_turn(teller)
+                if event is None:
+                    return
+                self.listeners.announce(event)
+        except BaseException:
+            del teller  # a traceback must not keep others from telling the rest
+            raise
+
+    def _tell_of(self, todo: Todo) -> None:
+        """Tell whose place is free and which loan was dropped."""
+        for record in todo.lost:
+            self._tell_lost(record)
+        if not self.listeners.by_kind[ConnectionClosed]:
+            return
+        for record in todo.gone:
+            if record.is_begun:
+                reason = record.fate or CloseReason.BROKEN  # without one: its dial failed
+                self.listeners.tell(
+                    ConnectionClosed(
+                        self.pool.name, self.clock.now(), record.id, record.host.endpoint, reason
+                    )
+                )
+
+    def _tell_lost(self, record: Record) -> None:
+        where = describe_holder(record)
+        stack = "" if record.notes is None or record.notes.origin is None else record.notes.origin.stack()
+        logger.warning(
+            "pool %r: connection %d was not given back by %s%s",
+            self.pool.name,
+            record.id,
+            where,
+            f"; taken at:\n{stack}" if stack else "",
+        )
+        self.listeners.tell(LoanLost(self.pool.name, self.clock.now(), record.id, where))
+
+    def sleep_on(self) -> None:
+        """Nothing more is due: upkeep need not look any more."""
+        self.books.alarm_at = math.inf
+        self.books.is_alarm_new = True

@@ -1,0 +1,130 @@
+"""Opening, pausing and closing a pool."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+from connpool.errors import PoolClosedError, PoolPausedError, UsageError
+from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
+from connpool.model.states import POOL_MOVES, CloseReason, PoolState
+from connpool.pool.jobs import Todo
+from connpool.pool.lending import Lender
+from connpool.pool.record import Phase
+from connpool.pool.snapshots import idle_ones
+from connpool.wire.io import SHUT_RDWR
+
+__all__ = ["Doors"]
+
+
+class Doors:
+    """Whether one pool lends. See ``ConnectionPool`` for what each method promises."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+        self._lock = lender._lock
+        self._books = lender.books
+        self._clock = lender.clock
+        self._name = lender.pool.name
+
+    # -- for a while
+
+    def pause(self, *, fail: bool) -> None:
+        todo = Todo()
+        with self._lock:
+            self._lender.check_open_locked()
+            if self._books.state is PoolState.OPEN:
+                self._books.listeners.post(PoolPaused(self._name, self._clock.now()))
+                self._go_locked(PoolState.PAUSED)
+            self._books.pause_fails = fail
+            if fail:
+                error = PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
+                self._lender.service.fail_all(error)
+            self._lender.service.serve(self._clock.now(), todo)
+        self._lender.carry_out(todo)
+
+    def resume(self) -> None:
+        todo = Todo()
+        with self._lock:
+            self._lender.check_open_locked()
+            if self._books.state is PoolState.PAUSED:
+                self._books.listeners.post(PoolResumed(self._name, self._clock.now()))
+                self._go_locked(PoolState.OPEN)
+                self._books.expect(-math.inf)
+            self._lender.service.serve(self._clock.now(), todo)
+        self._lender.carry_out(todo)
+
+    # -- the end of a pool
+
+    def shutdown(self, how: int) -> int:
+        todo = Todo()
+        why = f"pool {self._name!r} was shut down"
+        with self._lock:
+            if self._books.state is PoolState.CLOSED:
+                return self._books.n_lent()
+            if self._books.state is not PoolState.SHUT_DOWN:
+                self._go_locked(PoolState.SHUT_DOWN)
+            self._lender.service.fail_all(PoolClosedError(why, pool=self._name))
+            idle = idle_ones(self._books)
+            busy = [
+                r for r in self._books.records() if r.phase in (Phase.OPEN, Phase.OPENING) and r not in idle
+            ]
+            self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
+        for record in busy:
+            self._lender.interrupt(record, how, why)
+        self._lender.carry_out(todo)
+        return len(busy)
+
+    def reopen(self) -> None:
+        with self._lock:
+            if self._books.state is PoolState.CLOSED:
+                raise PoolClosedError(f"pool {self._name!r} is closed for good", pool=self._name)
+            if self._books.state is PoolState.SHUT_DOWN:
+                self._go_locked(PoolState.OPEN)
+                self._books.expect(-math.inf)
+        self._lender.serve()
+
+    def close(self, timeout: float | None) -> int:
+        deadline = None if timeout is None else self._clock.now() + timeout
+        todo = Todo()
+        with self._lock:
+            if self._books.state is not PoolState.CLOSED:
+                self._go_locked(PoolState.CLOSED)
+                self._books.listeners.post(PoolClosed(self._name, self._clock.now()))
+                self._lender.sleep_on()
+                error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
+                self._lender.service.fail_all(error)
+            opening = [r for r in self._books.records() if r.phase is Phase.OPENING]
+            self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
+            self._lender.service.serve(self._clock.now(), todo)
+        for record in opening:
+            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+        self._lender.carry_out(todo)
+        if deadline is not None and self._drain(deadline) > 0:
+            self._interrupt_loans()
+        self._lender.dialler.join()
+        return self._books.n_lent()
+
+    def _drain(self, deadline: float) -> int:
+        """Wait until nothing is lent, or until *deadline*. Returns how many are lent then."""
+        gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            self._books.drains.append(gate)
+        while (lent := self._books.n_lent()) > 0:
+            left = deadline - self._clock.now()
+            if left <= 0 or not self._clock.wait(gate, left):
+                return self._books.n_lent()
+        return lent
+
+    def _interrupt_loans(self) -> None:
+        with self._lock:
+            lent = [record for record in self._books.records() if record.phase is Phase.OPEN]
+        for record in lent:
+            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+
+    def _go_locked(self, to: PoolState) -> None:
+        if to not in POOL_MOVES[self._books.state]:
+            raise UsageError(f"pool {self._name!r} is {self._books.state.value}: it cannot become {to.value}")
+        self._books.state = to
+        self._books.publish(self._clock.now())  # from here on the fast path finds nothing

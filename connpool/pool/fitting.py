@@ -1,0 +1,85 @@
+"""A connection in hand: whether it may be lent, and the loan that is made of it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from connpool.model.states import CloseReason
+from connpool.pool.connection import Connection
+from connpool.pool.core import Books
+from connpool.pool.record import Key, Record
+from connpool.pool.snapshots import connection_info
+from connpool.pool.waiters import Waiter
+
+if TYPE_CHECKING:
+    from connpool.pool.lending import Lender
+
+__all__ = ["Fitting"]
+
+
+class Fitting:
+    """The last step of a checkout that took the long way: from a key to a loan."""
+
+    __slots__ = ()
+
+    _lender: Lender
+    _books: Books
+    _waiter: Waiter
+
+    def _needs_look_apart(self, key: Key) -> bool:
+        """Whether *key*'s connection must be looked at, and by a thread of the pool."""
+        now = self._lender.clock.now()
+        is_in_its_time = self._books.idle_verdict(key.record, now) is None
+        is_slow = not self._lender.service.looks_are_prompt
+        return is_slow and is_in_its_time and self._books.needs_look(key.record, now, self._waiter)
+
+    def _lend(self, key: Key) -> Connection | None:
+        """Make a loan of *key* if its connection proves usable; else see it off and return None."""
+        record, now = key.record, self._lender.clock.now()
+        if not self._is_beyond_doubt(record, now) and not self._is_good(key, now):
+            return None
+        conn = Connection()
+        conn._record = record
+        conn._key = key
+        record.since = now
+        record.holder = threading.get_ident()
+        record.uses += 1
+        most = self._books.config.max_uses
+        if most is not None and record.uses >= most:
+            record.condemn(CloseReason.USED_UP)
+        return conn
+
+    def _is_beyond_doubt(self, record: Record, now: float) -> bool:
+        """Whether the fast path would lend it as well."""
+        pool, waiter = self._lender.pool, self._waiter
+        is_in_order = now < pool._lend_until and now < record.expires_at
+        is_fresh = now - record.since < pool._fresh_for and not waiter.must_look
+        return is_in_order and is_fresh and waiter.request.where is None
+
+    def _is_good(self, key: Key, now: float) -> bool:
+        """Whether *key* may be lent. One that may not has been seen off, one that does not suit put back."""
+        record, waiter, lender = key.record, self._waiter, self._lender
+        reason = self._books.idle_verdict(record, now)
+        if reason is not None:
+            record.condemn(reason)
+        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
+            lender.look_at(key)
+        if record.fate is not None:
+            lender.take_back(key)
+            return False
+        where = waiter.request.where
+        try:
+            suits = where is None or bool(where(connection_info(record, is_idle=True)))
+        except BaseException:
+            self._put_back(key)
+            raise
+        if not suits:
+            waiter.refused[record] = record.since
+            self._put_back(key)
+        return suits
+
+    def _put_back(self, key: Key) -> None:
+        """As it was: nobody used it."""
+        key.record.host.idle.append(key)
+        self._lender.serve()

@@ -1,0 +1,116 @@
+"""Who listens to a pool, and how they are told."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from connpool.errors import ConfigError
+from connpool.model.events import EVENTS, EndpointDown, EndpointUp, Event, GroupSwitched
+
+__all__ = ["Handler", "Listeners", "Teller"]
+
+Handler: TypeAlias = Callable[[Any], object]
+
+logger = logging.getLogger("connpool.events")
+endpoint_logger = logging.getLogger("connpool.endpoint")
+
+
+class Teller:
+    """A thread that tells what is pending. Dropped by an interrupt, it leaves the rest to the next."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Listeners:
+    """Tells handlers what happens, with no lock held.
+
+    There are two ways. What happens to a connection is told by the thread that
+    has its key in hand, before it passes the key on, so that the order is right
+    by itself (``tell``). What happens to the pool and its endpoints is written
+    down under the pool's lock (``post``), and told after it by whichever thread
+    comes first (``flush``).
+    """
+
+    def __init__(self, pool: str) -> None:
+        self._pool = pool
+        self.by_kind: dict[type[Event], tuple[Handler, ...]] = dict.fromkeys(EVENTS, ())
+        self.pending: deque[Event] = deque()
+        self._teller: weakref.ref[Teller] | None = None
+
+    def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
+        """Let *handler* hear events of *kinds*. With the pool's lock held.
+
+        Raises:
+            ConfigError: *handler* cannot be called, or one of *kinds* is no event.
+        """
+        if not callable(handler):
+            raise ConfigError(f"pool {self._pool!r}: a listener must be callable, got {handler!r}")
+        for kind in kinds:
+            if kind not in self.by_kind:
+                raise ConfigError(f"pool {self._pool!r}: {kind!r} is not a kind of event")
+        for kind in kinds:
+            self.by_kind[kind] = (*self.by_kind[kind], handler)
+
+    def remove(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
+        """Undo one ``add``. With the pool's lock held."""
+        for kind in kinds:
+            handlers = self.by_kind[kind]
+            at = handlers.index(handler)
+            self.by_kind[kind] = (*handlers[:at], *handlers[at + 1 :])
+
+    def is_anybody_there(self) -> bool:
+        return any(self.by_kind.values())
+
+    def tell(self, event: Event) -> None:
+        """Let every handler of its kind have *event*; what they raise is logged.
+
+        Raises:
+            BaseException: only what is no Exception (Ctrl-C).
+        """
+        for handler in self.by_kind[type(event)]:
+            try:
+                handler(event)
+            except Exception:
+                logger.exception("pool %r: a listener failed at %r", self._pool, event)
+
+    def post(self, event: Event) -> None:
+        """Write down what has just happened. With the pool's lock held."""
+        self.pending.append(event)
+
+    def take_turn(self, teller: Teller) -> Event | None:
+        """The next event for *teller* to tell; None: another is at it, or all is told. Under the lock."""
+        at_it = None if self._teller is None else self._teller()
+        if at_it is not None and at_it is not teller:
+            return None
+        if not self.pending:
+            self._teller = None
+            return None
+        self._teller = weakref.ref(teller)
+        return self.pending.popleft()
+
+    def announce(self, event: Event) -> None:
+        """Tell, and log what an operator should read."""
+        if isinstance(event, EndpointDown):
+            why = "taken out by hand" if event.error is None else event.error
+            again = "for good" if event.until is None else f"next try in {event.until - event.at:.1f} s"
+            endpoint_logger.warning("pool %r: %s is down (%s): %s", event.pool, event.endpoint, again, why)
+        elif isinstance(event, EndpointUp):
+            endpoint_logger.info(
+                "pool %r: %s is up again after %.1f s and %d failed dial(s)",
+                event.pool,
+                event.endpoint,
+                event.seconds,
+                event.failures,
+            )
+        elif isinstance(event, GroupSwitched):
+            endpoint_logger.warning(
+                "pool %r: lends from group %s of its route now, no longer from %s",
+                event.pool,
+                event.new,
+                event.old,
+            )
+        self.tell(event)

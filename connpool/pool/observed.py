@@ -1,0 +1,114 @@
+"""Checkouts that somebody hears of, or whose origin is kept. A pool that nobody watches never comes here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import MethodType
+from typing import TYPE_CHECKING, Final
+
+from connpool.errors import (
+    CancelledError,
+    CheckoutTimeoutError,
+    ConnectError,
+    ConnPoolError,
+    NoEndpointError,
+    PoolClosedError,
+    PoolExhaustedError,
+    PoolPausedError,
+)
+from connpool.model.endpoint import Endpoint
+from connpool.model.events import CheckedOut, CheckoutFailed, CheckoutStarted
+from connpool.model.request import Request
+from connpool.model.states import FailReason
+from connpool.pool.checkout import Checkout
+from connpool.pool.connection import Connection
+from connpool.pool.origin import origin_of
+
+if TYPE_CHECKING:
+    from connpool.pool.lending import Lender
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["lend_fresh", "observe"]
+
+REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
+    (CheckoutTimeoutError, FailReason.TIMEOUT),
+    (PoolExhaustedError, FailReason.EXHAUSTED),
+    (PoolPausedError, FailReason.PAUSED),
+    (PoolClosedError, FailReason.CLOSED),
+    (CancelledError, FailReason.CANCELLED),
+    (NoEndpointError, FailReason.CONNECT),
+    (ConnectError, FailReason.CONNECT),
+)
+
+
+def observe(pool: ConnectionPool, *, is_heard: bool, is_tracked: bool) -> None:
+    """Let checkouts of *pool* go through here, or no longer.
+
+    The pool gets a ``try_connect`` of its own that hides its class's, so that a
+    pool that is not watched pays nothing, not even for asking whether it is.
+    """
+    if is_heard:
+        pool.__dict__["try_connect"] = MethodType(_told, pool)
+    elif is_tracked:
+        pool.__dict__["try_connect"] = MethodType(_tracked, pool)
+    else:
+        pool.__dict__.pop("try_connect", None)
+
+
+def _tracked(
+    pool: ConnectionPool, req: Request | Endpoint | str | None = None, *, timeout: float | None = None
+) -> Connection:
+    """As ``ConnectionPool.try_connect``, and remember who asked."""
+    conn = type(pool).try_connect(pool, req, timeout=timeout)
+    conn._key.record.noted().origin = origin_of(sys._getframe(1))
+    return conn
+
+
+def lend_fresh(lender: Lender, request: Request) -> Connection:
+    """A loan of a connection that nobody has used before."""
+    checkout = Checkout(lender, request, None, None, fresh_only=True)
+    if lender.books.is_heard:
+        return _told(lender.pool, request, connect=checkout.run)
+    return checkout.run()
+
+
+def _told(
+    pool: ConnectionPool,
+    req: Request | Endpoint | str | None = None,
+    *,
+    timeout: float | None = None,
+    connect: Callable[[], Connection] | None = None,
+) -> Connection:
+    """As ``ConnectionPool.try_connect``, and tell how it went. *connect*: what is done in its stead."""
+    listeners, name, now = pool._lender.listeners, pool.name, pool._now
+    conn: Connection | None = None
+    began = now()
+    if listeners.by_kind[CheckoutStarted]:
+        listeners.tell(CheckoutStarted(name, began))
+    try:
+        conn = type(pool).try_connect(pool, req, timeout=timeout) if connect is None else connect()
+    except BaseException as error:
+        if listeners.by_kind[CheckoutFailed]:
+            at = now()
+            listeners.tell(CheckoutFailed(name, at, reason_of(error), at - began, error))
+        raise
+    try:
+        record = conn._key.record
+        if pool._lender.config.track_origin:
+            record.noted().origin = origin_of(sys._getframe(1))
+        if listeners.by_kind[CheckedOut]:
+            at = now()
+            listeners.tell(CheckedOut(name, at, record.id, record.host.endpoint, at - began))
+        return conn
+    except BaseException:
+        conn = None  # its caller will never have it, and a traceback must not keep it from its finaliser
+        raise
+
+
+def reason_of(error: BaseException) -> FailReason:
+    """What to call *error*; an interrupt has cancelled the checkout."""
+    for kind, reason in REASONS:
+        if isinstance(error, kind):
+            return reason
+    return FailReason.CONNECT if isinstance(error, Exception) else FailReason.CANCELLED

@@ -1,0 +1,35 @@
+"""What becomes of records whose key was dropped: by an interrupt, or by a holder who forgot."""
+
+from __future__ import annotations
+
+from connpool.model.states import CloseReason
+from connpool.pool.core import Books
+from connpool.pool.jobs import Todo
+from connpool.pool.record import Key, Phase, Record
+
+__all__ = ["recover"]
+
+
+def recover(books: Books, todo: Todo) -> None:
+    """Free the places of all that was dropped. Called with the lock held."""
+    while books.lost:
+        _recover_one(books, books.lost[0], todo)
+        books.lost.popleft()  # only now: an interrupt before has it recovered again
+
+
+def _recover_one(books: Books, record: Record, todo: Todo) -> None:
+    if record.phase is Phase.CLOSED:
+        return
+    key = Key(record)
+    for waiter in books.queue:
+        if waiter.attempt is record:
+            waiter.attempt = None
+    if record.phase is Phase.OPEN and record.fate is None:
+        books.lost_loans += 1
+        todo.lost.append(record)
+    if record.raw is None:  # nothing was opened, or it is closed already
+        books.forget(record, todo)
+    elif record.phase is Phase.CLOSING:
+        todo.doomed.append(key)
+    else:
+        books.doom(key, CloseReason.LOST, todo)

@@ -1,0 +1,49 @@
+"""Children by fork, whose results and failures come back to the test."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import signal
+import warnings
+from collections.abc import Callable
+from typing import Any, Final
+
+LIMIT: Final = 15.0  # seconds a child may take
+
+
+def fork(job: Callable[[], Any]) -> Callable[[], Any]:
+    """Do *job* in a forked child. Returns what waits for the child and gives its result, or fails with it."""
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
+        pid = os.fork()
+    if pid == 0:
+        try:
+            result = (True, job())
+        except BaseException as error:
+            result = (False, f"{type(error).__name__}: {error}")
+        try:
+            os.write(theirs, pickle.dumps(result))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+
+    def wait() -> Any:
+        with os.fdopen(ours, "rb") as answer:
+            if not select.select([answer], [], [], LIMIT)[0]:
+                os.kill(pid, signal.SIGKILL)
+            data = answer.read()
+        os.waitpid(pid, 0)
+        assert data, f"the child hung for {LIMIT:g} s, or died"
+        is_good, value = pickle.loads(data)
+        assert is_good, value
+        return value
+
+    return wait
+
+
+def in_child(job: Callable[[], Any]) -> Any:
+    """Fork, do *job* in the child, and return its result; its failure is the test's."""
+    return fork(job)()

@@ -1,0 +1,47 @@
+"""The reaper as a test sees it: its thread, its turns, and a pool that has come to rest."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from connpool import ConnectionPool
+from tests.helpers.switchboard import until
+
+REAPER = "connpool-reaper"
+OFTEN = 0.02  # seconds: a reap_interval for tests on real time
+
+
+def reapers() -> list[threading.Thread]:
+    """The reaper's threads that are alive: one or none."""
+    return [thread for thread in threading.enumerate() if thread.name == REAPER]
+
+
+def sweep_until(pool: ConnectionPool, predicate: Callable[[], object], what: str = "it") -> None:
+    """Take turns of the reaper by hand until *predicate* is true; a dial or close may need several."""
+    until(lambda: pool.sweep() >= 0 and predicate(), what)
+
+
+def settle(pool: ConnectionPool, turns: int = 3) -> None:
+    """Take several turns by hand, and let each end what it began: what has not happened then never will."""
+    for _ in range(turns):
+        pool.sweep()
+        until(lambda: pool.stats().opening == pool.stats().closing == 0, "the end of dials and closes")
+
+
+def turn(pool: ConnectionPool) -> object:
+    """One loan; returns what was lent."""
+    with pool.try_connect() as conn:
+        return conn.raw
+
+
+def fill(pool: ConnectionPool, n: int) -> None:
+    """Open *n* connections and leave them idle."""
+    loans = [pool.try_connect() for _ in range(n)]
+    for loan in loans:
+        loan.release()
+
+
+def let_pass(seconds: float) -> None:
+    """Let real time pass: where it is the thing tested, and nothing is waited for."""
+    threading.Event().wait(seconds)

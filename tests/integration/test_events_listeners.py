@@ -1,0 +1,236 @@
+"""Who listens hears what it asked for, and costs nothing when it is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+
+import pytest
+
+import connpool
+from connpool import ConnectionPool, ConnPoolError, Endpoint
+from connpool.testing import FakeClock
+from tests.helpers.together import together
+from tests.stress.stage import FIELDS, Ears, check_lives, make_stage  # noqa: F401 - a fixture
+from tests.stress.works import A, Caller, Works, assert_whole, door
+
+# -- listening and leaving ------------------------------------------------------------------------
+
+
+def test_who_names_no_kind_hears_everything_and_who_names_some_hears_those(stage):
+    s = stage()
+    everything, loans, ends = Ears(), Ears(), Ears()
+    s.pool.listen(everything)
+    s.pool.listen(loans, connpool.CheckedOut, connpool.CheckedIn)
+    s.pool.listen(ends, connpool.ConnectionClosed)
+    s.pool.try_connect().release()
+    s.pool.clear()
+    assert everything.heard == s.ears.heard[1:]
+    assert loans.kinds() == ["CheckedOut", "CheckedIn"]
+    assert ends.kinds() == ["ConnectionClosed"]
+
+
+def test_listeners_given_at_construction_hear_everything_from_the_opening_on():
+    first, second = Ears(), Ears()
+    works = Works(prompt=True)
+    with ConnectionPool("a:1", connector=works, listeners=(first, second)) as pool:
+        pool.try_connect().release()
+    assert first.heard == second.heard
+    assert first.kinds()[0] == "PoolOpened"
+    assert "PoolClosed" in first.kinds()
+
+
+def test_of_takes_listeners_too():
+    ears = Ears()
+    with ConnectionPool.of(object, listeners=[ears]) as pool:
+        pool.try_connect().release()
+    assert ears.kinds()[0] == "PoolOpened"
+    assert "CheckedIn" in ears.kinds()
+
+
+def test_who_stopped_hears_no_more_and_stopping_twice_is_harmless(stage):
+    s = stage()
+    gone, stays = Ears(), Ears()
+    stop = s.pool.listen(gone)
+    s.pool.listen(stays)
+    s.pool.try_connect().release()
+    before = gone.kinds()
+    stop()
+    stop()
+    s.pool.try_connect().release()
+    assert gone.kinds() == before
+    assert len(stays.heard) > len(before)
+    assert stays.heard == s.ears.heard[1:]
+
+
+def test_stopping_ends_one_listening_of_a_handler_and_not_its_others(stage):
+    s = stage()
+    ears = Ears()
+    stop = s.pool.listen(ears, connpool.CheckedOut)
+    s.pool.listen(ears, connpool.CheckedIn)
+    stop()
+    stop()
+    s.pool.try_connect().release()
+    assert ears.kinds() == ["CheckedIn"]
+
+
+def test_a_handler_may_stop_itself_while_it_is_told(stage):
+    s = stage()
+    heard = []
+
+    def once(event):
+        heard.append(event)
+        stop()
+
+    stop = s.pool.listen(once)
+    after = Ears()
+    s.pool.listen(after)
+    s.pool.try_connect().release()
+    assert len(heard) == 1
+    assert after.heard == s.ears.heard[1:], "who listens behind it misses nothing"
+
+
+def test_a_handler_may_stop_all_others_while_it_is_told(stage):
+    s = stage()
+    stops = []
+
+    def stop_all(event):
+        for stop in stops:
+            stop()
+
+    ears = [Ears() for _ in range(3)]
+    stops.append(s.pool.listen(ears[0]))
+    s.pool.listen(stop_all)
+    stops.append(s.pool.listen(ears[1]))
+    stops.append(s.pool.listen(ears[2]))
+    s.pool.try_connect().release()
+    assert all(len(each.heard) <= 1 for each in ears)
+
+
+def test_a_handler_that_adds_another_has_it_hear_what_comes_next(stage):
+    s = stage()
+    late = Ears()
+
+    def add(event):
+        if not late.heard and not stops:
+            stops.append(s.pool.listen(late))
+
+    stops = []
+    s.pool.listen(add, connpool.CheckedOut)
+    s.pool.try_connect().release()
+    assert late.kinds()[-1] == "CheckedIn"
+    assert late.kinds().count("CheckedIn") == 1
+
+
+def test_stopping_does_not_wait_for_a_handler_that_hangs(stage):
+    s = stage()
+    with door() as hearing:
+        stop = s.pool.listen(hearing, connpool.CheckedOut)
+        caller = Caller(s.pool)
+        hearing.until_entered()
+        together(stop, limit=5)
+        s.pool.try_connect(timeout=5).release()
+        assert hearing.entered == 1
+    caller.loan().release()
+
+
+def test_who_begins_to_listen_while_loans_are_out_hears_of_their_return(stage):
+    s = stage(listeners=())
+    conn = s.pool.try_connect()
+    id = conn.info.id
+    s.clock.advance(2)
+    s.pool.listen(s.ears)
+    s.clock.advance(3)
+    conn.release()
+    assert s.story() == [("CheckedIn", id, 5.0)]
+
+
+def test_who_stops_to_listen_while_loans_are_out_harms_none(stage):
+    s = stage(listeners=())
+    stop = s.pool.listen(s.ears)
+    conn = s.pool.try_connect()
+    stop()
+    conn.release()
+    assert s.ears.kinds()[-1] == "CheckedOut"
+    assert_whole(s.pool, s.works)
+
+
+def test_listening_to_a_closed_pool_is_harmless(stage):
+    s = stage()
+    conn = s.pool.try_connect()
+    s.pool.close()
+    ears = Ears()
+    stop = s.pool.listen(ears)
+    conn.release()
+    stop()
+    assert ears.kinds() == ["CheckedIn", "ConnectionClosed"]
+
+
+def test_a_listener_keeps_no_forgotten_pool_alive():
+    ears = Ears()
+    pool = ConnectionPool("a:1", connector=Works(prompt=True), listeners=[ears])
+    stop = pool.listen(ears)
+    gone = weakref.ref(pool)
+    del pool, stop
+    gc.collect()
+    assert gone() is None
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The names of the events that are made, whoever makes them."""
+    names = []
+    for name in FIELDS:
+        event_type = getattr(connpool, name)
+
+        def init(self, *args, _original=event_type.__init__, _name=name, **kwargs):
+            names.append(_name)
+            _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(event_type, "__init__", init)
+    return names
+
+
+def live(pool, works, clock):
+    """A bit of everything."""
+    for _ in range(3):
+        pool.try_connect().release()
+    pool.try_connect().terminate()
+    pool.blacklist(A)
+    with contextlib.suppress(ConnPoolError):
+        pool.try_connect()
+    pool.unblacklist(A)
+    pool.pause()
+    pool.resume()
+    pool.clear()
+    with pool.try_connect():
+        clock.advance(9)
+        pool.sweep()
+
+
+def test_with_nobody_listening_no_event_is_made(made):
+    works, clock = Works(prompt=True), FakeClock()
+    with ConnectionPool(
+        Endpoint("a", 1), connector=works, clock=clock, warn_after=5, reap_interval=None
+    ) as pool:
+        live(pool, works, clock)
+        stop = pool.listen(lambda event: None)
+        pool.try_connect().release()
+        assert "CheckedOut" in made, "the trap works"
+        stop()
+        made.clear()
+        live(pool, works, clock)
+    assert made == []
+
+
+def test_what_nobody_asked_for_is_not_made(made):
+    works, clock = Works(prompt=True), FakeClock()
+    with ConnectionPool("a:1", connector=works, clock=clock, reap_interval=None) as pool:
+        pool.listen(lambda event: None, connpool.PoolClosed)
+        live(pool, works, clock)
+        assert made == []
+    assert made == ["PoolClosed"]
