@@ -15,12 +15,13 @@ GO_AWAY: Final = b"go away\n"
 
 
 class Doorman:
-    """The server's half, a step of its script: greets whoever comes, as soon as it may."""
+    """Both halves of a login: a step of the script, which greets as soon as it may, and ``log_in``."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._n_admitted = math.inf
         self._greeting = HELLO
+        self._n_knocks = 0
 
     def __call__(self, connection: ServedConnection) -> None:
         with self._changed:
@@ -45,8 +46,15 @@ class Doorman:
         """Turn everybody away from now on, or no longer."""
         self._greeting = GO_AWAY if is_refusing else HELLO
 
+    def log_in(self, connection: Connection) -> None:
+        """Wait to be greeted: a connector's ``handshake`` hook."""
+        with self._changed:
+            self._n_knocks += 1
+            self._changed.notify_all()
+        if connection.recv_until(b"\n", len(GO_AWAY)) != HELLO:
+            raise PermissionError("turned away")
 
-def log_in(connection: Connection) -> None:
-    """The pool's half, a connector's ``handshake`` hook."""
-    if connection.recv_until(b"\n", len(GO_AWAY)) != HELLO:
-        raise PermissionError("turned away")
+    def until_knocks(self, n: int) -> None:
+        """Return once *n* logins have begun."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._n_knocks >= n, LIMIT), f"{self._n_knocks} logins"

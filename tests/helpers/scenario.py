@@ -29,13 +29,13 @@ its steps in turn while the main one goes on. What a step raises must be announc
 ``read LABEL``                          ``recv``: until something comes, or the connection ends
 ``pause [fail]``, ``resume``            and ``clear [interrupt]``, ``close``, ``sweep``: the pool's own
 ``wait for N EVENT``                    until *N* such events have been told since the start
-``until N waits``                       until *N* threads stand still in the pool, on the fake clock
+``until N waits``, ``until N knocks``   until *N* threads stand still in the pool; *N* logins have begun
 ``advance S``                           seconds pass on the fake clock
 ``counts NAME=N ...``                   what ``stats`` must say now
 ``hold dials``, ``admit N``             logins stay unanswered; *N* of them, or ``all``, are answered
 ``refuse logins``, ``refuse dials``     whoever comes is turned away, by the login or by the system
 ``accept dials``                        both no longer
-``cut``                                 the server resets every connection
+``speak``, ``cut``                      the server sends a byte on every connection, or resets it
 ======================================  =================================================================
 
 A line told is ``[thread:] Event [id] [reason] [fields] [after S s]``. The thread stands before what must be
@@ -63,7 +63,7 @@ from attrs import Factory, frozen
 import connpool
 from connpool import Connection, ConnectionPool, SocketConnector, UsageError
 from connpool.testing import FakeClock, ScriptedServer
-from tests.helpers.doorman import Doorman, log_in
+from tests.helpers.doorman import Doorman
 
 LIMIT: Final = 10.0  # real seconds in which whatever is waited for must come about
 OF_THE_CALLER: Final = {"CheckoutStarted", "CheckedOut", "CheckoutFailed", "CheckedIn"}
@@ -88,7 +88,7 @@ class Scenario:
     tells: str
     settings: Mapping[str, Any] = Factory(dict)
     only: str = ""
-    ignore: str = "PoolOpened"
+    ignore: str = "PoolOpened GroupSwitched"
     has_ids: bool = True
     is_real: bool = False
 
@@ -149,7 +149,7 @@ class Stage:
         self._lines: list[str] = []
         self.pool = ConnectionPool(
             server.endpoint,
-            connector=SocketConnector(handshake=log_in),
+            connector=SocketConnector(handshake=self.doorman.log_in),
             name="scenario",
             clock=None if scenario.is_real else self.clock,
             listeners=(self._hear,),
@@ -180,15 +180,14 @@ class Stage:
             self._do(line)
         for actor in self._actors.values():
             actor.finish()
-        expected = [
-            sorted(line.strip().split(" & ")) for line in self._scenario.tells.splitlines() if line.strip()
-        ]
-        self._until(lambda: len(self._lines) >= sum(map(len, expected)), "all told")
+        expected = [line.strip() for line in self._scenario.tells.splitlines() if line.strip()]
+        groups = [line.split(" & ") for line in expected]
+        self._until(lambda: len(self._lines) >= sum(map(len, groups)), "all told")
         told, rest = [], list(self._lines)
-        for group in expected:
-            told.append(sorted(rest[: len(group)]))
+        for group in groups:
+            told.append(" & ".join(sorted(rest[: len(group)], key=(group + rest).index)))
             del rest[: len(group)]
-        assert told + [[line] for line in rest] == expected
+        assert told + rest == expected, "told:\n" + "\n".join(self._lines)
 
     # -- what is done
 
@@ -234,11 +233,13 @@ class Stage:
         kind = getattr(connpool, name)
         self._until(lambda: sum(type(event) is kind for event in self._events) >= int(n), f"{n} {name}")
 
+    def until(self, n: str, what: str) -> None:
+        {"waits": self.clock.until_waiting, "knocks": self.doorman.until_knocks}[what](int(n))
+
     def counts(self, *wanted: str) -> None:
         stats = self.pool.stats()
-        assert [f"{name}={getattr(stats, name)}" for name, _, _ in (w.partition("=") for w in wanted)] == [
-            *wanted
-        ]
+        names = [each.partition("=")[0] for each in wanted]
+        assert [f"{name}={getattr(stats, name)}" for name in names] == list(wanted)
 
     def accept_dials(self) -> None:
         self.doorman.refuse(is_refusing=False)
@@ -294,7 +295,7 @@ VERBS: Final[Mapping[str, Callable[..., object]]] = {
     "close": lambda stage: stage.pool.close(),
     "sweep": lambda stage: stage.pool.sweep(),
     "wait for": Stage.wait_for,
-    "until": lambda stage, n, waits: stage.clock.until_waiting(int(n)),
+    "until": Stage.until,
     "advance": lambda stage, seconds: stage.clock.advance(float(seconds)),
     "counts": Stage.counts,
     "hold dials": lambda stage: stage.doorman.hold(),
@@ -302,6 +303,7 @@ VERBS: Final[Mapping[str, Callable[..., object]]] = {
     "refuse logins": lambda stage: stage.doorman.refuse(),
     "refuse dials": lambda stage: stage.server.refuse(),
     "accept dials": Stage.accept_dials,
+    "speak": lambda stage: [served.send(b".") for served in stage.server.connections],
     "cut": lambda stage: stage.server.kill(),
 }
 

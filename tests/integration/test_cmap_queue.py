@@ -172,7 +172,7 @@ LIMITS = [
     ),
     Scenario(
         "waiting for a dial to begin counts as waiting",
-        settings={"max_connecting": 1, "checkout_timeout": 5},
+        settings={"max_connecting": 1, "checkout_timeout": 4},
         steps="""
             hold dials
             start one two
@@ -181,7 +181,7 @@ LIMITS = [
             advance 3
             two: check out b
             until 2 waits
-            advance 2
+            advance 1
             join one
             counts opening=1 waiting=1 timeouts=1
             admit all
@@ -189,8 +189,8 @@ LIMITS = [
         tells="""
             one: CheckoutStarted
             two: CheckoutStarted
-            one: CheckoutFailed timeout after 5 s
-            two: CheckedOut 1 after 2 s
+            one: CheckoutFailed timeout after 4 s
+            two: CheckedOut 1 after 1 s
         """,
         only="CheckoutStarted CheckoutFailed CheckedOut",
     ),
@@ -202,17 +202,15 @@ LIMITS = [
             start one two three
             one: check out b
             until 1 waits
-            two: check out c
+            two: check out c fails PoolClosedError
             until 2 waits
-            three: check out d
+            three: check out d fails PoolClosedError
             until 3 waits
             wait for 3 ConnectionOpening
             check in a
             join one
             counts opening=2 waiting=2
-            two: check in c
-            three: check in d
-            admit all
+            close
         """,
         tells="""
             CheckedOut 1
@@ -244,13 +242,13 @@ LIMITS = [
     ),
     Scenario(
         "a dial whose waiter has left is there for the next",
-        settings={"checkout_timeout": 5},
+        settings={"checkout_timeout": 3},
         steps="""
             hold dials
             start one
             one: check out a fails CheckoutTimeoutError
             until 1 waits
-            advance 5
+            advance 3
             join one
             admit all
             wait for 1 ConnectionOpened
@@ -259,8 +257,8 @@ LIMITS = [
         tells="""
             one: CheckoutStarted
             ConnectionOpening 1
-            one: CheckoutFailed timeout after 5 s
-            ConnectionOpened 1 after 5 s
+            one: CheckoutFailed timeout after 3 s
+            ConnectionOpened 1 after 3 s
             CheckoutStarted
             CheckedOut 1
         """,

@@ -36,7 +36,7 @@ BEGINNINGS = [
             ConnectionOpening 1
             ConnectionOpened 1
         """,
-        ignore="PoolOpened PoolPaused",
+        ignore="PoolOpened PoolPaused GroupSwitched",
     ),
 ]
 

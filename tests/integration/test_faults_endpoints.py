@@ -25,14 +25,17 @@ def three_proxies():
         yield [stack.enter_context(FaultProxy(server.endpoint)) for _ in range(3)]
 
 
+def route_of(proxies: list[FaultProxy]) -> str:
+    return " && ".join(str(proxy.endpoint) for proxy in proxies)
+
+
 def test_an_endpoint_that_swallows_dials_holds_up_nobody_beyond_one_dial() -> None:
     connector = WatchedConnector()
     with three_proxies() as proxies:
         slow = proxies[0]
         slow.black_hole()
         settings = {"max_size": 9, "connect_timeout": 0.5, "blacklist_initial": 5, "reap_interval": None}
-        route = " && ".join(str(proxy.endpoint) for proxy in proxies)
-        with ConnectionPool(route, connector=connector, **settings) as pool:
+        with ConnectionPool(route_of(proxies), connector=connector, **settings) as pool:
             used: Counter[Endpoint] = Counter()
 
             def work() -> None:
@@ -54,7 +57,7 @@ def test_while_a_dial_to_the_slow_one_lasts_releases_serve_who_waits_for_it() ->
     with three_proxies() as proxies:
         proxies[0].black_hole()
         settings = {"max_size": 5, "connect_timeout": 3, "reap_interval": None}
-        with ConnectionPool([proxy.endpoint for proxy in proxies], **settings) as pool:
+        with ConnectionPool(route_of(proxies), **settings) as pool:
             fill(pool, 2, proxies[1].endpoint, proxies[2].endpoint)
 
             def work() -> None:
@@ -70,7 +73,7 @@ def test_while_a_dial_to_the_slow_one_lasts_releases_serve_who_waits_for_it() ->
 def test_an_endpoint_that_answers_slowly_slows_only_its_own_users() -> None:
     with three_proxies() as proxies:
         settings = {"max_size": 9, "max_per_endpoint": 3, "reap_interval": None}
-        with ConnectionPool([proxy.endpoint for proxy in proxies], **settings) as pool:
+        with ConnectionPool(route_of(proxies), **settings) as pool:
             fill(pool, 9)
             proxies[0].delay(0.5)
             held = [pool.try_connect(proxies[0].endpoint) for _ in range(3)]
@@ -96,7 +99,7 @@ def test_dials_to_the_slow_one_stay_within_their_limit_and_leave_places_to_the_o
         slow = proxies[0]
         slow.black_hole()
         settings = {"max_size": 12, "max_connecting": 2, "connect_timeout": 1.0, "reap_interval": None}
-        with ConnectionPool([proxy.endpoint for proxy in proxies], connector=connector, **settings) as pool:
+        with ConnectionPool(route_of(proxies), connector=connector, **settings) as pool:
             with taking(0, 3):
                 loans = together(*[lambda: pool.try_connect(timeout=5)] * 10)
             assert slow.endpoint not in {loan.endpoint for loan in loans}
@@ -105,6 +108,19 @@ def test_dials_to_the_slow_one_stay_within_their_limit_and_leave_places_to_the_o
                 use(loan)
                 loan.release()
             pool.shutdown()
+
+
+@pytest.mark.parametrize("gap", [0, 0.3, 0.6, 5])  # seconds; look_after_idle is 0.5
+@pytest.mark.parametrize("n", [2, 3])
+def test_light_traffic_goes_round_robin_too(n: int, gap: float, clock: FakeClock) -> None:
+    with three_proxies() as proxies, ConnectionPool(route_of(proxies[:n]), clock=clock) as pool:
+        used: Counter[Endpoint] = Counter()
+        for _ in range(20 * n):
+            clock.advance(gap)
+            with pool.try_connect() as conn:
+                use(conn)
+                used[conn.endpoint] += 1
+        assert sorted(used.values()) == pytest.approx([20] * n, abs=3)
 
 
 # -- flapping ------------------------------------------------------------------------
@@ -123,6 +139,7 @@ def test_a_flapping_endpoint_is_dialled_as_often_as_its_delays_allow_and_not_as_
         for _ in range(100):
             server.refuse()
             server.kill()
+            clock.advance(1)
             before = len(connector.dials)
             for _ in range(40):  # down for 10 s
                 clock.advance(0.25)
@@ -176,8 +193,9 @@ def test_probes_by_the_reaper_count_against_the_same_delays(clock: FakeClock) ->
         check_books(pool)
 
 
-def test_no_endpoint_that_flaps_takes_a_healthy_one_along(clock: FakeClock) -> None:
-    settings = {"max_size": 6, "blacklist_initial": 0.5, "blacklist_max": 2}
+@pytest.mark.parametrize("reconnect", [True, False])
+def test_no_endpoint_that_flaps_takes_a_healthy_one_along(reconnect: bool, clock: FakeClock) -> None:
+    settings = {"max_size": 6, "blacklist_initial": 0.5, "blacklist_max": 2, "reconnect": reconnect}
     with ScriptedServer() as flapping, ScriptedServer() as healthy:
         route = f"{flapping.endpoint} && {healthy.endpoint}"
         with ConnectionPool(route, clock=clock, **settings) as pool:
@@ -190,11 +208,12 @@ def test_no_endpoint_that_flaps_takes_a_healthy_one_along(clock: FakeClock) -> N
                     flapping.kill()
                 for _ in range(10):
                     clock.advance(0.51)
+                    pool.sweep()
                     with pool.try_connect() as conn:
                         use(conn)
                         seen[conn.endpoint] += 1
             assert seen.total() == 500
-            assert seen[flapping.endpoint] >= 50  # it had its share whenever it was up
+            assert seen[flapping.endpoint] >= 50  # it has its share again whenever it is up
             assert info_of(pool, healthy.endpoint).failures == 0
             check_books(pool)
 
@@ -230,8 +249,7 @@ def test_a_lifetime_moves_idle_connections_to_where_the_name_leads_now(
     with ScriptedServer() as before, ScriptedServer() as after:
         answer_names_with(monkeypatch, ("127.0.0.1", before.port))
         with ConnectionPool("db.test:5432", clock=clock, **settings) as pool:
-            pool.sweep()
-            until(lambda: pool.stats().idle == 3, "the warm-up")
+            until(lambda: pool.sweep() == 0 and pool.stats().idle == 3, "the warm-up")
             answer_names_with(monkeypatch, ("127.0.0.1", after.port))
             clock.advance(61)
 
@@ -247,18 +265,17 @@ def test_a_lifetime_moves_idle_connections_to_where_the_name_leads_now(
 def test_a_name_that_cannot_be_looked_up_is_a_failure_that_passes(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
+    fail_names_with(monkeypatch, socket.gaierror(socket.EAI_NONAME, "no such name"))
     with ScriptedServer() as server, ConnectionPool("db.test:5432", clock=clock) as pool:
-        with monkeypatch.context() as patch:
-            fail_names_with(patch, socket.gaierror(socket.EAI_NONAME, "no such name"))
-            for _ in range(3):
-                clock.advance(10)
-                with pytest.raises(NoEndpointError, match=r"db\.test"):
-                    pool.try_connect()
-            assert info_of(pool, "db.test:5432").failures == 3
-            answer_names_with(patch, ("127.0.0.1", server.port))
+        for _ in range(3):
             clock.advance(10)
-            turn(pool)
-            assert info_of(pool, "db.test:5432").failures == 0
+            with pytest.raises(NoEndpointError, match=r"db\.test"):
+                pool.try_connect()
+        assert info_of(pool, "db.test:5432").failures == 3
+        answer_names_with(monkeypatch, ("127.0.0.1", server.port))
+        clock.advance(10)
+        turn(pool)
+        assert info_of(pool, "db.test:5432").failures == 0
 
 
 def test_one_of_a_names_addresses_that_is_a_black_hole_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,22 @@ def test_keepalive_validation_finds_what_a_look_cannot_see(clock: FakeClock) -> 
         check_books(pool)
 
 
+def test_many_idle_ones_are_all_validated_within_the_interval() -> None:
+    connector = PingingConnector()
+    settings = {"max_size": 40, "keepalive_interval": 1, "reap_interval": 0.5, "look_after_idle": 60}
+    with (
+        ScriptedServer() as server,
+        FaultProxy(server.endpoint) as proxy,
+        ConnectionPool(proxy.endpoint, connector=connector, **settings) as pool,
+    ):
+        fill(pool, 40)
+        began = time.monotonic()
+        until(lambda: connector.pings >= 40, "validation of all")
+        assert time.monotonic() - began < 3
+        assert pool.stats().size == 40
+        assert server.accepts == 40
+
+
 def test_the_reaper_replaces_the_half_open_before_anybody_asks() -> None:
     connector = PingingConnector()
     settings = {"max_size": 6, "min_idle": 4, "keepalive_interval": 0.2, "reap_interval": 0.05}

@@ -140,7 +140,8 @@ def test_one_found_dead_by_a_checkout_is_replaced(clock: FakeClock) -> None:
 
 def test_idleness_takes_none_of_those_kept_ready(clock: FakeClock) -> None:
     board = Switchboard()
-    with ConnectionPool("a:1", connector=board, clock=clock, idle_timeout=5, min_idle=2) as pool:
+    settings: dict[str, Any] = {"idle_timeout": 5, "min_idle": 2, "max_lifetime": None}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
         fill(pool, 6)
         settle(pool)
         clock.advance(6)
@@ -232,7 +233,7 @@ def test_warming_up_goes_round_the_endpoints_of_the_active_group(route: str, clo
 
 def test_warming_up_passes_an_endpoint_over_that_is_down(clock: FakeClock) -> None:
     board = Switchboard("a:1")
-    settings: dict[str, Any] = {"min_idle": 3, "blacklist_initial": 50}
+    settings: dict[str, Any] = {"min_idle": 3, "blacklist_initial": 50, "max_connecting": 1}
     with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
         sweep_until(pool, lambda: pool.stats().idle == 3)
         settle(pool)

@@ -90,7 +90,8 @@ def leave_idle(pool: ConnectionPool, clock: FakeClock) -> None:
     clock.advance(50)
 
 
-ENDS: dict[CloseReason | str, tuple[Callable[[ConnectionPool, FakeClock], object], dict[str, Any], set[object]]] = {
+End = tuple[Callable[[ConnectionPool, FakeClock], object], dict[str, Any], set[object]]
+ENDS: dict[CloseReason | str, End] = {
     "terminate with an error": (lambda pool, clock: end_with_error(pool), {}, IF_ASKED),
     "an exception in the block": (lambda pool, clock: raise_inside(pool), {}, IF_ASKED),
     CloseReason.USED_UP: (lambda pool, clock: turn(pool), {"max_uses": 1}, IF_ASKED),
@@ -221,6 +222,11 @@ def test_a_replacement_that_cannot_be_dialled_is_tried_again_by_the_back_off(clo
         assert board.n_open == 1, "the probe's connection is the replacement"
 
 
+def turn_at(pool: ConnectionPool, endpoint: str) -> None:
+    with pool.try_connect(endpoint) as conn:
+        assert str(conn.endpoint) == endpoint
+
+
 def test_a_replacement_that_hangs_holds_up_neither_the_turn_nor_the_traffic(clock: FakeClock) -> None:
     board = Switchboard()
     with ConnectionPool("a:1 && b:1", connector=board, clock=clock, revive=True) as pool:
@@ -231,8 +237,7 @@ def test_a_replacement_that_hangs_holds_up_neither_the_turn_nor_the_traffic(cloc
         board.until_dialling("a:1")
         for _ in range(20):
             pool.sweep()
-            with pool.try_connect() as conn:
-                assert str(conn.endpoint) == "b:1"
+            turn_at(pool, "b:1")
         assert board.peak["a:1"] == 1
         assert board.dialled.count("a:1") == 2
         board.let_go("a:1")
@@ -267,11 +272,8 @@ def test_the_replacement_is_open_before_the_old_one_is_closed(clock: FakeClock) 
 
 
 def test_without_a_place_for_both_the_old_one_goes_first(clock: FakeClock) -> None:
-    settings: dict[str, Any] = {"max_lifetime": 10, "lifetime_jitter": 0, "idle_timeout": None, "revive": True}
-    with (
-        ScriptedServer() as server,
-        ConnectionPool(server.endpoint, clock=clock, max_size=1, **settings) as pool,
-    ):
+    settings: dict[str, Any] = {"max_lifetime": 10, "lifetime_jitter": 0, "max_size": 1, "revive": True}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, **settings) as pool:
         turn(pool)
         for n in range(2, 6):
             clock.advance(11)

@@ -35,7 +35,7 @@ def lines(log, level=logging.INFO, logger=ENDPOINT):
 
 def test_a_refused_dial_is_one_line_with_address_and_reason(log, capfd):
     with refused_port() as sock:
-        address = "127.0.0.1:%d" % sock.getsockname()[1]
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
         with ConnectionPool(address, name="orders", reap_interval=None) as pool:
             with pytest.raises(NoEndpointError):
                 pool.try_connect()

@@ -57,7 +57,7 @@ def test_the_first_thing_due_starts_one_daemon() -> None:
         assert thread.name == REAPER
 
 
-@pytest.mark.parametrize("settings", [{"reap_interval": None}, {"clock": FakeClock()}], ids=["by hand", "fake"])
+@pytest.mark.parametrize("settings", [{"reap_interval": None}, {"clock": FakeClock()}], ids=str)
 def test_pools_swept_by_hand_have_no_reaper(settings: dict[str, Any]) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), min_idle=2, idle_timeout=0.01, **settings) as pool:
         fill(pool, 3)

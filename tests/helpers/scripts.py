@@ -1,0 +1,48 @@
+"""Programs in an interpreter of their own: what is to be seen only from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.helpers.architecture import ROOT
+
+LIMIT = 20.0  # seconds
+
+
+class Ran(NamedTuple):
+    """How a program ended."""
+
+    status: int
+    out: str
+    err: str
+    seconds: float
+
+
+def run_program(text: str, *arguments: object, flags: tuple[str, ...] = ("-X", "dev")) -> Ran:
+    """Run the Python program *text* to its end."""
+    return _run([*flags, "-c", textwrap.dedent(text), *map(str, arguments)])
+
+
+def run_file(path: Path, *arguments: object, flags: tuple[str, ...] = ("-X", "dev")) -> Ran:
+    """Run the Python program in the file *path* to its end."""
+    return _run([*flags, str(path), *map(str, arguments)])
+
+
+def _run(arguments: list[str]) -> Ran:
+    began = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        env=environment,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
