@@ -224,12 +224,10 @@ class EndpointUp(Event):
 
     Attributes:
         seconds: How long it was down.
-        failures: Dials to it that failed, the first one included.
     """
 
     endpoint: Endpoint
     seconds: float
-    failures: int = 0
 
 
 @frozen(slots=False)

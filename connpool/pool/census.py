@@ -20,8 +20,8 @@ __all__ = ["POOLS", "Timekeeper", "disown", "engage", "watch", "wink"]
 class Timekeeper(Protocol):
     """Who looks after pools in the background. It is of a higher floor, so it introduces itself."""
 
-    def watch(self, pool: ConnectionPool, at: float) -> None:
-        """Give *pool* a turn of upkeep at *at*, an instant of its clock; inf: no more."""
+    def watch(self, pool: ConnectionPool, at: float) -> bool:
+        """Give *pool* a turn of upkeep at *at*, an instant of its clock; inf: no more. False: it cannot."""
 
     def wink(self, pool: ConnectionPool) -> None:
         """The same at once, for a finaliser: takes no lock."""
@@ -37,10 +37,9 @@ def engage(timekeeper: Timekeeper) -> None:
     _engaged[:] = [timekeeper]
 
 
-def watch(pool: ConnectionPool, at: float) -> None:
-    """See to it that *pool* gets a turn of upkeep at *at*."""
-    for timekeeper in _engaged:
-        timekeeper.watch(pool, at)
+def watch(pool: ConnectionPool, at: float) -> bool:
+    """See to it that *pool* gets a turn of upkeep at *at*. False: nobody can."""
+    return all(timekeeper.watch(pool, at) for timekeeper in _engaged)
 
 
 def wink(pool: ConnectionPool) -> None:

@@ -227,7 +227,8 @@ class Chores:
                 describe_thread(record.holder),
             )
             where = thread_name(record.holder)
-            self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seconds, where))
+            if self._lender.listeners.by_kind[LoanHeldLong]:
+                self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seconds, where))
         for record, since in back:
             logger.warning(
                 "pool %r: connection %d is back after at most %.1f s", name, record.id, now - since

@@ -80,7 +80,7 @@ class Control:
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         with self._lock:
-            self._books.listeners.post(PoolCleared(self._name, self._clock.now(), endpoint, interrupt))
+            self._books.listeners.post(PoolCleared, self._name, self._clock.now(), endpoint, interrupt)
             hosts = self._known_locked(endpoint)
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
@@ -93,11 +93,13 @@ class Control:
             self._lender.condemn_locked(records, CloseReason.STALE)
             for host in hosts:
                 self._books.drain_idle(host, CloseReason.STALE, todo)
-            lent = [record for record in records if record.phase is Phase.OPEN]
+            cut = [record for record in records if record.phase is Phase.OPENING]
+            if interrupt:
+                cut += [record for record in records if record.phase is Phase.OPEN]
             self._lender.service.serve(self._clock.now(), todo)
-        if interrupt:
-            for record in lent:
-                self._lender.interrupt(record, SHUT_RDWR, why)
+        self._lender.flush()  # before its consequences are heard of
+        for record in cut:
+            self._lender.interrupt(record, SHUT_RDWR, why)
         self._lender.carry_out(todo)
 
     def follow(self, route: Route | None) -> None:

@@ -8,14 +8,15 @@ import random
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from connpool.clock import Gate
 from connpool.model.config import PoolConfig
 from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
 from connpool.model.states import CloseReason, PoolState
-from connpool.pool.hosts import Fleet, Host, Take
+from connpool.pool.board import Board
+from connpool.pool.hosts import Fleet, Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners
@@ -26,22 +27,11 @@ from connpool.pool.waiters import Waiter, WaitQueue
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
 
-__all__ = ["Board", "Books"]
+__all__ = ["Books"]
 
 
 BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
-
-
-class Board(Protocol):
-    """What the fast path reads without the lock. Only ``Books.publish`` writes it."""
-
-    _take: Take  # an idle key of the next host, or IndexError
-    _fresh_for: float  # seconds of idleness after which a connection is looked at
-    _lend_until: float  # from this instant on a checkout takes the long way
-    _return_until: float  # from this instant on a return takes the long way
-    _brief_for: float  # who held a connection longer lets nobody overtake the oldest waiter
-    _is_awaited: bool  # somebody sleeps who must hear of every return
 
 
 class Books:
@@ -181,7 +171,7 @@ class Books:
         key.record.move(Phase.CLOSING)
         todo.doomed.append(key)
 
-    def forget(self, record: Record, todo: Todo) -> None:
+    def forget(self, record: Record) -> None:
         """Free the place of *record*: it is closed, was never opened, or has left the pool."""
         is_first_time = record in record.host.records  # recovered records may come twice
         was = record.phase
@@ -191,22 +181,20 @@ class Books:
         self.count_places()
         record.phase = Phase.CLOSED
         if is_first_time:
-            self._count_parting(record, was, todo)
+            self._count_parting(record, was)
         self.fleet.forget_empty()
         if self.drains and self.n_lent() == 0:
             while self.drains:
                 self.drains.pop().release()
 
-    def _count_parting(self, record: Record, was: Phase, todo: Todo) -> None:
+    def _count_parting(self, record: Record, was: Phase) -> None:
         host = record.host
         if not record.was_open:
-            todo.gone.append(record)
             return
         host.past_uses += record.uses
         if was is Phase.CLOSING and record.fate is not None:
             host.closed[record.fate] += 1
             self.closed[record.fate] += 1
-            todo.gone.append(record)
         else:
             self.departed += 1
         self.past_uses += record.uses
@@ -269,17 +257,16 @@ class Books:
                 continue
             host.was_up = host.is_up()
             if host.was_up:
-                post(
-                    EndpointUp(name, now, host.endpoint, now - host.down_at, host.n_failed - host.n_failed_up)
-                )
+                n_failed = host.n_failed - host.n_failed_up
+                post(EndpointUp, name, now, host.endpoint, now - host.down_at, n_failed=n_failed)
                 host.n_failed_up = host.n_failed
             else:
                 host.down_at = now
                 self.expect(now if host.retry_at is None else host.retry_at)
-                post(EndpointDown(name, now, host.endpoint, host.reason_down, host.next_try_at))
+                post(EndpointDown, name, now, host.endpoint, host.reason_down, host.next_try_at)
         active = self.fleet.active_group()
         if active != self.active_group:
-            post(GroupSwitched(name, now, self.active_group, active))
+            post(GroupSwitched, name, now, self.active_group, active)
             self.active_group = active
 
     def count_places(self) -> None:

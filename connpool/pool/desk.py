@@ -109,7 +109,8 @@ class Desk:
         """Let the reaper know when this pool needs it."""
         self.books.is_alarm_new = False
         try:
-            watch(self.pool, self.books.alarm_at)
+            if not watch(self.pool, self.books.alarm_at):
+                self.books.alarm_at = math.inf  # nobody keeps it in mind: the next alarm is news again
         except BaseException:
             self.books.is_alarm_new = True  # interrupted: the next who comes by does it
             raise
@@ -131,9 +132,11 @@ class Desk:
         self.carry_out(todo)
 
     def _forget(self, keys: list[Key], todo: Todo) -> None:
+        for key in keys:
+            self.tell_closed(key.record)
         with self._lock:
             for key in keys:
-                self.books.forget(key.record, todo)
+                self.books.forget(key.record)
             self.service.serve(self.clock.now(), todo)
 
     def check_open_locked(self) -> None:
@@ -161,10 +164,10 @@ class Desk:
         try:
             while True:
                 with self._lock:
-                    event = self.listeners.take_turn(teller)
-                if event is None:
+                    news = self.listeners.take_turn(teller)
+                if news is None:
                     return
-                self.listeners.announce(event)
+                self.listeners.announce(news)
         except BaseException:
             del teller  # a traceback must not keep others from telling the rest
             raise
@@ -173,16 +176,15 @@ class Desk:
         """Tell whose place is free and which loan was dropped."""
         for record in todo.lost:
             self._tell_lost(record)
-        if not self.listeners.by_kind[ConnectionClosed]:
-            return
         for record in todo.gone:
-            if record.is_begun:
-                reason = record.fate or CloseReason.BROKEN  # without one: its dial failed
-                self.listeners.tell(
-                    ConnectionClosed(
-                        self.pool.name, self.clock.now(), record.id, record.host.endpoint, reason
-                    )
-                )
+            self.tell_closed(record)
+
+    def tell_closed(self, record: Record) -> None:
+        """With the key in hand and the place still taken: the last that is heard of a connection."""
+        if record.is_begun and self.listeners.by_kind[ConnectionClosed]:
+            name, endpoint = self.pool.name, record.host.endpoint
+            reason = record.fate or CloseReason.BROKEN  # without one: its dial failed
+            self.listeners.tell(ConnectionClosed(name, self.clock.now(), record.id, endpoint, reason))
 
     def _tell_lost(self, record: Record) -> None:
         where = describe_holder(record)
@@ -194,7 +196,8 @@ class Desk:
             where,
             f"; taken at:\n{stack}" if stack else "",
         )
-        self.listeners.tell(LoanLost(self.pool.name, self.clock.now(), record.id, where))
+        if self.listeners.by_kind[LoanLost]:
+            self.listeners.tell(LoanLost(self.pool.name, self.clock.now(), record.id, where))
 
     def sleep_on(self) -> None:
         """Nothing more is due: upkeep need not look any more."""

@@ -34,7 +34,7 @@ class Doors:
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.OPEN:
-                self._books.listeners.post(PoolPaused(self._name, self._clock.now()))
+                self._books.listeners.post(PoolPaused, self._name, self._clock.now())
                 self._go_locked(PoolState.PAUSED)
             self._books.pause_fails = fail
             if fail:
@@ -48,7 +48,7 @@ class Doors:
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.PAUSED:
-                self._books.listeners.post(PoolResumed(self._name, self._clock.now()))
+                self._books.listeners.post(PoolResumed, self._name, self._clock.now())
                 self._go_locked(PoolState.OPEN)
                 self._books.expect(-math.inf)
             self._lender.service.serve(self._clock.now(), todo)
@@ -90,7 +90,7 @@ class Doors:
         with self._lock:
             if self._books.state is not PoolState.CLOSED:
                 self._go_locked(PoolState.CLOSED)
-                self._books.listeners.post(PoolClosed(self._name, self._clock.now()))
+                self._books.listeners.post(PoolClosed, self._name, self._clock.now())
                 self._lender.sleep_on()
                 error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
                 self._lender.service.fail_all(error)

@@ -259,6 +259,10 @@ class Fleet:
                 return stacks[(turn + i) % len(stacks)].pop()
         raise IndexError("nothing is idle")
 
+    def turn_of(self, host: Host) -> int | None:
+        """A turn that begins with *host*; None: it has none in the active group."""
+        return self.rota.index(host) if host in self.rota else None
+
     def lends(self, host: Host) -> bool:
         """Whether a checkout without wishes may get a connection of *host* just now."""
         return host in self._lending

@@ -46,7 +46,11 @@ class Lender(Desk):
         if books.is_heard:
             now = self.clock.now()
             held = now - record.since
-            self.tell_checked_in(record, now, held)
+            try:
+                self.tell_checked_in(record, now, held)
+            except BaseException:  # Ctrl-C in a handler: it comes back all the same
+                self.take_back(key)
+                raise
             is_simple = record.stream is None or record.stream.is_clean()
             if (
                 now < record.expires_at
@@ -170,7 +174,7 @@ class Lender(Desk):
         record, todo = key.record, Todo()
         with self._lock:
             raw, record.raw = record.raw, None
-            self.books.forget(record, todo)
+            self.books.forget(record)
             self.service.serve(self.clock.now(), todo)
         self.carry_out(todo)
         return raw
@@ -193,6 +197,8 @@ class Lender(Desk):
         """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
         key, record, books = dial.key, dial.key.record, self.books
         todo = Todo()
+        if error is not None and not dial.is_look and record.raw is None:
+            self.tell_closed(record)
         with self._lock:
             now = self.clock.now()
             record.host.looks.pop(record, None)
@@ -211,13 +217,15 @@ class Lender(Desk):
                     self.service.blame(dial, failure, now)
                 record.host.owed += dial.is_owed
                 if record.raw is None:
-                    books.forget(record, todo)
+                    books.forget(record)
                 else:
                     books.doom(key, CloseReason.BROKEN, todo)
             if dial.replaces is not None:
                 todo.doomed.append(dial.replaces)
             self.service.serve(now, todo)
         self.carry_out(todo)
+        if dial.number == 0 and (error is None or dial.is_look):
+            self.pool._chores.turn(apart=True)  # it was one of a few at a time: the next may begin
 
     def _admit_locked(self, dial: Dial, now: float, seconds: float) -> None:
         """A dial has brought a connection."""

@@ -13,9 +13,11 @@ from connpool.model.events import EVENTS, EndpointDown, EndpointUp, Event, Group
 
 __all__ = ["Handler", "Listeners", "Teller"]
 
+News: TypeAlias = tuple[type[Event], tuple[Any, ...], int]  # what happened, its fields, dials that failed
 Handler: TypeAlias = Callable[[Any], object]
 
 logger = logging.getLogger("connpool.events")
+logging.getLogger("connpool").addHandler(logging.NullHandler())  # silent unless the program wants to read
 endpoint_logger = logging.getLogger("connpool.endpoint")
 
 
@@ -38,7 +40,7 @@ class Listeners:
     def __init__(self, pool: str) -> None:
         self._pool = pool
         self.by_kind: dict[type[Event], tuple[Handler, ...]] = dict.fromkeys(EVENTS, ())
-        self.pending: deque[Event] = deque()
+        self.pending: deque[News] = deque()
         self._teller: weakref.ref[Teller] | None = None
 
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
@@ -77,11 +79,14 @@ class Listeners:
             except Exception:
                 logger.exception("pool %r: a listener failed at %r", self._pool, event)
 
-    def post(self, event: Event) -> None:
-        """Write down what has just happened. With the pool's lock held."""
-        self.pending.append(event)
+    def post(self, kind: type[Event], *fields: Any, n_failed: int = 0) -> None:
+        """Write down what has just happened. With the pool's lock held.
 
-    def take_turn(self, teller: Teller) -> Event | None:
+        *n_failed*: dials to an endpoint that failed while it was down, for the log.
+        """
+        self.pending.append((kind, fields, n_failed))
+
+    def take_turn(self, teller: Teller) -> News | None:
         """The next event for *teller* to tell; None: another is at it, or all is told. Under the lock."""
         at_it = None if self._teller is None else self._teller()
         if at_it is not None and at_it is not teller:
@@ -92,25 +97,22 @@ class Listeners:
         self._teller = weakref.ref(teller)
         return self.pending.popleft()
 
-    def announce(self, event: Event) -> None:
-        """Tell, and log what an operator should read."""
-        if isinstance(event, EndpointDown):
-            why = "taken out by hand" if event.error is None else event.error
-            again = "for good" if event.until is None else f"next try in {event.until - event.at:.1f} s"
-            endpoint_logger.warning("pool %r: %s is down (%s): %s", event.pool, event.endpoint, again, why)
-        elif isinstance(event, EndpointUp):
+    def announce(self, news: News) -> None:
+        """Tell those who listen, and log what an operator should read."""
+        kind, fields, n_failed = news
+        if kind is EndpointDown:
+            _, at, endpoint, error, until = fields
+            again = "for good" if until is None else f"next try in {until - at:.1f} s"
+            why = "taken out by hand" if error is None else error
+            endpoint_logger.warning("pool %r: %s is down (%s): %s", self._pool, endpoint, again, why)
+        elif kind is EndpointUp:
             endpoint_logger.info(
                 "pool %r: %s is up again after %.1f s and %d failed dial(s)",
-                event.pool,
-                event.endpoint,
-                event.seconds,
-                event.failures,
+                self._pool, fields[2], fields[3], n_failed,
+            )  # fmt: skip
+        elif kind is GroupSwitched:
+            logger.info(
+                "pool %r: lends from group %s of its route, before from %s", self._pool, fields[3], fields[2]
             )
-        elif isinstance(event, GroupSwitched):
-            endpoint_logger.warning(
-                "pool %r: lends from group %s of its route now, no longer from %s",
-                event.pool,
-                event.new,
-                event.old,
-            )
-        self.tell(event)
+        if self.by_kind[kind]:
+            self.tell(kind(*fields))

@@ -99,7 +99,12 @@ def _told(
             record.noted().origin = origin_of(sys._getframe(1))
         if listeners.by_kind[CheckedOut]:
             at = now()
-            listeners.tell(CheckedOut(name, at, record.id, record.host.endpoint, at - began))
+            event = CheckedOut(name, at, record.id, record.host.endpoint, at - began)
+            try:
+                listeners.tell(event)
+            except BaseException:  # Ctrl-C in a handler
+                conn.release()
+                raise
         return conn
     except BaseException:
         conn = None  # its caller will never have it, and a traceback must not keep it from its finaliser

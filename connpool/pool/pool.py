@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from collections.abc import Callable, Iterable
-from threading import get_ident
+from threading import current_thread, get_ident
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -91,7 +92,8 @@ class ConnectionPool(Steering):
         for handler in listeners:
             self._control.listen(handler, ())
         where_to = None if route is None else Route.coerce(route)
-        self._lender.listeners.tell(PoolOpened(self.name, self._now(), config.changed()))
+        if self._lender.listeners.by_kind[PoolOpened]:
+            self._lender.listeners.tell(PoolOpened(self.name, self._now(), config.changed()))
         if paused:
             self._doors.pause(fail=False)
         self._control.follow(where_to)
@@ -198,6 +200,8 @@ class ConnectionPool(Steering):
                     turn = missed.turn
                 except IndexError:
                     pass
+            if key is not None:  # its turn was taken with it
+                turn = self._lender.books.fleet.turn_of(key.record.host)
             return Checkout(self._lender, ANYTHING if req is None else Request.of(req), timeout, turn).run(
                 key
             )
@@ -281,6 +285,11 @@ class ConnectionPool(Steering):
         self._lender.books.lost.append(record)
         self._lender.nudge()
         wink(self)
+        if sys.is_finalizing():
+            self._lender.dialler.close_forgotten(record)
+            return
+        if record.holder == get_ident():  # once it has ended, a thread has no name any more
+            record.noted().taker = current_thread().name
         if record.phase is Phase.OPEN and record.fate is None:
             held = self._now() - record.since
             origin = None if record.notes is None else record.notes.origin

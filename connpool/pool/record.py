@@ -47,13 +47,13 @@ NOT_OPEN: Final = -1  # stands for a number of loans
 class Notes:
     """What is written down about few connections; most never need the memory."""
 
-    __slots__ = ("extra", "is_replaced", "looked_at", "origin", "wants_another", "warned_since")
+    __slots__ = ("extra", "is_replaced", "looked_at", "origin", "taker", "wants_another")
 
     def __init__(self) -> None:
         self.extra: Any = None  # the user's own
         self.origin: Origin | None = None  # where the present loan was taken
         self.looked_at = -math.inf  # when it was validated last
-        self.warned_since = math.nan  # the loan since then has lasted long, and that was said
+        self.taker: str | None = None  # name of the thread that took it and lost it
         self.is_replaced = False  # another was opened in its stead
         self.wants_another = False  # closed for an error: to be replaced where that is wished
 

@@ -28,7 +28,8 @@ def _recover_one(books: Books, record: Record, todo: Todo) -> None:
         books.lost_loans += 1
         todo.lost.append(record)
     if record.raw is None:  # nothing was opened, or it is closed already
-        books.forget(record, todo)
+        books.forget(record)
+        todo.gone.append(record)
     elif record.phase is Phase.CLOSING:
         todo.doomed.append(key)
     else:

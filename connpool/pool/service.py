@@ -180,7 +180,7 @@ class Service:
             fleet = books.fleet
             if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
                 evict_from(books, fleet.rich, waiter, todo)  # the next who comes to its turn can dial it
-        if waiter.attempt is not None:
+        if waiter.attempt is not None and hosts:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):
             return self._last_resort(waiter, now, todo)
@@ -253,8 +253,9 @@ class Service:
             answer = self._try_idle(waiter, host, now, todo, only_new=False)
             if answer is not None:
                 return answer
-        if any(host.opening and host.endpoint not in waiter.tried for host in hosts):
-            return Answer.PENDING  # somebody's probe is under way
+        is_probing = any(host.opening and host.endpoint not in waiter.tried for host in hosts)
+        if is_probing or waiter.attempt is not None:
+            return Answer.PENDING
         if not hosts and waiter.pinned is None and books.size() > 0:
             return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
         if not books.config.fail_fast and any(host.retry_at is not None for host in hosts):

@@ -38,7 +38,8 @@ def describe_holder(record: Record) -> str:
     """Which thread took it last, and from where, if that is tracked."""
     origin = None if record.notes is None else record.notes.origin
     taken = "" if origin is None else f", taken at {origin}"
-    return f"thread {thread_name(record.holder)!r}{taken}"
+    known = None if record.notes is None else record.notes.taker
+    return f"thread {(known or thread_name(record.holder))!r}{taken}"
 
 
 def idle_ones(books: Books) -> set[Record]:

@@ -276,10 +276,9 @@ class FaultProxy:
             action, done = self._orders.pop(0)
             try:
                 action()
+                done.set_result(None)
             except Exception as failed:  # noqa: BLE001 - who gave the order gets it
                 done.set_exception(failed)
-            else:
-                done.set_result(None)
 
     def _let_in(self) -> None:
         """Accept everybody at the door."""

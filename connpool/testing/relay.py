@@ -91,7 +91,8 @@ class Pipe:
         """When the next piece may go on; None: nothing is held, or nothing may."""
         if self.is_silent or not self._held:
             return None
-        return max(self._held[0][0], self._free_at)
+        due = self._held[0][0] if self.line.latency else 0.0  # a healed line hurries
+        return due if self.line.rate is None else max(due, self._free_at)
 
     def read(self, now: float) -> None:
         """Take in what has come."""

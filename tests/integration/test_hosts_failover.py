@@ -108,7 +108,7 @@ def test_endpoints_that_all_refuse_fail_the_checkout_at_once_whatever_the_blackl
     with ScriptedServer(host=host) as a, ScriptedServer(host=host) as b:
         a.refuse()
         b.refuse()
-        with ConnectionPool(f"{a.endpoint}, {b.endpoint}", blacklist_initial=0) as pool:
+        with ConnectionPool(f"{a.endpoint}, {b.endpoint}", blacklist_initial=0, reap_interval=None) as pool:
             for _ in range(3):
                 with taking(0, 2), pytest.raises(NoEndpointError) as caught:
                     pool.try_connect(timeout=10)

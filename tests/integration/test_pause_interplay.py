@@ -193,7 +193,7 @@ def test_a_paused_pool_probes_no_endpoint(stage):
         lambda pool: pool.resize(max_size=5),
         lambda pool: pool.configure(max_connecting=5),
         lambda pool: pool.clear(),
-        lambda pool: setattr(pool, "route", "b:1"),
+        lambda pool: setattr(pool, "route", "a:1, b:1"),
         lambda pool: pool.sweep(),
     ],
     ids=["unblacklist", "resize", "configure", "clear", "route", "sweep"],

@@ -51,7 +51,7 @@ class Visitor:
                 try:
                     self.answers.append(visit())
                 except ConnPoolError as error:
-                    self.answers.append(error)
+                    self.answers.append(error.with_traceback(None))  # whose frames would keep loans
         finally:
             self._is_inside.now = False
 

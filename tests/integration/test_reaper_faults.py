@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionClosed, ConnectionPool, ConnPoolError
+from connpool import CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, settle, sweep_until, turn
@@ -197,6 +197,40 @@ def test_a_sweep_by_hand_that_can_start_no_thread_raises_nothing(
         settle(pool)
         assert pool.stats().size == board.n_open
         check_books(pool)
+
+
+@pytest.mark.parametrize("revive", [False, True])
+def test_a_look_or_a_replacement_that_finds_no_thread_loses_no_connection(
+    revive: bool, monkeypatch: pytest.MonkeyPatch, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Switchboard):
+        prompt = False
+
+    board = Slow()
+    settings: dict[str, Any] = {
+        "keepalive_interval": 5,
+        "max_lifetime": 20,
+        "lifetime_jitter": 0,
+        "idle_timeout": None,
+    }
+    with ConnectionPool("a:1", connector=board, clock=clock, revive=revive, **settings) as pool:
+        fill(pool, 3)
+        gate = NoThreads(monkeypatch, lambda name: True)
+        for _ in range(3):
+            clock.advance(6)
+            pool.sweep()
+            pool.sweep()
+        assert gate.refused
+        assert (pool.stats().lost, pool.stats().closed) == (0, {}), "they are well, and nobody's loss"
+        assert pool.stats().idle + pool.stats().closing == 3
+        clock.advance(6)
+        sweep_until(pool, lambda: not any(line.is_open for line in board.lines[:3]), "their end")
+        assert pool.stats().lost == 0
+        assert set(pool.stats().closed) == {CloseReason.EXPIRED}
+        gate.is_closed = False
+        settle(pool)
+        check_books(pool)
+    assert "not given back" not in caplog.text
 
 
 def test_a_close_that_finds_no_thread_happens_all_the_same(

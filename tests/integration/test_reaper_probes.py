@@ -13,6 +13,7 @@ from connpool import (
     CheckoutTimeoutError,
     CloseReason,
     ConnectionPool,
+    ConnPoolError,
     EndpointDown,
     EndpointState,
     EndpointUp,
@@ -230,7 +231,8 @@ def test_the_connection_of_a_probe_is_kept_idle(clock: FakeClock) -> None:
 
 def test_the_probe_of_the_reaper_serves_who_waits_for_an_endpoint(clock: FakeClock) -> None:
     board = Switchboard()
-    with fallen(clock, board, fail_fast=False, blacklist_initial=5, blacklist_max=5) as pool:
+    with fallen(clock, board, blacklist_initial=5, blacklist_max=5) as pool:
+        pool.configure(fail_fast=False)
         got: list[object] = []
         waiter = threading.Thread(target=lambda: got.append(turn(pool)), daemon=True)
         waiter.start()
@@ -310,12 +312,26 @@ def test_down_and_up_are_told_once_however_many_probes_fail(
         until(lambda: len(told) == 2)
         assert [type(event) for event in told] == [EndpointDown, EndpointUp]
         assert told[1].seconds == pytest.approx(clock.now() - began, abs=0.01)
-        lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+        lines = [
+            (record.levelname, record.getMessage())
+            for record in caplog.records
+            if "a:1" in record.getMessage()
+        ]
         assert [level for level, _ in lines] == ["WARNING", "INFO"], lines
-        assert all("a:1" in text for _, text in lines)
         failed = pool.stats().connect_failures
         assert failed >= 8
         assert str(failed) in lines[1][1]
+
+
+# -- no time to wait --------------------------------------------------------------------------------
+
+
+def test_with_no_time_to_wait_nobody_waits_for_an_endpoint_that_is_down() -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, fail_fast=False, blacklist_initial=30) as pool:
+        for _ in range(3):
+            with taking(0, 2), pytest.raises(ConnPoolError):
+                pool.try_connect(timeout=0)
 
 
 # -- real time -------------------------------------------------------------------------------------

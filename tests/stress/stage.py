@@ -72,7 +72,7 @@ class Ears:
         """Wait for the *n*-th event of that kind; it may be told by a thread of the pool."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.of(name)) >= n, NEVER), (name, self.kinds())
-        return self.of(name)[n - 1]
+        return self.of(name)[n - 1] if n else None
 
     def kinds(self, *names: str) -> list[str]:
         """The names of what was heard, of these kinds or of all."""

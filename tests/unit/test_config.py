@@ -37,6 +37,7 @@ DEFAULTS = {
     "max_sharers": None,
     "reap_interval": 1,
     "warn_after": None,
+    "track_origin": False,
     "dial_in_caller": False,
     "required_permissions": frozenset(),
 }
@@ -76,7 +77,7 @@ SECONDS = {
     "warn_after",
 }
 SECONDS_FROM_0 = {"checkout_timeout", "look_after_idle", "blacklist_initial"}
-FLAGS = {"reconnect", "fail_fast", "sharable", "dial_in_caller"}
+FLAGS = {"reconnect", "fail_fast", "sharable", "track_origin", "dial_in_caller"}
 FIELDS = tuple(field.name for field in attrs.fields(PoolConfig))
 
 

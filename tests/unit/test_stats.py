@@ -11,10 +11,11 @@ from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, Pool
 FIELDS = {
     Percentiles: "p50 p95 p99 max",
     PoolStats: "name state size idle in_use shared opening closing waiting max_size min_idle checkouts opened"
-    " closed timeouts connect_failures lost wait dial",
+    " closed timeouts connect_failures lost wait dial hold",
     ConnectionInfo: "id endpoint state uses opened_at idle_since expires_at local peer tls extra"
-    " holder since",
-    EndpointInfo: "endpoint group state since failures retry_at last_error size idle",
+    " holder since origin",
+    EndpointInfo: "endpoint group state since failures retry_at last_error size idle"
+    " in_use opening closing checkouts opened closed connect_failures",
 }
 
 
