@@ -32,7 +32,7 @@ its steps in turn while the main one goes on. What a step raises must be announc
 ``wait for N EVENT``                     until *N* such events have been told since the start
 ``until N waits``, ``until N knocks``    until *N* threads stand still in the pool; *N* logins have begun
 ``advance S``                            seconds pass on the fake clock
-``counts NAME=N ...``                    what ``stats`` must say now
+``counts NAME=N ...``                    what ``stats`` comes to say
 ``hold dials``, ``admit N``              logins stay unanswered; *N* of them, or ``all``, are answered
 ``refuse logins``, ``refuse dials``      whoever comes is turned away, by the login or by the system
 ``accept dials``                         both no longer
@@ -65,6 +65,7 @@ from connpool import Connection, ConnectionPool, SocketConnector, UsageError
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.actor import Actor
 from tests.helpers.doorman import Doorman
+from tests.helpers.switchboard import until
 
 LIMIT: Final = 10.0  # real seconds in which whatever is waited for must come about
 OF_THE_CALLER: Final = {"CheckoutStarted", "CheckedOut", "CheckoutFailed", "CheckedIn"}
@@ -206,9 +207,13 @@ class Stage:
         {"waits": self.clock.until_waiting, "knocks": self.doorman.until_knocks}[what](int(n))
 
     def counts(self, *wanted: str) -> None:
-        stats = self.pool.stats()
         names = [each.partition("=")[0] for each in wanted]
-        assert [f"{name}={getattr(stats, name)}" for name in names] == list(wanted)
+
+        def counted() -> list[str]:
+            stats = self.pool.stats()
+            return [f"{name}={getattr(stats, name)}" for name in names]
+
+        until(lambda: counted() == list(wanted), f"{wanted}")  # what was told may yet have to be recorded
 
     def accept_dials(self) -> None:
         self.doorman.refuse(is_refusing=False)

@@ -248,6 +248,7 @@ LIMITS = [
             start one
             one: check out a fails CheckoutTimeoutError
             until 1 waits
+            until 1 knocks
             advance 3
             join one
             admit all

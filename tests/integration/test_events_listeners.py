@@ -180,7 +180,7 @@ def test_a_listener_keeps_no_forgotten_pool_alive():
 # -- what it costs --------------------------------------------------------------------------------
 
 
-OF_EVERY_DAY = {name for name in FIELDS if name.startswith(("Check", "Connection", "Loan"))}
+OF_EVERY_DAY = {name for name in FIELDS if name.startswith(("Check", "Connection"))}
 
 
 @pytest.fixture

@@ -142,10 +142,11 @@ def test_a_story_with_real_servers_is_told_as_it_happened():
             one.stop()
             pool.try_connect().release()
             ears.until("GroupSwitched")
+            pool.clear()
+            ears.until("ConnectionClosed", 3)
             one.start()
             pool.unblacklist(one.endpoint)
             pool.try_connect().release()
-            ears.until("ConnectionClosed", 3)
         one.until_open(0)
         other.until_open(0)
 
@@ -172,8 +173,8 @@ def test_a_story_with_real_servers_is_told_as_it_happened():
         ("ConnectionOpened", "other"),
         ("CheckedOut", "other"),
         ("CheckedIn",),
+        ("ConnectionClosed", "other", "STALE"),
         ("CheckoutStarted",),
-        ("ConnectionClosed", "other", "EVICTED"),
         ("ConnectionOpening", "one"),
         ("ConnectionOpened", "one"),
         ("CheckedOut", "one"),
@@ -184,6 +185,7 @@ def test_a_story_with_real_servers_is_told_as_it_happened():
         ("PoolOpened",),
         ("EndpointDown", "one"),
         ("GroupSwitched",),
+        ("PoolCleared",),
         ("EndpointUp", "one"),
         ("GroupSwitched",),
         ("PoolClosed",),

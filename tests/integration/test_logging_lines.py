@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 
+import connpool
 from connpool import ConnectionPool, ConnPoolError, SocketConnector
 from connpool.testing import Answer, FakeClock, ScriptedServer
 from tests.stress.stage import make_stage  # noqa: F401 - a fixture
@@ -59,7 +60,9 @@ def test_a_pool_at_work_says_nothing(stage, log):
 
 
 def test_all_lines_come_from_loggers_under_one_name(stage, log):
-    s = stage(warn_after=1, listeners=[lambda event: 1 / 0])
+    s = stage(warn_after=1)
+    s.pool.listen(lambda event: 1 / 0, connpool.PoolCleared)
+    s.pool.clear()
     s.down.add(A)
     with pytest.raises(ConnPoolError):
         s.pool.try_connect()
