@@ -132,12 +132,18 @@ class Desk:
         self.carry_out(todo)
 
     def _forget(self, keys: list[Key], todo: Todo) -> None:
+        blow: BaseException | None = None
         for key in keys:
-            self.tell_closed(key.record)
+            try:
+                self.tell_closed(key.record)
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C in a handler: the place is freed all the same
+                blow = blow or error
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
             self.service.serve(self.clock.now(), todo)
+        if blow is not None:
+            raise blow
 
     def check_open_locked(self) -> None:
         """Refuse what needs a pool that is not at its end.

@@ -55,6 +55,7 @@ class Service:
         if books.state is PoolState.CLOSED:
             books.drain_all(CloseReason.POOL_CLOSED, todo)
         if books.state is not PoolState.OPEN:
+            self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
             return
         oldest = None
         while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look

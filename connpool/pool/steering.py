@@ -9,6 +9,7 @@ from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
 from connpool.model.route import Route
+from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
@@ -183,4 +184,5 @@ class Steering:
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """Every connection, those being opened and closed included."""
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
-        return tuple(connection_info(record, is_idle=record in idle) for record in records)
+        infos = [connection_info(record, is_idle=record in idle) for record in records]
+        return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile

@@ -110,7 +110,7 @@ class Transport:
     def is_gone(self) -> bool:
         """Whether the peer has left already, read by us or not. Never blocks; any thread may ask."""
         with self._lock:
-            if self._mouth is None:
+            if self._mouth is None or self.sock.fileno() < 0:  # TLS closes what it cannot wrap
                 return True
             poll = select.poll()
             poll.register(self.sock, GONE)

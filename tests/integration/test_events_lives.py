@@ -13,7 +13,7 @@ import connpool
 from connpool import CloseReason, ConnectionPool, ConnPoolError
 from connpool.testing import Close, Echo, ScriptedServer
 from tests.stress.stage import Ears, check_lives, lives, make_stage  # noqa: F401 - make_stage is a fixture
-from tests.stress.works import A, B, Caller, Part, ResettingWorks, Works, balanced, door
+from tests.stress.works import A, B, Caller, Part, ResettingWorks, balanced, door
 
 PROMPT = pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "apart"])
 
@@ -279,21 +279,6 @@ def test_a_connection_is_handed_to_nobody_before_its_return_was_told(stage):
     releaser.join()
     caller.loan().release()
     check_lives(s.ears.heard)
-
-
-@PROMPT
-def test_the_place_of_a_closed_connection_is_free_when_its_end_is_told(stage, prompt):
-    s = stage("a:1", Works(prompt=prompt), max_size=1)
-    seen = []
-
-    def look(event):
-        seen.append((balanced(s.pool).size, len(s.pool.connections()), s.works.n_open))
-
-    s.pool.listen(look, connpool.ConnectionClosed)
-    s.pool.try_connect().terminate()
-    s.ears.until("ConnectionClosed")
-    s.works.until(lambda: seen)
-    assert seen == [(0, 0, 0)]
 
 
 def test_a_loan_is_in_use_when_it_is_told(stage):

@@ -116,15 +116,6 @@ def test_what_happened_lately_is_remembered(stage, what):
     assert getattr(s.pool.stats(), what).max == 8
 
 
-def test_a_busy_pool_forgets_too(stage):
-    s = stage(max_size=1, idle_timeout=None, max_lifetime=None)
-    wait(s, 8)
-    for _ in range(int(LONG_AGO / 5)):
-        s.clock.advance(5)
-        s.pool.try_connect().release()
-    assert s.pool.stats().wait == NOTHING
-
-
 def test_looking_often_changes_nothing(stage):
     s = stage(max_size=1)
     dial(s, 1, 3)
