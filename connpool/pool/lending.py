@@ -223,6 +223,7 @@ class Lender(Desk):
             if dial.replaces is not None:
                 todo.doomed.append(dial.replaces)
             self.service.serve(now, todo)
+        del dial.key, key  # whoever has it now may drop it at once, and is to be heard of then
         self.carry_out(todo)
         if dial.number == 0 and (error is None or dial.is_look):
             self.pool._chores.turn(apart=True)  # it was one of a few at a time: the next may begin
