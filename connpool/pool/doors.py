@@ -44,15 +44,14 @@ class Doors:
         self._lender.carry_out(todo)
 
     def resume(self) -> None:
-        todo = Todo()
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.PAUSED:
                 self._books.listeners.post(PoolResumed, self._name, self._clock.now())
                 self._go_locked(PoolState.OPEN)
                 self._books.expect(-math.inf)
-            self._lender.service.serve(self._clock.now(), todo)
-        self._lender.carry_out(todo)
+        self._lender.flush()  # before anybody tells what it got
+        self._lender.serve()
 
     # -- the end of a pool
 

@@ -181,7 +181,7 @@ def test_a_blacklisted_endpoint_is_not_dialled_and_the_error_says_until_when() -
 def test_a_blacklist_of_no_length_is_no_endless_loop() -> None:
     with refused_port() as reserved:
         endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])
-        with ConnectionPool(endpoint, blacklist_initial=0, blacklist_max=0) as pool:
+        with ConnectionPool(endpoint, blacklist_initial=0, blacklist_max=0, reap_interval=None) as pool:
             for n in range(1, 4):
                 with taking(0, 2):
                     failing(pool)
