@@ -228,9 +228,8 @@ class Service:
     def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
         key.record.host.looks[key.record] = now
         self._books.expect(now + self._books.config.connect_timeout)
-        self._attempt(
-            waiter, Dial(key, threading.Event(), waiter.number, is_look=True, blames=False), now, todo
-        )
+        dial = Dial(key, threading.Event(), waiter.number, is_look=True, blames=False)
+        self._attempt(waiter, dial, now, todo)
 
     def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
         waiter.attempt = dial.key.record

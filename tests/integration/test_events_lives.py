@@ -13,7 +13,7 @@ import connpool
 from connpool import CloseReason, ConnectionPool, ConnPoolError
 from connpool.testing import Close, Echo, ScriptedServer
 from tests.stress.stage import Ears, check_lives, lives, make_stage  # noqa: F401 - make_stage is a fixture
-from tests.stress.works import A, B, Caller, Part, ResettingWorks, balanced, door
+from tests.stress.works import A, B, Caller, Part, ResettingWorks, Works, balanced, door
 
 PROMPT = pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "apart"])
 
@@ -279,6 +279,25 @@ def test_a_connection_is_handed_to_nobody_before_its_return_was_told(stage):
     releaser.join()
     caller.loan().release()
     check_lives(s.ears.heard)
+
+
+@PROMPT
+def test_the_end_of_a_connection_is_told_when_it_is_closed_and_before_another_takes_its_place(stage, prompt):
+    """So who counts what was opened and what was closed never counts more than max_size."""
+    s = stage("a:1", Works(prompt=prompt), max_size=1)
+    seen = []
+    s.pool.listen(lambda event: seen.append((s.works.n_open, s.works.dials)), connpool.ConnectionClosed)
+    conn = s.pool.try_connect()
+    caller = Caller(s.pool, timeout=20)
+    s.clock.until_waiting(1)
+    conn.terminate()
+    caller.loan().release()
+    assert seen == [(0, 1)]
+    assert s.ears.kinds("ConnectionOpening", "ConnectionClosed") == [
+        "ConnectionOpening",
+        "ConnectionClosed",
+        "ConnectionOpening",
+    ]
 
 
 def test_a_loan_is_in_use_when_it_is_told(stage):

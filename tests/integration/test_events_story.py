@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from connpool import NoEndpointError, PoolExhaustedError
+from connpool import CloseReason, ConnectionPool, NoEndpointError, PoolExhaustedError
+from connpool.testing import ScriptedServer
 from tests.stress.stage import Ears, check_lives, make_stage, plain  # noqa: F401 - make_stage is a fixture
 from tests.stress.works import A, B, Caller
 
@@ -19,7 +20,7 @@ OF_CONNECTIONS = (
 def settled_order(story):
     """Put the end of each failed dial behind its beginning.
 
-    It is told by the thread that dialled, when the place is free and may be taken already.
+    It is told by the thread that dialled, while another may go on already.
     """
     opened = {event[1] for event in story if event[0] == "ConnectionOpened"}
     failed = {event[1]: event for event in story if event[0] == "ConnectionClosed" and event[1] not in opened}
@@ -125,3 +126,69 @@ def test_a_story_is_told_as_it_happened(stage, in_caller):
         ("PoolResumed",),
         ("PoolClosed",),
     ]
+
+
+def test_a_story_with_real_servers_is_told_as_it_happened():
+    ears = Ears()
+    settings = {"max_size": 1, "look_after_idle": 0, "reap_interval": None, "blacklist_initial": 60}
+    with ScriptedServer() as one, ScriptedServer() as other:
+        pool = ConnectionPool(f"{one.endpoint} || {other.endpoint}", listeners=[ears], **settings)
+        names = {str(one.endpoint): "one", str(other.endpoint): "other"}
+        with pool:
+            with pool.try_connect() as conn:
+                conn.sendall(b"x", timeout=5)
+                assert conn.recv_exactly(1, timeout=5) == b"x"
+            pool.try_connect().release()
+            one.stop()
+            pool.try_connect().release()
+            ears.until("GroupSwitched")
+            pool.clear()
+            ears.until("ConnectionClosed", 3)
+            one.start()
+            pool.unblacklist(one.endpoint)
+            pool.try_connect().release()
+        one.until_open(0)
+        other.until_open(0)
+
+    def told(event):
+        name, *values = event
+        words = {**names, **{reason: reason for reason in CloseReason.__members__}}
+        return (name, *(words[value] for value in values if isinstance(value, str) and value in words))
+
+    story = settled_order([plain(event) for event in ears.of(*OF_CONNECTIONS)])
+    assert [told(event) for event in story] == [
+        ("CheckoutStarted",),
+        ("ConnectionOpening", "one"),
+        ("ConnectionOpened", "one"),
+        ("CheckedOut", "one"),
+        ("CheckedIn",),
+        ("CheckoutStarted",),
+        ("CheckedOut", "one"),
+        ("CheckedIn",),
+        ("CheckoutStarted",),
+        ("ConnectionClosed", "one", "BROKEN"),
+        ("ConnectionOpening", "one"),
+        ("ConnectionClosed", "one", "BROKEN"),
+        ("ConnectionOpening", "other"),
+        ("ConnectionOpened", "other"),
+        ("CheckedOut", "other"),
+        ("CheckedIn",),
+        ("ConnectionClosed", "other", "STALE"),
+        ("CheckoutStarted",),
+        ("ConnectionOpening", "one"),
+        ("ConnectionOpened", "one"),
+        ("CheckedOut", "one"),
+        ("CheckedIn",),
+        ("ConnectionClosed", "one", "POOL_CLOSED"),
+    ]
+    assert [told(plain(event)) for event in ears.of(*OF_THE_POOL)] == [
+        ("PoolOpened",),
+        ("EndpointDown", "one"),
+        ("GroupSwitched",),
+        ("PoolCleared",),
+        ("EndpointUp", "one"),
+        ("GroupSwitched",),
+        ("PoolClosed",),
+    ]
+    check_lives(ears.heard)
+    assert (one.accepts, other.accepts) == (2, 1)

@@ -107,6 +107,31 @@ def test_nothing_is_written_to_the_standard_streams_whatever_happens():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+def test_who_sets_logging_up_sees_the_lines():
+    program = """
+        import logging, socket
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+        from connpool import ConnectionPool, ConnPoolError
+        port = socket.socket()
+        port.bind(("127.0.0.1", 0))
+        with ConnectionPool("127.0.0.1:%d" % port.getsockname()[1]) as pool:
+            try:
+                pool.try_connect()
+            except ConnPoolError:
+                pass
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        timeout=30,
+        check=True,
+        text=True,
+    )
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"WARNING connpool\.endpoint .*127\.0\.0\.1:\d+.*refused", line, re.IGNORECASE), line
+
+
 def test_importing_sets_no_level_and_lets_lines_through():
     program = """
         import logging
