@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from connpool.pool.hosts import Take
+from connpool.pool.fleet import Take
 
 __all__ = ["Board"]
 

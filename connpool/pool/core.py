@@ -16,7 +16,8 @@ from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.board import Board
-from connpool.pool.hosts import Fleet, Host
+from connpool.pool.fleet import Fleet
+from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners

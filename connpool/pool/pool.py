@@ -24,7 +24,7 @@ from connpool.pool.chores import Chores
 from connpool.pool.connection import Connection
 from connpool.pool.control import Control
 from connpool.pool.doors import Doors
-from connpool.pool.hosts import Missed, Take
+from connpool.pool.fleet import Missed, Take
 from connpool.pool.lending import Lender
 from connpool.pool.loose import open_file, run
 from connpool.pool.observed import observe

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 
 from tests.stress.house import make_house, served  # noqa: F401 - make_house is a fixture
@@ -87,7 +86,6 @@ def test_a_lost_loan_that_is_recovered_serves_the_queue(house):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             held.clear()
-            gc.collect()
             h.pool.sweep()
 
     served(waiter, lose)

@@ -1,0 +1,181 @@
+"""All endpoints of one pool, and which one a checkout turns to next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeAlias
+
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Route
+from connpool.pool.hosts import Host
+from connpool.pool.record import Key
+
+__all__ = ["Fleet", "Missed", "Take"]
+
+Take: TypeAlias = Callable[[], Key]
+
+NOTHING: Final[deque[Key]] = (
+    deque()
+)  # a stack that is always empty: its turn sends a checkout to the long way
+
+
+class Missed(IndexError):
+    """Nothing is idle at the host whose turn it was; carries the number of the turn."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__(turn)
+        self.turn = turn
+
+
+class Fleet:
+    """All hosts of one pool: the route's groups, pinned ones, adopted connections."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[Endpoint, Host] = {}
+        self.groups: tuple[tuple[Host, ...], ...] = ()
+        self.adopted: Host | None = None  # for connections given to the pool without an endpoint
+        self.turns = itertools.count()  # whose turn it is; every checkout takes one
+        self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
+        self.is_single = False  # one stack is all there is: who found it empty need not look elsewhere
+        self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
+        self.rota: tuple[Host, ...] = ()  # the hosts of the active group that may be dialled, in turn
+        self.poor: frozenset[Host] = frozenset()  # of a full pool: who came back and has no share yet
+        self.rich: frozenset[Host] = frozenset()  # who has more than its share
+        self._stacks: tuple[deque[Key], ...] = (NOTHING,)
+        self._lending: frozenset[Host] = frozenset()
+
+    def host(self, endpoint: Endpoint, now: float) -> Host:
+        """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
+        if endpoint not in self.hosts:
+            self.hosts[endpoint] = Host(endpoint, now=now, on_route=False)
+        return self.hosts[endpoint]
+
+    def follow(self, route: Route | None, now: float) -> list[Host]:
+        """Take *route* as the new one. Returns the hosts that are no longer on it."""
+        listed = route.groups if route else ()
+        groups = [tuple(self.host(endpoint, now) for endpoint in group.endpoints) for group in listed]
+        before = [host for host in self.hosts.values() if host.on_route]
+        self.groups = tuple(groups)
+        wanted = {host for group in groups for host in group}
+        for host in self.hosts.values():
+            if host.on_route != (host in wanted):
+                host.on_route = host in wanted
+                host.lift(now)  # who comes anew comes without a past
+                host.was_up = True
+                host.owed = 0
+        self.forget_empty()
+        return [host for host in before if not host.on_route]
+
+    def forget_empty(self) -> None:
+        """Drop hosts that are on no route, hold nothing and are not blacklisted."""
+        for host in list(self.hosts.values()):
+            idle_one = not host.on_route and not host.records and host.is_up() and host is not self.adopted
+            if idle_one:
+                del self.hosts[host.endpoint]
+
+    def adopting_host(self, now: float) -> Host:
+        if self.adopted is None:
+            self.adopted = self.host(Endpoint.callable("adopted"), now)
+            self.adopted.dialable = False
+        return self.adopted
+
+    def refresh(self, now: float, *, lends: bool) -> float:
+        """Set ``take`` for *now*. Returns the instant at which it must be done again.
+
+        Blacklistings made by hand end by themselves; others end with a probe,
+        for which the host takes its turn with an empty stack.
+        """
+        for host in self.hosts.values():
+            if host.by_hand and host.is_due(now):
+                host.lift(now)
+        self.rota = ()
+        for group in self.groups if lends else ():
+            self.rota = tuple(host for host in group if host.is_up() or host.is_due(now))
+            if self.rota:
+                break
+        stacks = [host.idle if host.is_up() else NOTHING for host in self.rota]
+        if lends and self.adopted is not None:
+            stacks.append(self.adopted.idle)
+        self._publish(tuple(stacks) or (NOTHING,))
+        waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
+        return min(waits, default=math.inf)
+
+    def active_group(self) -> int | None:
+        """The number of the first group with an endpoint that is up."""
+        for number, group in enumerate(self.groups):
+            if any(host.is_up() for host in group):
+                return number
+        return None
+
+    def weigh(self, n_places: int, max_size: int) -> None:
+        """See whether all places are taken, and who then has less than its share of them."""
+        self.is_full = n_places >= max_size
+        self.poor = frozenset()
+        if self.is_full and len(self.rota) > 1:
+            share = max_size // len(self.rota)
+            self.poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
+            self.rich = frozenset(h for h in self.rota if len(h.records) > share)
+
+    def take_any(self, turn: int) -> Key:
+        """An idle key of any host that lends just now, beginning with *turn*'s. IndexError: none."""
+        stacks = self._stacks
+        for i in range(len(stacks)):
+            with suppress(IndexError):
+                return stacks[(turn + i) % len(stacks)].pop()
+        raise IndexError("nothing is idle")
+
+    def turn_of(self, host: Host) -> int | None:
+        """A turn that begins with *host*; None: it has none in the active group."""
+        return self.rota.index(host) if host in self.rota else None
+
+    def lends(self, host: Host) -> bool:
+        """Whether a checkout without wishes may get a connection of *host* just now."""
+        return host in self._lending
+
+    def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
+        self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING
+        same = len(stacks) == len(self._stacks) and all(map(_is, stacks, self._stacks))
+        if same:
+            return
+        self._stacks = stacks
+        self._lending = frozenset(h for h in self.hosts.values() if any(h.idle is s for s in stacks))
+        if len(stacks) == 1:
+            self.take = stacks[0].pop
+        else:
+            self.take = self._rotation(tuple(stack.pop for stack in stacks))
+
+    def _rotation(self, pops: tuple[Take, ...]) -> Take:
+        """Take from the stack whose turn it is. ``next`` and ``pop`` are one C call each."""
+        turns, n = self.turns, len(pops)
+
+        def take() -> Key:
+            turn = next(turns)
+            try:
+                return pops[turn % n]()
+            except IndexError:
+                if self.is_full and not self.poor:
+                    for i in range(1, n):
+                        with suppress(IndexError):
+                            return pops[(turn + i) % n]()
+                raise Missed(turn) from None
+
+        return take
+
+    def has_idle(self) -> bool:
+        """Whether anything is idle at any host, lent out just now or not."""
+        for host in self.hosts.values():  # noqa: SIM110 - any() takes twice as long
+            if host.idle:
+                return True
+        return False
+
+    def has_host_up(self) -> bool:
+        """Whether some endpoint of the active group is up."""
+        return any(stack is not NOTHING for stack in self._stacks)
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
