@@ -14,13 +14,13 @@ from connpool.errors import (
 from connpool.model.checks import require_seconds
 from connpool.model.request import Request
 from connpool.model.states import PoolState
+from connpool.pool.attempts import PATIENCE
 from connpool.pool.connection import Connection
 from connpool.pool.dialing import EitherCancel
 from connpool.pool.failures import exhausted, timed_out
 from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
-from connpool.pool.service import PATIENCE
 from connpool.pool.waiters import Outcome, Waiter
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Checkout(Fitting):
         if turn is None:
             turn = next(books.fleet.turns)
         self._waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only)
+        self._waiter.may_wait = timeout != 0
 
     @property
     def _name(self) -> str:
@@ -203,10 +204,7 @@ class Checkout(Fitting):
             first = min(first, waiter.front_at + books.overtake_delay)
         if attempt is not None and waiter.patience_at > now:
             first = min(first, waiter.patience_at)
-        elif attempt is not None:
-            first = min(first, max(now + PATIENCE, attempt.opened_at + books.config.connect_timeout))
-        if now < books.next_change < first:
-            first = books.next_change
+        first = min(first, books.next_change)
         if waiter.request.cancel is not None:
             first = min(first, now + CANCEL_POLL)
         return (None, False) if first == math.inf else (max(0.0, first - now), first == until)
@@ -244,9 +242,12 @@ class Checkout(Fitting):
     def _run_errand(self) -> None:
         """Dial on the waiter's own thread."""
         waiter = self._waiter
-        dial = waiter.errands.popleft()
+        with self._lender._lock:
+            if not waiter.errands:
+                return  # it was served meanwhile, and they were called off
+            dial = waiter.errands.popleft()
+            waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         dial.is_errand = True
-        waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         timeout = self._books.config.connect_timeout
         if self._limit != 0 and self._until() - self._lender.clock.now() < timeout:
             timeout = max(0.0, self._until() - self._lender.clock.now())

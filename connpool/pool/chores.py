@@ -51,6 +51,7 @@ class Chores:
         with self._lock:
             now = self._clock.now()
             recover(books, todo)
+            self._lender.service.give_up_hung(now)
             if is_leap:
                 self._forgive_locked(now)
             self._expire_locked(now, todo)
@@ -160,7 +161,7 @@ class Chores:
         return may_dial and host.is_up() and books.has_place(host, now)
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
-        key, cancel = self._books.reserve(host, now)
+        key, cancel = self._books.reserve(host, now, blames=True)
         dial = Dial(key, cancel, 0, is_look=False, blames=True)
         todo.dials.append(dial)
         return dial

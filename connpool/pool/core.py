@@ -17,7 +17,7 @@ from connpool.model.route import Route
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.board import Board
 from connpool.pool.fleet import Fleet
-from connpool.pool.hosts import Host
+from connpool.pool.hosts import Host, Underway
 from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners
@@ -32,6 +32,7 @@ __all__ = ["Books"]
 
 
 BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
+HANG_GRACE: Final = 0.25  # seconds by which a dial may outlast its timeout
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
 
 
@@ -79,6 +80,7 @@ class Books:
         self.last_error: BaseException | None = None
         self._ids = itertools.count(1)
         self.next_change = math.inf
+        self.hang_at = math.inf  # when the first of the dials under way should long have ended
         self.horizon = horizon(config)
         self.alarm_at = math.inf  # when upkeep must look at this pool at the latest
         self.is_alarm_new = False  # and the reaper does not know yet
@@ -113,19 +115,26 @@ class Books:
     def may_dial(self, host: Host, now: float) -> bool:
         """Whether *host* may be dialled now, places left aside. A due one is probed by one dial alone."""
         is_reachable = host.is_up() or host.is_due(now)
-        return host.dialable and is_reachable and len(host.opening) < self.config.max_connecting
+        most = self.config.max_connecting
+        return host.dialable and is_reachable and len(host.opening) < most and len(host.hung) < most
+
+    def hangs_at(self, record: Record) -> float:
+        """When a dial that is opening *record* should long have ended."""
+        return record.opened_at + self.config.connect_timeout + HANG_GRACE
 
     def is_at_limit(self, host: Host) -> bool:
         """Whether ``max_per_endpoint`` allows *host* no more connections."""
         most = self.config.max_per_endpoint
         return most is not None and len(host.records) >= most
 
-    def reserve(self, host: Host, now: float) -> tuple[Key, threading.Event]:
+    def reserve(self, host: Host, now: float, *, blames: bool) -> tuple[Key, threading.Event]:
         """Take a place at *host* for a connection that is to be dialled."""
         key = Key(Record(next(self._ids), self.pool, host, now))
         cancel = threading.Event()
-        host.opening[key.record] = cancel
+        host.opening[key.record] = Underway(cancel, blames)
         host.records.add(key.record)
+        self.hang_at = min(self.hang_at, self.hangs_at(key.record))
+        self.next_change = min(self.next_change, self.hang_at)
         self.count_places()
         return key, cancel
 
@@ -143,6 +152,7 @@ class Books:
         record.move(Phase.OPEN)
         record.uses = 0
         record.host.opening.pop(record, None)
+        record.host.hung.pop(record, None)
         record.opened_at = record.since = now
         record.host.opened += 1
         if record.fate is None:
@@ -177,6 +187,7 @@ class Books:
         is_first_time = record in record.host.records  # recovered records may come twice
         was = record.phase
         record.host.opening.pop(record, None)
+        record.host.hung.pop(record, None)
         record.host.looks.pop(record, None)
         record.host.records.discard(record)  # this frees the place; what follows is bookkeeping
         self.count_places()
@@ -241,7 +252,7 @@ class Books:
         """Tell the fast path how things stand, after anything but the queue has changed."""
         board: Board = self.pool
         config = self.config
-        self.next_change = self.fleet.refresh(now, lends=self.state is PoolState.OPEN)
+        self.next_change = min(self.fleet.refresh(now, lends=self.state is PoolState.OPEN), self.hang_at)
         self._note_news(now)
         board._take = self.fleet.take
         limits = (config.look_after_idle, config.idle_timeout)
@@ -293,17 +304,6 @@ class Books:
         else:
             self.return_until = self.next_change
         board._return_until = -math.inf if self.is_heard else self.return_until
-
-    def is_dry(self, now: float) -> bool:
-        """Whether nothing at all can be done for a plain waiter: no idle connection, no place, no news."""
-        fleet = self.fleet
-        return (
-            fleet.is_full
-            and not fleet.has_idle()
-            and not self.lost
-            and now < self.next_change
-            and fleet.has_host_up()
-        )
 
     def needs_look(self, record: Record, now: float, waiter: Waiter) -> bool:
         """Whether *record* must be looked at before *waiter* gets it."""

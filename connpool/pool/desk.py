@@ -91,7 +91,7 @@ class Desk:
             while todo.dials:
                 dial = todo.dials.pop()
                 if not self.dialler.start(dial):
-                    self._send_on_errand(dial)
+                    self._send_on_errand(dial, todo)
             self._tell_of(todo)
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
             blow = blow or error
@@ -115,15 +115,20 @@ class Desk:
             self.books.is_alarm_new = True  # interrupted: the next who comes by does it
             raise
 
-    def _send_on_errand(self, dial: Dial) -> None:
-        """No thread can be had for *dial*: the waiter it was begun for runs it on its own."""
+    def _send_on_errand(self, dial: Dial, todo: Todo) -> None:
+        """No thread can be had for *dial*: the waiter it was begun for runs it on its own, or nobody."""
         with self._lock:
             for waiter in self.books.queue:
                 if waiter.number == dial.number and waiter.is_waiting():
                     waiter.errands.append(dial)
                     waiter.wake()
                     return
-        del dial.key  # nobody waits for it any more: its finaliser frees the place
+            self.service.call_off(dial)
+            self.service.serve(self.clock.now(), todo)
+            if dial.replaces is not None:
+                todo.doomed.append(dial.replaces)
+            elif dial.number == 0:
+                self.books.expect(-math.inf)  # the next turn tries again
 
     def record_closed(self, keys: list[Key]) -> None:
         """These are closed: their places are free."""

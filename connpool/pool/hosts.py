@@ -6,16 +6,23 @@ import math
 import random
 import threading
 from collections import Counter, deque
-from typing import Final
+from typing import Final, NamedTuple
 
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, EndpointState
 from connpool.pool.record import Key, Record
 
-__all__ = ["Host"]
+__all__ = ["Host", "Underway"]
 
 BACKOFF_JITTER: Final = 0.1  # a blacklisting lasts between 90 % and 100 % of its nominal time
+
+
+class Underway(NamedTuple):
+    """A dial that goes on."""
+
+    cancel: threading.Event
+    blames: bool  # whether its failure counts against the host
 
 
 class Host:
@@ -32,6 +39,7 @@ class Host:
         "down_at",
         "endpoint",
         "failures",
+        "hung",
         "idle",
         "last_error",
         "looks",
@@ -52,7 +60,8 @@ class Host:
         self.endpoint = endpoint
         self.idle: deque[Key] = deque()  # the right end was released last
         self.records: set[Record] = set()  # opening + open + closing: what the server may see
-        self.opening: dict[Record, threading.Event] = {}  # dials under way, and what cancels each
+        self.opening: dict[Record, Underway] = {}  # dials under way
+        self.hung: dict[Record, Underway] = {}  # those that should long have ended
         self.looks: dict[Record, float] = {}  # being looked at, and since when
         self.on_route = on_route
         self.dialable = dialable
@@ -122,7 +131,6 @@ class Host:
     def fail(self, error: BaseException, now: float, config: PoolConfig, rng: random.Random) -> None:
         """A dial failed. Dials that were under way together count as one failure."""
         self.last_error = error
-        self.n_failed += 1
         if self.retry_at is not None and (self.by_hand or now < self.retry_at):
             return
         self.failures += 1

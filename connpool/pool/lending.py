@@ -212,7 +212,7 @@ class Lender(Desk):
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
-                if not self._was_called_off(dial, error):
+                if record not in record.host.hung and not self._was_called_off(dial, error):
                     failure = as_connect_error(error, self.pool.name, record.host.endpoint)
                     self.service.blame(dial, failure, now)
                 record.host.owed += dial.is_owed
@@ -285,6 +285,6 @@ class Lender(Desk):
 
     def call_off_locked(self, record: Record) -> None:
         """Cancel the dial that is opening *record*, if one is."""
-        cancel = record.host.opening.get(record)
-        if cancel is not None:
-            cancel.set()
+        underway = record.host.opening.get(record) or record.host.hung.get(record)
+        if underway is not None:
+            underway.cancel.set()

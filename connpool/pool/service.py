@@ -7,25 +7,22 @@ decides, so that freed capacity cannot be forgotten in one of twenty others.
 from __future__ import annotations
 
 import enum
-import threading
-from typing import Final
 
 from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, PoolState
+from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books
 from connpool.pool.failures import again, no_endpoint
 from connpool.pool.hosts import Host
-from connpool.pool.jobs import Dial, Todo
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.jobs import Todo
+from connpool.pool.record import Key, Phase
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
 from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
-
-PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
 
 
 class Answer(enum.Enum):
@@ -36,12 +33,11 @@ class Answer(enum.Enum):
     NOTHING = "nothing"  # no connection and no place: whoever asks the same after it gets nothing either
 
 
-class Service:
+class Service(Attempts):
     """The rules of lending. Every method is called with the pool's lock held."""
 
     def __init__(self, books: Books, *, looks_are_prompt: bool) -> None:
-        self._books = books
-        self._queue = books.queue
+        super().__init__(books)
         self.looks_are_prompt = looks_are_prompt  # a look never blocks: the new holder does it itself
 
     def serve(self, now: float, todo: Todo, *, is_brisk: bool = False) -> None:
@@ -51,6 +47,7 @@ class Service:
             recover(books, todo)
         if books.timings.is_behind():
             books.timings.catch_up(now, books.n_checkouts())
+        self.give_up_hung(now)
         books.publish(now)
         if books.state is PoolState.CLOSED:
             books.drain_all(CloseReason.POOL_CLOSED, todo)
@@ -88,8 +85,19 @@ class Service:
             else:
                 waiter.is_asleep = True
             books.publish_queue()  # announced first, looked for after that
-        if not (waiter.is_plain() and books.is_dry(now)):
+        if not (waiter.is_plain() and self._is_dry(now)):
             self.serve(now, todo)
+
+    def _is_dry(self, now: float) -> bool:
+        """Whether nothing at all can be done for a plain waiter: no idle connection, no place, no news."""
+        books, fleet = self._books, self._books.fleet
+        return (
+            fleet.is_full
+            and not fleet.has_idle()
+            and not books.lost
+            and now < books.next_change
+            and fleet.has_host_up()
+        )
 
     def hand_over(self, key: Key, now: float, *, is_brisk: bool) -> bool:
         """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
@@ -142,29 +150,9 @@ class Service:
         if waiter.outcome is Outcome.WAITING:
             waiter.outcome = Outcome.LEFT
         self._queue.leave(waiter)
-        waiter.errands.clear()
+        self._drop_errands(waiter)
         key, waiter.key = waiter.key, None
         return key
-
-    def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
-        """A dial failed: remember it for the host, and for who waited for it."""
-        books = self._books
-        host = dial.key.record.host
-        books.connect_failures += 1
-        books.last_error = error
-        if dial.blames and not error.local:
-            host.fail(error, now, books.config, books.rng)
-        for waiter in self._queue:
-            if waiter.number == dial.number:  # the others find the host blacklisted, or try it themselves
-                waiter.tried[host.endpoint] = error
-
-    def attempt_is_over(self, record: Record) -> Waiter | None:
-        """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
-        for waiter in self._queue:
-            if waiter.attempt is record:
-                waiter.attempt = None
-                return waiter
-        return None
 
     # -- one waiter
 
@@ -176,7 +164,7 @@ class Service:
             answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
             if answer is not None:
                 return answer
-            if not is_patient and self._begin_dial(waiter, host, now, todo):
+            if not is_patient and self.begin_dial(waiter, host, now, todo):
                 return Answer.PENDING
             fleet = books.fleet
             if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
@@ -206,41 +194,6 @@ class Service:
                 return Answer.SETTLED
         return None
 
-    def _begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
-        books = self._books
-        if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
-            return False
-        for record in waiter.attempts:  # one dial at a time to one endpoint, unless that has hung too long
-            if record.host is host and record.phase is Phase.OPENING and now < self._given_up_at(record):
-                return False
-        key, cancel = books.reserve(host, now)
-        if waiter.request.where is not None:
-            waiter.dialled.add(host.endpoint)  # one that does not pass is not tried again
-        self._attempt(
-            waiter, Dial(key, cancel, waiter.number, is_look=False, blames=waiter.pinned is None), now, todo
-        )
-        return True
-
-    def _given_up_at(self, record: Record) -> float:
-        """When a dial that should long have ended no longer stands in the way of another."""
-        return record.opened_at + self._books.config.connect_timeout
-
-    def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
-        key.record.host.looks[key.record] = now
-        self._books.expect(now + self._books.config.connect_timeout)
-        dial = Dial(key, threading.Event(), waiter.number, is_look=True, blames=False)
-        self._attempt(waiter, dial, now, todo)
-
-    def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
-        waiter.attempt = dial.key.record
-        waiter.attempts.append(dial.key.record)
-        waiter.patience_at = now + PATIENCE
-        if self._books.config.dial_in_caller:
-            waiter.errands.append(dial)
-            waiter.wake()
-        else:
-            todo.dials.append(dial)
-
     def _last_resort(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
         """No endpoint may be dialled: what is idle at a blacklisted one, a probe, or an error."""
         books = self._books
@@ -258,7 +211,7 @@ class Service:
             return Answer.PENDING
         if not hosts and waiter.pinned is None and books.size() > 0:
             return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
-        if not books.config.fail_fast and any(host.retry_at is not None for host in hosts):
+        if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts, now))
         return Answer.SETTLED
@@ -290,6 +243,8 @@ class Service:
         self._books.timings.new_waits.append(now - waiter.since)
         waiter.wake()
         self._queue.leave(waiter)
+        if waiter.errands:
+            self._drop_errands(waiter)
         if waiter.attempt is not None:
             self._bequeath(waiter)
 

@@ -46,6 +46,7 @@ class Waiter:
         "is_busy",
         "is_fresh_only",
         "key",
+        "may_wait",
         "must_look",
         "number",
         "outcome",
@@ -66,6 +67,7 @@ class Waiter:
         self.number = number  # in order of arrival
         self.turn = turn  # whose turn it is to serve it
         self.since = now
+        self.may_wait = True  # for a place, or for an endpoint to come back
         self.is_fresh_only = fresh_only  # nothing that was lent before will do
         self.gate: Gate = threading.Lock()
         self.gate.acquire()

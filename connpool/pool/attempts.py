@@ -1,0 +1,124 @@
+"""Dials and looks on behalf of those who wait: begun, given up, called off, blamed."""
+
+from __future__ import annotations
+
+import math
+import threading
+from typing import Final
+
+from connpool.errors import ConnectError, ConnectTimeoutError
+from connpool.pool.core import Books
+from connpool.pool.hosts import Host
+from connpool.pool.jobs import Dial, Todo
+from connpool.pool.record import Key, Record
+from connpool.pool.waiters import Waiter
+
+__all__ = ["PATIENCE", "Attempts"]
+
+PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
+
+
+class Attempts:
+    """What is under way. Every method is called with the pool's lock held."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._queue = books.queue
+
+    def begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
+        books = self._books
+        if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
+            return False
+        if any(record in host.opening for record in waiter.attempts):
+            return False  # one dial at a time to one endpoint
+        blames = waiter.pinned is None
+        key, cancel = books.reserve(host, now, blames=blames)
+        if waiter.request.where is not None:
+            waiter.dialled.add(host.endpoint)  # one that does not pass is not tried again
+        self._attempt(waiter, Dial(key, cancel, waiter.number, is_look=False, blames=blames), now, todo)
+        return True
+
+    def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
+        key.record.host.looks[key.record] = now
+        self._books.expect(now + self._books.config.connect_timeout)
+        dial = Dial(key, threading.Event(), waiter.number, is_look=True, blames=False)
+        self._attempt(waiter, dial, now, todo)
+
+    def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
+        waiter.attempt = dial.key.record
+        waiter.attempts.append(dial.key.record)
+        waiter.patience_at = now + PATIENCE
+        if self._books.config.dial_in_caller:
+            waiter.errands.append(dial)
+            waiter.wake()
+        else:
+            todo.dials.append(dial)
+
+    # -- how one ends
+
+    def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
+        """A dial failed: remember it for the host, and for who waited for it."""
+        host = dial.key.record.host
+        self._charge(host, error, now, blames=dial.blames)
+        for waiter in self._queue:
+            if waiter.number == dial.number:
+                waiter.tried[host.endpoint] = error
+                waiter.wake()
+            elif not self._books.config.fail_fast:
+                waiter.wake()  # it may sleep till the host is due, and that is another instant now
+
+    def _charge(self, host: Host, error: ConnectError, now: float, *, blames: bool) -> None:
+        books = self._books
+        books.connect_failures += 1
+        books.last_error = error
+        host.n_failed += 1
+        if blames and not error.local:
+            host.fail(error, now, books.config, books.rng)
+
+    def give_up_hung(self, now: float) -> None:
+        """Count dials that should long have ended as failed, though they keep their places until they end."""
+        books = self._books
+        if now < books.hang_at:
+            return
+        books.hang_at = math.inf
+        for host in list(books.fleet.hosts.values()):
+            for record, underway in list(host.opening.items()):
+                if now < (hangs_at := books.hangs_at(record)):
+                    books.hang_at = min(books.hang_at, hangs_at)
+                    continue
+                host.hung[record] = host.opening.pop(record)
+                error = ConnectTimeoutError(
+                    f"opening a connection to {host.endpoint} goes on after {now - record.opened_at:.1f} s",
+                    pool=books.pool.name,
+                    endpoint=host.endpoint,
+                )
+                failed_at = (
+                    record.opened_at + books.config.connect_timeout
+                )  # not when somebody came to see it
+                self._charge(host, error, failed_at, blames=underway.blames)
+                waiter = self.attempt_is_over(record)
+                if waiter is not None:
+                    waiter.tried[host.endpoint] = error
+
+    def attempt_is_over(self, record: Record) -> Waiter | None:
+        """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
+        for waiter in self._queue:
+            if waiter.attempt is record:
+                waiter.attempt = None
+                return waiter
+        return None
+
+    def call_off(self, dial: Dial) -> None:
+        """Nobody will run *dial*: all is as it was before."""
+        record, host = dial.key.record, dial.key.record.host
+        self.attempt_is_over(record)
+        if dial.is_look:
+            host.looks.pop(record, None)
+            host.put_back(dial.key)
+        else:
+            host.owed += dial.is_owed
+            self._books.forget(record)
+
+    def _drop_errands(self, waiter: Waiter) -> None:
+        while waiter.errands:
+            self.call_off(waiter.errands.popleft())

@@ -1,0 +1,208 @@
+"""A dial that never ends, whatever its timeout, is one place lost and no more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from connpool import CheckoutTimeoutError, ConnectionPool, ConnectTimeoutError, NoEndpointError
+from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.faults import WatchedConnector, turn
+from tests.helpers.switchboard import Switchboard, check_books, info_of, until
+from tests.helpers.together import together
+
+LIMITS = {"connect_timeout": 2, "blacklist_initial": 0.5, "blacklist_max": 1}
+
+
+@contextmanager
+def a_pool(
+    clock: FakeClock, **settings: Any
+) -> Iterator[tuple[ConnectionPool, WatchedConnector, ScriptedServer]]:
+    """A pool with one server; what hangs is let go in the end."""
+    connector = WatchedConnector(clock=clock)
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=connector, clock=clock, **LIMITS | settings) as pool,
+    ):
+        try:
+            yield pool, connector, server
+        finally:
+            connector.let_go()
+            until(lambda: connector.n_under_way == 0)
+
+
+def pass_time(clock: FakeClock, pool: ConnectionPool, seconds: float, *, sweeps: bool) -> None:
+    """Let *seconds* pass in small steps."""
+    for _ in range(round(seconds / 0.1)):
+        clock.advance(0.1)
+        if sweeps:
+            pool.sweep()
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+@pytest.mark.parametrize("by_whom", ["a checkout", "the reaper"])
+def test_a_probe_that_hangs_keeps_nobody_from_the_endpoint_for_longer_than_its_timeout(
+    by_whom: str, fail_fast: bool, clock: FakeClock
+) -> None:
+    with a_pool(clock, fail_fast=fail_fast) as (pool, connector, server):
+        server.refuse()
+        with pytest.raises((NoEndpointError, CheckoutTimeoutError)):
+            pool.try_connect(timeout=0)
+        until(lambda: info_of(pool, server.endpoint).failures == 1)
+        server.start()
+        connector.hang(1)
+        clock.advance(1)
+        if by_whom == "the reaper":
+            pool.sweep()
+        else:
+
+            def begin() -> None:
+                with pytest.raises(CheckoutTimeoutError):
+                    pool.try_connect(timeout=0.5)
+
+            def pass_by() -> None:
+                connector.until_dials(2)
+                clock.until_waiting(1)
+                clock.advance(0.6)
+
+            together(begin, pass_by)
+        connector.until_dials(2)
+        pass_time(clock, pool, 2 + 1, sweeps=by_whom == "the reaper")  # a dial's timeout and the cap
+
+        def ask() -> None:
+            turn(pool, timeout=5)
+
+        together(ask, ask, ask, limit=8)
+        assert connector.n_under_way == 1
+        check_books(pool)
+
+
+def test_who_waits_for_a_probe_that_hangs_is_served_by_the_next_one(clock: FakeClock) -> None:
+    with a_pool(clock, fail_fast=False, reconnect=False) as (pool, connector, server):
+        server.refuse()
+
+        def ask() -> None:
+            turn(pool, timeout=1_000)
+
+        def go_on() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            until(lambda: info_of(pool, server.endpoint).failures == 1)
+            server.start()
+            connector.hang(1)
+            clock.advance(0.6)
+            connector.until_dials(2)
+            for _ in range(32):
+                clock.advance(0.1)
+                until(lambda: connector.n_under_way <= 1)
+            until(lambda: pool.stats().waiting == 0, "everybody's turn")
+
+        together(ask, ask, ask, ask, go_on, limit=20)
+        assert connector.n_under_way == 1
+
+
+@pytest.mark.parametrize("fail_fast", [False, True])
+def test_a_first_dial_that_hangs_counts_as_one_that_was_not_answered_in_time(
+    fail_fast: bool, clock: FakeClock
+) -> None:
+    with a_pool(clock, fail_fast=fail_fast) as (pool, connector, server):
+        connector.hang(1)
+
+        def ask() -> None:
+            if not fail_fast:
+                turn(pool, timeout=100)
+                return
+            with pytest.raises(ConnectTimeoutError, match=r"goes on after \d") as caught:
+                turn(pool, timeout=100)
+            assert isinstance(caught.value, NoEndpointError)
+            assert info_of(pool, server.endpoint).failures == 1
+
+        def go_on() -> None:
+            connector.until_dials(1)
+            for _ in range(30):
+                clock.advance(0.1)
+            until(lambda: pool.stats().waiting == 0, "its turn")
+
+        together(ask, go_on, limit=20)
+        assert connector.n_under_way == 1
+        if not fail_fast:
+            check_books(pool)
+
+
+def test_dials_that_hang_take_no_more_places_than_may_be_dialled_at_once(clock: FakeClock) -> None:
+    with a_pool(clock, max_size=8, max_connecting=2) as (pool, connector, server):
+        connector.hang(100)
+        pass_by = threading.Event()
+
+        def tick() -> None:
+            while not pass_by.wait(0.001):
+                clock.advance(0.2)
+
+        def ask() -> None:
+            for _ in range(8):
+                with pytest.raises((NoEndpointError, CheckoutTimeoutError)):
+                    pool.try_connect(timeout=10)
+                clock.advance(2)  # and it may be dialled again
+            pass_by.set()
+
+        together(tick, ask, limit=20)
+        assert connector.n_under_way == 2
+        assert pool.stats().opening == 2
+        assert info_of(pool, server.endpoint).failures == 2
+
+
+def test_a_warm_up_dial_that_hangs_stops_no_refill(clock: FakeClock) -> None:
+    with a_pool(clock, min_idle=1) as (pool, connector, _):
+        connector.hang(1)
+        pool.sweep()
+        connector.until_dials(1)
+
+        def is_warm() -> bool:
+            clock.advance(0.1)
+            pool.sweep()
+            return pool.stats().idle == 1
+
+        until(is_warm, "the warm-up")
+        turn(pool, timeout=0)
+        check_books(pool)
+
+
+@pytest.mark.parametrize("reconnect", [True, False])
+@pytest.mark.parametrize("is_left", [True, False])
+def test_who_waits_for_anothers_probe_tries_again_when_that_has_failed(
+    is_left: bool, reconnect: bool, clock: FakeClock
+) -> None:
+    board = Switchboard("a:1")
+    settings = {"fail_fast": False, "reconnect": reconnect, "blacklist_max": 1}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+
+        def begins_the_probe() -> None:
+            try:
+                pool.try_connect(timeout=3 if is_left else 1_000).release()
+            except CheckoutTimeoutError:
+                assert is_left
+
+        def waits_for_it() -> None:
+            until(lambda: info_of(pool, "a:1").failures == 1)
+            clock.until_waiting(1)
+            board.hold("a:1")
+            clock.advance(1.1)
+            board.until_dialling("a:1")
+            together(lambda: pool.try_connect(timeout=500).release(), go_on)
+
+        def go_on() -> None:
+            clock.until_waiting(2)
+            if is_left:
+                clock.advance(2)
+                until(lambda: pool.stats().waiting == 1, "leaving of who began it")
+            board.let_go("a:1")
+            until(lambda: info_of(pool, "a:1").failures == 2, "failure of the probe")
+            board.mend("a:1")
+            clock.until_waiting(1)
+            clock.advance(1.1)
+            until(lambda: pool.stats().waiting == 0, "the turn of who waits")
+
+        together(begins_the_probe, waits_for_it)
