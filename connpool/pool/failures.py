@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from connpool.errors import (
     CheckoutTimeoutError,
     ConnectError,
     ConnectTimeoutError,
+    ConnPoolError,
     HandshakeError,
     NoEndpointError,
     PermissionDeniedError,
@@ -21,7 +23,7 @@ from connpool.pool.snapshots import describe_loans
 if TYPE_CHECKING:
     from connpool.pool.core import Books
 
-__all__ = ["again", "as_connect_error", "exhausted", "no_endpoint", "timed_out"]
+__all__ = ["again", "as_connect_error", "drop_frames", "exhausted", "no_endpoint", "timed_out"]
 
 
 class SoleConnectError(NoEndpointError, ConnectError):
@@ -93,6 +95,22 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
     failure = kind(f"cannot open a connection to {endpoint}: {error!r}", pool=pool, endpoint=endpoint)
     failure.__cause__ = error
     return failure
+
+
+def drop_frames(error: BaseException) -> None:
+    """Take the traceback off *error* and off what caused it.
+
+    An error that is remembered would keep the stack that led to it alive, and every loan in its
+    variables. Of what no network does, the traceback stays as text.
+    """
+    seen: set[int] = set()
+    chain: BaseException | None = error
+    while chain is not None and id(chain) not in seen:
+        seen.add(id(chain))
+        if not isinstance(chain, (OSError, ConnPoolError)) and chain.__traceback__ is not None:
+            chain.add_note("".join(traceback.format_tb(chain.__traceback__)))
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
 
 
 def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:

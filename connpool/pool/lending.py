@@ -13,7 +13,7 @@ from connpool.model.states import CloseReason, PoolState
 from connpool.pool.core import BRIEF
 from connpool.pool.desk import Desk
 from connpool.pool.dialing import Dialler
-from connpool.pool.failures import as_connect_error
+from connpool.pool.failures import as_connect_error, drop_frames
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
@@ -214,6 +214,8 @@ class Lender(Desk):
             else:
                 if record not in record.host.hung and not self._was_called_off(dial, error):
                     failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+                    if dial.is_errand:
+                        drop_frames(failure)
                     self.service.blame(dial, failure, now)
                 record.host.owed += dial.is_owed
                 if record.raw is None:

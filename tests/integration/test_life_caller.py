@@ -12,6 +12,7 @@ from connpool import (
     CheckoutTimeoutError,
     ConnectionPool,
     ConnectTimeoutError,
+    EndpointDown,
     NoEndpointError,
     PoolClosedError,
     Request,
@@ -267,3 +268,53 @@ def test_what_comes_back_first_serves_who_waits_to_dial(clock: FakeClock) -> Non
             board.let_go("a:1")
 
         assert together(dial, wait, give_back, watch)[1] == 1
+
+
+def test_a_dial_that_its_caller_need_not_run_any_more_frees_its_place() -> None:
+    board = Switchboard("a:1")
+    with caller_pool("a:1, b:1", board, max_size=2) as pool:
+        held = pool.try_connect("b:1")
+        number = held.info.id
+
+        def serve_it_meanwhile(_: object) -> None:  # a:1 has failed, and b:1 is to be dialled next
+            assert pool.stats().opening == 1
+            held.release()
+
+        pool.listen(serve_it_meanwhile, EndpointDown)
+        first = pool.try_connect(timeout=5)
+        if not pool.stats().connect_failures:  # it was b:1's turn
+            first.terminate()
+            first = pool.try_connect(timeout=5)
+        assert first.info.id == number
+        assert pool.stats().opening == 0
+        first.release()
+        check_books(pool)
+
+
+def test_a_loan_is_found_lost_though_a_failure_from_the_same_stack_is_remembered() -> None:
+    board = Switchboard("a:1")
+    with caller_pool("a:1, b:1", board, max_size=2) as pool:
+
+        def forget() -> None:
+            conn = pool.try_connect(timeout=5)
+            assert str(conn.endpoint) == "b:1"
+
+        for n in (1, 2):
+            with pytest.warns(ResourceWarning, match="was not given back"):
+                forget()
+            pool.sweep()
+            assert pool.stats().lost == n
+        assert info_of(pool, "a:1").last_error is not None
+        check_books(pool)
+
+
+def test_what_no_network_does_is_remembered_with_its_place() -> None:
+    def open_wrongly() -> Any:
+        return {}["no such key"]
+
+    with ConnectionPool.of(open_wrongly, dial_in_caller=True) as pool:
+        with pytest.raises(NoEndpointError) as caught:
+            pool.try_connect()
+        cause = caught.value.__cause__
+        assert isinstance(cause, KeyError)
+        assert any("in open_wrongly" in note for note in cause.__notes__)
