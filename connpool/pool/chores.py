@@ -51,6 +51,7 @@ class Chores:
         with self._lock:
             now = self._clock.now()
             recover(books, todo)
+            books.warm_reserve.look_again()
             self._lender.service.give_up_hung(now)
             if is_leap:
                 self._forgive_locked(now)
@@ -121,9 +122,7 @@ class Chores:
                 self._dial_locked(host, now, todo).is_owed = True
 
     def _refill_locked(self, now: float, todo: Todo) -> None:
-        books = self._books
-        n_opening = sum(len(host.opening) for host in self._hosts())
-        for _ in range(books.config.min_idle - books.n_idle() - n_opening):
+        for _ in range(self._books.warm_reserve.n_missing()):
             host = self._best_host(now)
             if host is None:
                 return
@@ -168,7 +167,7 @@ class Chores:
 
     def _is_probed(self, host: Host) -> bool:
         config = self._books.config
-        return config.reconnect and host.on_route and not host.by_hand and not config.dial_in_caller
+        return config.reconnect and host.on_route and not config.dial_in_caller
 
     # -- looking
 
@@ -246,8 +245,8 @@ class Chores:
         due = NEVER
         if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
             due = soon
-        if books.state is PoolState.OPEN and config.min_idle and not books.fleet.is_full:
-            due = soon
+        if books.state is PoolState.OPEN:
+            due = min(due, books.hang_at)
         for host in self._hosts():
             if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
                 due = min(due, max(soon, host.retry_at or 0.0))

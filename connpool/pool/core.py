@@ -22,6 +22,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.reserve import Reserve
 from connpool.pool.timings import Timings
 from connpool.pool.waiters import Waiter, WaitQueue
 
@@ -61,6 +62,7 @@ class Books:
         self.pause_fails = False  # while it is paused checkouts fail instead of waiting
         self.drains: list[Gate] = []  # of threads that wait for the last loan to come back
         self.fleet = Fleet()
+        self.warm_reserve = Reserve(self)
         self.queue = WaitQueue()
         self.rng = random.Random()
         self.overtake_delay = overtake_delay
@@ -212,7 +214,7 @@ class Books:
         self.past_uses += record.uses
         if self.config.revive and is_to_be_replaced(record, self.config.revive):
             host.owed += 1
-        if host.owed or self.config.min_idle:
+        if host.owed:
             self.expect(-math.inf)
 
     def idle_verdict(self, record: Record, now: float) -> CloseReason | None:
@@ -254,11 +256,11 @@ class Books:
         config = self.config
         self.next_change = min(self.fleet.refresh(now, lends=self.state is PoolState.OPEN), self.hang_at)
         self._note_news(now)
-        board._take = self.fleet.take
         limits = (config.look_after_idle, config.idle_timeout)
         board._fresh_for = min((limit for limit in limits if limit is not None), default=math.inf)
         board._lend_until = -math.inf if config.max_uses is not None else self.next_change
         self.count_places()
+        board._take = self.warm_reserve.guard(self.fleet.take)
         self.publish_queue()
 
     def _note_news(self, now: float) -> None:

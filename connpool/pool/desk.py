@@ -84,26 +84,31 @@ class Desk:
 
         *apart*: closes run on a thread of their own, whose end is not waited for.
         """
-        blow: BaseException | None = None
+        blows: list[BaseException] = []  # an interrupt keeps nothing from being done
         if self.listeners.pending:
-            self.flush()
+            _do(blows, self.flush)
         while todo:
             while todo.dials:
                 dial = todo.dials.pop()
                 if not self.dialler.start(dial):
                     self._send_on_errand(dial, todo)
-            self._tell_of(todo)
+                del dial
+            for record in todo.lost:
+                _do(blows, self._tell_lost, record)
+            for record in todo.gone:
+                _do(blows, self.tell_closed, record)
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
-            blow = blow or error
+            if error is not None:
+                blows.append(error)
             todo = Todo()
             if closed:
-                self._forget(closed, todo)
+                _do(blows, self._forget, closed, todo)
         if self.listeners.pending:
-            self.flush()
+            _do(blows, self.flush)
         if self.books.is_alarm_new:
-            self._set_alarm()
-        if blow is not None:
-            raise blow
+            _do(blows, self._set_alarm)
+        if blows:
+            raise blows[0]
 
     def _set_alarm(self) -> None:
         """Let the reaper know when this pool needs it."""
@@ -137,18 +142,15 @@ class Desk:
         self.carry_out(todo)
 
     def _forget(self, keys: list[Key], todo: Todo) -> None:
-        blow: BaseException | None = None
+        blows: list[BaseException] = []
         for key in keys:
-            try:
-                self.tell_closed(key.record)
-            except BaseException as error:  # noqa: BLE001 - Ctrl-C in a handler: the place is freed all the same
-                blow = blow or error
+            _do(blows, self.tell_closed, key.record)
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
             self.service.serve(self.clock.now(), todo)
-        if blow is not None:
-            raise blow
+        if blows:
+            raise blows[0]
 
     def check_open_locked(self) -> None:
         """Refuse what needs a pool that is not at its end.
@@ -183,13 +185,6 @@ class Desk:
             del teller  # a traceback must not keep others from telling the rest
             raise
 
-    def _tell_of(self, todo: Todo) -> None:
-        """Tell whose place is free and which loan was dropped."""
-        for record in todo.lost:
-            self._tell_lost(record)
-        for record in todo.gone:
-            self.tell_closed(record)
-
     def tell_closed(self, record: Record) -> None:
         """With the key in hand and the place still taken: the last that is heard of a connection."""
         if record.is_begun and self.listeners.by_kind[ConnectionClosed]:
@@ -214,3 +209,11 @@ class Desk:
         """Nothing more is due: upkeep need not look any more."""
         self.books.alarm_at = math.inf
         self.books.is_alarm_new = True
+
+
+def _do(blows: list[BaseException], deed: Callable[..., object], *args: object) -> None:
+    """Do *deed*; what interrupts it (Ctrl-C in a handler) is kept for later."""
+    try:
+        deed(*args)
+    except BaseException as blow:  # noqa: BLE001 - raised again by the caller
+        blows.append(blow)

@@ -224,15 +224,21 @@ class Dialler:
     def _close_apart(self, pending: deque[Key], done: threading.Event) -> None:
         try:
             while pending:
-                key = pending.popleft()
-                blow = self.close(key.record)
-                self._lender.record_closed([key])
-                if blow is not None:
-                    logger.error("pool %r: a close was interrupted by %r", self._name, blow)
+                self._close_one(pending.popleft())
         except IndexError:  # another thread took the last one
             pass
         finally:
             done.set()
+
+    def _close_one(self, key: Key) -> None:
+        """Close and report it; what interrupts that (a listener's SystemExit) ends nobody's thread."""
+        try:
+            blow = self.close(key.record)
+            self._lender.record_closed([key])
+        except BaseException as error:  # noqa: BLE001 - the others are still to be closed
+            blow = error
+        if blow is not None:
+            logger.error("pool %r: closing connection %d met %r", self._name, key.record.id, blow)
 
     def close(self, record: Record) -> BaseException | None:
         """Close one transport, once; it is gone whatever ``close`` raises, and errors are only logged.

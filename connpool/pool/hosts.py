@@ -131,7 +131,7 @@ class Host:
     def fail(self, error: BaseException, now: float, config: PoolConfig, rng: random.Random) -> None:
         """A dial failed. Dials that were under way together count as one failure."""
         self.last_error = error
-        if self.retry_at is not None and (self.by_hand or now < self.retry_at):
+        if self.retry_at is not None and now < self.retry_at:
             return
         self.failures += 1
         doubled = config.blacklist_initial * 2.0 ** min(self.failures - 1, 64)

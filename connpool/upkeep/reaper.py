@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import heapq
 import itertools
 import logging
@@ -9,6 +10,7 @@ import math
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import Gate, SystemClock
@@ -22,6 +24,7 @@ Ref: TypeAlias = "weakref.ref[ConnectionPool]"
 logger = logging.getLogger("connpool.reaper")
 
 LEAP: Final = 30.0  # seconds that the thread wakes up too late: the machine slept, or the process was stopped
+MANY: Final = 64  # instants that hold no longer may lie in the heap
 BREATH: Final = 1.0  # seconds before a pool whose turn has failed gets the next
 
 
@@ -42,6 +45,7 @@ class Reaper:
         self._gate: Gate = threading.Lock()
         self._gate.acquire()
         self._asked: deque[tuple[Ref, float]] = deque()  # by pools, not yet seen by the thread
+        self._gone: deque[Ref] = deque()  # pools that are no more
         self._thread: threading.Thread | None = None
         self._may_start = True
         self._numbers = itertools.count()
@@ -57,19 +61,26 @@ class Reaper:
 
     def watch(self, pool: ConnectionPool, at: float) -> bool:
         """Give *pool* a turn at *at*, but not too soon after the last; inf: no more. False: no thread."""
-        if pool.config.reap_interval is None or not isinstance(pool._lender.clock, SystemClock):
-            return True  # swept by hand
+        if not _is_kept(pool):
+            return True
         self._asked.append((weakref.ref(pool, self._drop), at))
         self._wake()
         return at == math.inf or self._see_to_thread()
 
     def wink(self, pool: ConnectionPool) -> None:
-        """Give *pool* a turn soon, if the thread runs. For finalisers: starts nothing."""
+        """Give *pool* a turn soon. For finalisers and fast paths: takes no lock."""
+        if not _is_kept(pool):
+            return
         self._asked.append((weakref.ref(pool, self._drop), -math.inf))
         self._wake()
+        if not self._is_running() and self._may_start:
+            with suppress(RuntimeError):  # can't start new thread
+                # Starting a Thread takes a lock of the threading module, which we may be in the midst of.
+                _thread.start_new_thread(self._see_to_thread, ())
 
-    def _drop(self, _: Ref) -> None:
+    def _drop(self, ref: Ref) -> None:
         """A pool was forgotten; the garbage collector says so."""
+        self._gone.append(ref)
         self._wake()
 
     def _wake(self) -> None:
@@ -78,10 +89,13 @@ class Reaper:
         except RuntimeError:  # it is open
             pass
 
+    def _is_running(self) -> bool:
+        running = self._thread
+        return running is not None and running.is_alive()
+
     def _see_to_thread(self) -> bool:
         """Start the thread unless it runs. Of two that are started at once one ends at once."""
-        running = self._thread
-        if running is not None and running.is_alive():
+        if self._is_running():
             return True
         if not self._may_start:
             return False
@@ -115,6 +129,11 @@ class Reaper:
     def _hear(self) -> None:
         """Put down what pools have asked for. A later instant does not take the place of an earlier one."""
         now = self._clock.now()
+        while self._gone:
+            ref = self._gone.popleft()
+            with suppress(TypeError):  # it was never among them
+                self._due.pop(ref, None)
+                self._turned.pop(ref, None)
         while self._asked:
             ref, at = self._asked.popleft()
             pool = ref()
@@ -123,17 +142,17 @@ class Reaper:
             if at == math.inf:
                 self._due.pop(ref, None)
                 continue
+            due = self._due.get(ref, math.inf)
             at = max(at, now, self._turned.get(ref, -math.inf) + (pool.config.reap_interval or 0.0))
-            if at < self._due.get(ref, math.inf):
+            if at < due:
                 self._due[ref] = at
                 heapq.heappush(self._heap, (at, next(self._numbers), ref))
 
     def _next_nap(self) -> float | None:
         """Seconds until the first is due; None: nothing ever is."""
-        for ref in [ref for ref in self._due if ref() is None]:
-            del self._due[ref]
-        for ref in [ref for ref in self._turned if ref() is None]:
-            del self._turned[ref]
+        if len(self._heap) > MANY + 2 * len(self._due):  # most hold no longer
+            self._heap = [(at, next(self._numbers), ref) for ref, at in self._due.items()]
+            heapq.heapify(self._heap)
         while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return max(0.0, self._heap[0][0] - self._clock.now()) if self._heap else None
@@ -158,8 +177,16 @@ class Reaper:
         try:
             pool._chores.turn(apart=True, is_leap=lateness > LEAP)
         except BaseException:
-            logger.exception("pool %r: a turn of upkeep failed", pool.name)
             self.watch(pool, self._clock.now() + BREATH)
+            with suppress(
+                BaseException
+            ):  # a log handler's own failure is no reason to leave the others alone
+                logger.exception("pool %r: a turn of upkeep failed", pool.name)
+
+
+def _is_kept(pool: ConnectionPool) -> bool:
+    """Whether *pool* is kept up by the thread, and not swept by hand."""
+    return pool.config.reap_interval is not None and isinstance(pool._lender.clock, SystemClock)
 
 
 REAPER: Final = Reaper()

@@ -1,0 +1,67 @@
+"""The idle connections that are kept ready, and who notices that they have become too few."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from connpool.pool.census import wink
+from connpool.pool.fleet import Take
+from connpool.pool.record import Key
+
+if TYPE_CHECKING:
+    from connpool.pool.core import Books
+
+__all__ = ["Reserve"]
+
+
+class Reserve:
+    """Sees to it that upkeep comes when fewer than ``min_idle`` are left, and not before.
+
+    Upkeep is told once; it looks again from its next turn on.
+    """
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._is_told = False
+        self._plain: Take | None = None  # what ``_watchful`` takes from
+        self._watchful: Take | None = None
+
+    def n_missing(self) -> int:
+        """How many are to be opened, beside those that are being opened."""
+        books = self._books
+        n_opening = sum(len(host.opening) for host in books.fleet.hosts.values())
+        return max(0, books.config.min_idle - books.n_idle() - n_opening)
+
+    def look_again(self) -> None:
+        """Upkeep has come. With the pool's lock held."""
+        self._is_told = False
+
+    def mind(self) -> None:
+        """Have upkeep come if too few are left and more may be opened. With the pool's lock held."""
+        books = self._books
+        if books.config.min_idle and not self._is_told and not books.fleet.is_full and self.n_missing():
+            self._is_told = True
+            books.expect(-math.inf)
+
+    def guard(self, take: Take) -> Take:
+        """*take*, which has the fast path notice as well; *take* itself where nothing is to be noticed."""
+        books = self._books
+        if not books.config.min_idle or books.fleet.is_full:
+            return take
+        if take is not self._plain:
+            self._plain, self._watchful = take, self._made_watchful(take)
+        assert self._watchful is not None
+        return self._watchful
+
+    def _made_watchful(self, take: Take) -> Take:
+        books = self._books
+
+        def take_and_look() -> Key:
+            key = take()
+            if not self._is_told and books.n_idle() < books.config.min_idle:
+                self._is_told = True
+                wink(books.pool)
+            return key
+
+        return take_and_look
