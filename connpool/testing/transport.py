@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, NoReturn, TypeVar
 
+from connpool.wire.tls import close_half_wrapped
+
 T = TypeVar("T")
 
 CHUNK: Final = 65_536
@@ -84,7 +86,11 @@ class Transport:
         """Go over to TLS, as the server of it."""
         try:
             with self._lock:  # wrapping empties the old socket: nobody may look at it meanwhile
-                secure = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+                try:
+                    secure = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+                except BaseException as error:
+                    close_half_wrapped(error)
+                    raise
                 self.sock = secure
             self._try_until_done(secure.do_handshake, select.POLLIN)
         except OSError as unfit:

@@ -24,7 +24,7 @@ Ref: TypeAlias = "weakref.ref[ConnectionPool]"
 logger = logging.getLogger("connpool.reaper")
 
 LEAP: Final = 30.0  # seconds that the thread wakes up too late: the machine slept, or the process was stopped
-MANY: Final = 64  # instants that hold no longer may lie in the heap
+MANY: Final = 16  # instants that hold no longer may lie in the heap
 BREATH: Final = 1.0  # seconds before a pool whose turn has failed gets the next
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import select
 import socket
 import ssl
+import traceback
 from functools import partial
 
 from connpool.errors import HandshakeError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.waiting import Budget, wait_until_ready
 
-__all__ = ["begin_tls", "handshake_error", "wrap_tls"]
+__all__ = ["begin_tls", "close_half_wrapped", "handshake_error", "wrap_tls"]
 
 
 def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> ssl.SSLSocket:
@@ -29,9 +30,21 @@ def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str
         # Not the whole handshake in one call: this way the SSLSocket can be
         # published first, so that another thread can break the handshake off.
         return context.wrap_socket(sock, server_hostname=server_hostname, do_handshake_on_connect=False)
-    except BaseException:
+    except BaseException as error:
         sock.close()
+        close_half_wrapped(error)
         raise
+
+
+def close_half_wrapped(error: BaseException) -> None:
+    """Close what ``wrap_socket`` had moved the descriptor into before it raised *error*.
+
+    If the peer has reset meanwhile, CPython 3.11 does not do it itself.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        half = frame.f_locals.get("self")
+        if isinstance(half, ssl.SSLSocket):
+            half.close()
 
 
 def wrap_tls(

@@ -95,10 +95,11 @@ def test_who_waits_for_a_probe_that_hangs_is_served_by_the_next_one(clock: FakeC
             connector.hang(1)
             clock.advance(0.6)
             connector.until_dials(2)
-            for _ in range(32):
-                clock.advance(0.1)
-                until(lambda: connector.n_under_way <= 1)
-            until(lambda: pool.stats().waiting == 0, "everybody's turn")
+            until(passes_and_all_are_served, "everybody's turn")
+
+        def passes_and_all_are_served() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
 
         together(ask, ask, ask, ask, go_on, limit=20)
         assert connector.n_under_way == 1
@@ -122,9 +123,11 @@ def test_a_first_dial_that_hangs_counts_as_one_that_was_not_answered_in_time(
 
         def go_on() -> None:
             connector.until_dials(1)
-            for _ in range(30):
-                clock.advance(0.1)
-            until(lambda: pool.stats().waiting == 0, "its turn")
+            until(passes_and_it_is_over, "its turn")
+
+        def passes_and_it_is_over() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
 
         together(ask, go_on, limit=20)
         assert connector.n_under_way == 1

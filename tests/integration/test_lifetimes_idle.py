@@ -1,0 +1,291 @@
+"""Idleness, what is kept ready in spite of it, and a fleet that does not expire at once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from connpool import CloseReason, ConnectionPool
+from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard, check_books, until
+from tests.helpers.upkeep import OFTEN, fill, reapers, settle, sweep_until, turn
+
+# -- L5: nobody asks, and they go nevertheless -------------------------------------------------
+
+
+def test_a_turn_closes_what_has_been_idle_too_long_though_nobody_asks(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, idle_timeout=0.3) as pool:
+        fill(pool, 3)
+        clock.advance(0.29)
+        assert pool.sweep() == 0
+        server.until_open(3)
+        clock.advance(0.02)
+        assert pool.sweep() == 3
+        server.until_accepts(1).until_eof()
+        server.until_open(0)
+        until(lambda: pool.stats().size == 0)
+        assert pool.stats().closed == {CloseReason.IDLE: 3}
+
+
+def test_the_thread_closes_what_has_been_idle_too_long_though_nobody_asks() -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, idle_timeout=0.3, reap_interval=0.05) as pool,
+    ):
+        fill(pool, 2)
+        released = time.monotonic()
+        server.until_accepts(2).until_eof()
+        assert 0.25 < time.monotonic() - released < 3
+        server.until_open(0)
+        until(lambda: pool.stats().size == 0)
+        assert pool.stats().closed == {CloseReason.IDLE: 2}
+        until(lambda: not reapers(), "the end of a thread that has nothing left to do")
+
+
+def test_the_thread_closes_what_is_too_old_though_nobody_asks() -> None:
+    settings: dict[str, Any] = {"max_lifetime": 0.3, "lifetime_jitter": 0, "reap_interval": 0.05}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        turn(pool)
+        server.until_accepts(1).until_eof()
+        until(lambda: pool.stats().closed == {CloseReason.EXPIRED: 1})
+
+
+def test_a_shorter_idle_timeout_given_at_run_time_wakes_the_thread() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, reap_interval=OFTEN) as pool:
+        turn(pool)
+        pool.configure(idle_timeout=0.1)
+        server.until_accepts(1).until_eof()
+
+
+def test_what_is_lent_is_not_reaped_however_old(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, min_idle=0) as pool:
+        loan = pool.try_connect()
+        clock.advance(1e6)
+        assert pool.sweep() == 0
+        loan.sendall(b"x", timeout=5)
+        assert loan.recv_exactly(1, timeout=5) == b"x"
+        loan.release()
+        server.until_accepts(1).until_eof()
+
+
+# -- L6: kept ready ------------------------------------------------------------------------------
+
+
+def test_what_is_to_be_ready_is_dialled_at_once_though_nobody_asks() -> None:
+    began = time.monotonic()
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, min_idle=2, reap_interval=30) as pool:
+        server.until_accepts(2)
+        until(lambda: pool.stats().idle == 2)
+        assert time.monotonic() - began < 10, "the warm-up does not wait for the first interval"
+        assert pool.stats().checkouts == 0
+        assert server.accepts == 2
+
+
+def test_a_burst_finds_what_was_kept_ready_open(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=3) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 3)
+        board.hold("a:1")
+        loans = [pool.try_connect(timeout=0) for _ in range(3)]
+        assert {loan.uses for loan in loans} == {0}
+        assert {loan.raw for loan in loans} == set(board.lines)
+        board.let_go("a:1")
+        for loan in loans:
+            loan.release()
+
+
+def test_what_is_lent_is_made_good_up_to_the_maximum(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=2, max_size=5) as pool:
+        loans = []
+        for lent, idle in ((0, 2), (2, 2), (4, 1), (5, 0)):
+            loans += [pool.try_connect(timeout=5) for _ in range(lent - len(loans))]
+            settle(pool)
+            assert (pool.stats().idle, pool.stats().in_use) == (idle, lent)
+            check_books(pool)
+        for loan in loans:
+            loan.release()
+        settle(pool)
+        assert (len(board.dialled), pool.stats().idle) == (5, 5)
+
+
+def test_one_killed_by_the_server_is_replaced_though_nobody_asks() -> None:
+    settings: dict[str, Any] = {"min_idle": 2, "keepalive_interval": 0.05, "reap_interval": OFTEN}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        until(lambda: pool.stats().idle == 2)
+        server.until_accepts(2)
+        server.connections[0].reset()
+        server.until_accepts(3)
+        server.connections[1].close()
+        server.until_accepts(4)
+        until(lambda: pool.stats().idle == 2)
+        server.until_open(2)
+        assert pool.stats().closed == {CloseReason.BROKEN: 2}
+
+
+def test_one_found_dead_by_a_checkout_is_replaced(clock: FakeClock) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, min_idle=2) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+        server.until_accepts(2)
+        server.kill()
+        clock.advance(1)
+        turn(pool)
+        sweep_until(pool, lambda: pool.stats().idle == 2 and server.open == 2, "two new ones")
+        settle(pool)
+        assert server.open == 2
+
+
+def test_idleness_takes_none_of_those_kept_ready(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings: dict[str, Any] = {"idle_timeout": 5, "min_idle": 2, "max_lifetime": None}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        fill(pool, 6)
+        settle(pool)
+        clock.advance(6)
+        settle(pool)
+        assert (pool.stats().idle, len(board.dialled)) == (2, 6)
+        for _ in range(5):
+            clock.advance(1_000)
+            settle(pool)
+        assert (board.n_open, len(board.dialled)) == (2, 6), "kept, not closed and dialled again"
+        assert pool.stats().closed == {CloseReason.IDLE: 4}
+
+
+def test_one_kept_ready_is_lent_however_long_it_was_idle(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, idle_timeout=5, min_idle=1) as pool:
+        fill(pool, 1)
+        settle(pool)
+        clock.advance(1_000)
+        lent = turn(pool)
+        assert lent is board.lines[0]
+        assert board.looked_at == [lent], "but it is looked at first"
+        assert pool.stats().closed == {}
+
+
+def test_one_kept_ready_and_found_dead_after_long_idleness_is_not_lent(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, idle_timeout=5, min_idle=1) as pool:
+        fill(pool, 1)
+        settle(pool)
+        clock.advance(1_000)
+        board.lines[0].is_alive = False
+        assert turn(pool) is not board.lines[0]
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_age_takes_those_kept_ready_too(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings: dict[str, Any] = {"max_lifetime": 10, "lifetime_jitter": 0, "idle_timeout": None}
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=2, **settings) as pool:
+        settle(pool)
+        clock.advance(11)
+        sweep_until(pool, lambda: pool.stats().closed == {CloseReason.EXPIRED: 2})
+        settle(pool)
+        assert pool.stats().idle == 2
+        assert [line.is_open for line in board.lines] == [False, False, True, True]
+
+
+def test_more_are_dialled_when_more_are_to_be_ready(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        settle(pool)
+        assert board.dialled == []
+        pool.resize(min_idle=4)
+        settle(pool)
+        assert pool.stats().idle == 4
+        pool.resize(min_idle=1)
+        clock.advance(601)
+        settle(pool)
+        assert pool.stats().idle == 1
+
+
+def test_a_larger_reserve_given_at_run_time_wakes_the_thread() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, reap_interval=OFTEN) as pool:
+        pool.resize(min_idle=2)
+        server.until_accepts(2)
+        pool.configure(min_idle=3)
+        server.until_accepts(3)
+
+
+def test_warming_up_dials_no_more_at_a_time_than_allowed(clock: FakeClock) -> None:
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=8, max_connecting=2) as pool:
+        for _ in range(5):
+            pool.sweep()
+        board.until_dialling("a:1", 2)
+        board.let_go("a:1")
+        sweep_until(pool, lambda: pool.stats().idle == 8)
+        assert (board.peak["a:1"], len(board.dialled)) == (2, 8)
+
+
+@pytest.mark.parametrize("route", ["a:1, b:1", "a:1 && b:1"])
+def test_warming_up_goes_round_the_endpoints_of_the_active_group(route: str, clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool(f"{route} || c:1", connector=board, clock=clock, min_idle=4) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 4)
+        assert Counter(board.dialled) == {"a:1": 2, "b:1": 2}
+
+
+def test_warming_up_passes_an_endpoint_over_that_is_down(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings: dict[str, Any] = {"min_idle": 3, "blacklist_initial": 50, "max_connecting": 1}
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 3)
+        settle(pool)
+        assert Counter(board.dialled) == {"a:1": 1, "b:1": 3}
+
+
+def test_a_paused_pool_dials_nothing_to_keep_ready(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=2, paused=True) as pool:
+        settle(pool)
+        assert board.dialled == []
+        pool.resume()
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+
+
+# -- a fleet ---------------------------------------------------------------------------------------
+
+
+def expiries(clock: FakeClock, **settings: Any) -> list[int]:
+    """How many of 30 connections opened together expire in each of a hundred seconds."""
+    board = Switchboard()
+    settings = {"max_lifetime": 100, "idle_timeout": None, "max_size": 30, **settings}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        fill(pool, 30)
+        found = []
+        for _ in range(101):
+            clock.advance(1)
+            before = board.n_open
+            settle(pool, 1)
+            found.append(before - board.n_open)
+    assert sum(found) == 30
+    return found
+
+
+def test_a_fleet_opened_together_does_not_expire_together(clock: FakeClock) -> None:
+    found = expiries(clock)
+    assert sum(found[:89]) == 0
+    assert max(found) <= 15, found
+    assert sum(map(bool, found)) >= 5, found
+
+
+def test_without_jitter_it_does(clock: FakeClock) -> None:
+    assert max(expiries(clock, lifetime_jitter=0)) == 30
+
+
+def test_replacements_are_spread_as_well(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings: dict[str, Any] = {"max_lifetime": 100, "idle_timeout": None, "max_size": 30, "revive": "force"}
+    with ConnectionPool("a:1", connector=board, clock=clock, max_connecting=30, **settings) as pool:
+        fill(pool, 30)
+        pool.clear()
+        sweep_until(pool, lambda: pool.stats().idle == 30)
+        ends = [info.expires_at for info in pool.connections() if info.expires_at is not None]
+        assert len(ends) == 30
+        assert max(ends) - min(ends) > 1
