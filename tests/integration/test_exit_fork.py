@@ -1,0 +1,331 @@
+"""Fork, at the worst moments, with transports that say goodbye: the child is new, the parent undisturbed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import threading
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import connpool
+from connpool import Connection, ConnectionClosed, ConnectionPool, PoolClosedError
+from connpool.testing import ScriptedServer
+from tests.helpers.forks import fork, in_child
+from tests.helpers.switchboard import Switchboard, until
+from tests.helpers.upkeep import OFTEN, REAPER, fill, reapers, turn
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
+
+
+def ask(conn: Connection, text: bytes = b"hello") -> bytes:
+    conn.sendall(text, timeout=5)
+    return conn.recv_exactly(len(text), timeout=5)
+
+
+def port_of(conn: Connection) -> int:
+    return int(conn.socket.getsockname()[1])
+
+
+# -- a lock that is held -----------------------------------------------------------------------------
+
+
+def locks_of(pool: ConnectionPool) -> list[Any]:
+    """Every lock in reach of *pool*, and those of the package itself."""
+    todo: list[Any] = [pool]
+    todo += [module for module in vars(connpool).values() if isinstance(module, types.ModuleType)]
+    seen, found = set(), []
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, LOCKS):
+            found.append(thing)
+        elif isinstance(thing, types.ModuleType):
+            if thing.__name__.startswith("connpool") and "testing" not in thing.__name__:
+                todo += vars(thing).values()
+        elif type(thing).__module__.startswith("connpool") or isinstance(
+            thing, dict | list | tuple | set | threading.Condition
+        ):
+            todo += gc.get_referents(thing)
+    return found
+
+
+@pytest.mark.parametrize("reap_interval", [None, OFTEN])
+def test_a_fork_while_another_thread_holds_every_lock_gives_a_child_that_works(
+    reap_interval: float | None,
+) -> None:
+    settings: dict[str, Any] = {"max_size": 3, "reap_interval": reap_interval}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        fill(pool, 2)
+        loan = pool.try_connect()
+        held, over = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            taken = [lock for lock in locks_of(pool) if lock.acquire(blocking=False)]
+            counts.append(len(taken))
+            held.set()
+            over.wait(15)
+            for lock in taken:
+                lock.release()
+
+        counts: list[int] = []
+        holder = threading.Thread(target=hold, daemon=True)
+        holder.start()
+        assert held.wait(10)
+        assert counts[0] >= 1
+
+        def job() -> tuple[bytes, int, int]:
+            conn = pool.try_connect(timeout=5)
+            answer = ask(conn)
+            conn.release()
+            pool.try_connect(timeout=5).terminate()
+            pool.clear()
+            pool.sweep()
+            pool.resize(max_size=2)
+            pool.configure(idle_timeout=5)
+            with ConnectionPool(server.endpoint, min_idle=1, reap_interval=OFTEN) as other:
+                until(lambda: other.stats().idle == 1)
+            return answer, pool.stats().in_use, pool.close(timeout=2)
+
+        try:
+            assert in_child(job) == (b"hello", 0, 0)
+        finally:
+            over.set()
+            holder.join(10)
+        assert ask(loan) == b"hello"
+        loan.release()
+        with pool.try_connect() as again:
+            assert ask(again, b"again") == b"again"
+
+
+def test_a_fork_in_the_middle_of_a_turn_gives_a_child_whose_reaper_works() -> None:
+    inside, over, board = threading.Event(), threading.Event(), Switchboard()
+
+    def dawdle(event: object) -> None:
+        inside.set()
+        over.wait(15)
+
+    settings: dict[str, Any] = {"idle_timeout": 0.05, "reap_interval": OFTEN}
+    with ConnectionPool("a:1", connector=board, **settings) as pool:
+        turn(pool)
+        stop = pool.listen(dawdle, ConnectionClosed)
+        assert inside.wait(10)
+        stop()
+
+        def job() -> list[str]:
+            over.set()
+            n = len(board.lines)
+            turn(pool)
+            names = [thread.name for thread in threading.enumerate()]
+            until(lambda: len(board.lines) > n and not board.lines[-1].is_open, "a turn in the child")
+            return names
+
+        try:
+            assert REAPER in in_child(job)
+        finally:
+            over.set()
+        turn(pool)
+        until(lambda: not board.lines[-1].is_open, "a turn in the parent")
+
+
+# -- the reaper on both sides -----------------------------------------------------------------------
+
+
+def test_the_childs_reaper_keeps_its_own_reserve_and_the_parents_goes_on() -> None:
+    settings: dict[str, Any] = {"min_idle": 2, "keepalive_interval": 0.05, "reap_interval": OFTEN}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        until(lambda: pool.stats().idle == 2)
+        server.until_accepts(2)
+        ids = {info.id for info in pool.connections()}
+
+        def job() -> tuple[int, int]:
+            turn(pool)
+            until(lambda: pool.stats().idle == 2, "the child's own reserve")
+            return len(reapers()), pool.stats().lost
+
+        assert in_child(job) == (1, 0)
+        server.until_accepts(4)
+        server.until_open(2)
+        assert {info.id for info in pool.connections()} == ids
+        assert len(reapers()) == 1
+        server.connections[0].reset()
+        server.until_accepts(5)
+        until(lambda: pool.stats().idle == 2)
+
+
+def test_a_child_that_only_looks_has_no_reaper_and_reaps_nothing_of_the_parents() -> None:
+    settings: dict[str, Any] = {"idle_timeout": 0.1, "reap_interval": None, "revive": "force"}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        loan = pool.try_connect()
+        fill(pool, 2)
+
+        def job() -> tuple[int, int, int]:
+            threading.Event().wait(0.15)
+            return pool.sweep(), pool.sweep(), threading.active_count()
+
+        assert in_child(job) == (0, 0, 1)
+        server.until_accepts(3)
+        assert server.open == 3
+        assert ask(loan) == b"hello"
+        loan.release()
+
+
+def test_a_loan_of_the_parents_that_the_child_drops_is_no_loss() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, track_origin=True) as pool:
+        held = [pool.try_connect()]
+
+        def job() -> tuple[list[str], int, int]:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                held.clear()
+                gc.collect()
+                pool.sweep()
+            return [str(warning.message) for warning in seen], pool.stats().lost, pool.stats().size
+
+        assert in_child(job) == ([], 0, 0)
+        assert pool.stats().lost == 0
+        assert ask(held[0]) == b"hello"
+        held.pop().release()
+
+
+def test_a_pool_that_was_closed_before_the_fork_is_closed_in_the_child() -> None:
+    pool = ConnectionPool("a:1", connector=Switchboard(), min_idle=1)
+    pool.close()
+
+    def job() -> str:
+        with pytest.raises(PoolClosedError):
+            pool.try_connect(timeout=1)
+        return pool.stats().state.name
+
+    assert in_child(job) == "CLOSED"
+
+
+def test_a_pool_that_was_paused_before_the_fork_is_paused_in_the_child() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.pause()
+
+        def job() -> tuple[str, str]:
+            state = pool.stats().state.name
+            pool.resume()
+            turn(pool)
+            return state, pool.stats().state.name
+
+        assert in_child(job) == ("PAUSED", "OPEN")
+
+
+# -- transports of other libraries ------------------------------------------------------------------
+
+
+class Driver:
+    """What a database driver is like: closing it, or forgetting it, says goodbye to the server."""
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    def close(self) -> None:
+        if self.sock.fileno() >= 0:
+            try:
+                self.sock.sendall(b"BYE")
+            finally:
+                self.sock.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except OSError:
+            pass
+
+
+class DriverWithFileno(Driver):
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+
+@pytest.fixture(params=[Driver, DriverWithFileno])
+def driver(request: pytest.FixtureRequest) -> Iterator[type[Driver]]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ends", ["forgets everything", "closes its pool", "forgets its pool"])
+def test_a_child_says_no_goodbye_on_connections_of_the_parent(driver: type[Driver], ends: str) -> None:
+    with ScriptedServer(script=[]) as server:
+        pools = [ConnectionPool.of(lambda: driver(server.port), close=driver.close, min_idle=0)]
+        loans = [pools[0].try_connect(), pools[0].try_connect()]
+        loans.pop().release()
+        server.until_accepts(2)
+
+        def job() -> int:
+            if ends == "forgets everything":
+                loans.clear()
+            elif ends == "closes its pool":
+                pools[0].close(timeout=1)
+                pools[0].shutdown()
+            else:
+                pools.clear()
+            gc.collect()
+            for pool in pools:
+                pool.sweep()
+            return len(pools)
+
+        in_child(job)
+        for loan in (loans[0], pools[0].try_connect()):
+            loan.raw.sock.sendall(b"ALIVE")
+            loan.release()
+        for served in server.connections:
+            served.until_received(b"ALIVE")
+            assert served.received == b"ALIVE"
+        pools[0].close()
+        server.until_open(0)
+        assert server.received == [b"ALIVEBYE"] * 2
+
+
+# -- servers that fork their workers -----------------------------------------------------------------
+
+
+def test_a_pool_made_and_used_before_the_fork_serves_each_worker_by_itself() -> None:
+    settings: dict[str, Any] = {
+        "max_size": 2,
+        "min_idle": 1,
+        "keepalive_interval": 0.05,
+        "reap_interval": OFTEN,
+    }
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        with pool.try_connect() as conn:
+            ports = {port_of(conn)}
+
+        def job() -> set[int]:
+            used = set()
+
+            def work() -> None:
+                for n in range(20):
+                    with pool.try_connect(timeout=10) as conn:
+                        assert ask(conn, b"%06d" % n) == b"%06d" % n
+                        used.add(port_of(conn))
+
+            threads = [threading.Thread(target=work) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(10)
+            assert pool.stats().in_use == 0
+            assert pool.stats().checkouts == 60
+            return used
+
+        waits = [fork(job) for _ in range(3)]
+        for _ in range(20):
+            with pool.try_connect(timeout=10) as conn:
+                assert ask(conn) == b"hello"
+                ports.add(port_of(conn))
+        all_ports = [ports, *(wait() for wait in waits)]
+        assert len(set.union(*all_ports)) == sum(map(len, all_ports)), "no connection in two processes"
+        with pool.try_connect(timeout=10) as conn:
+            assert ask(conn) == b"hello"
