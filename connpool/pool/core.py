@@ -272,7 +272,7 @@ class Books:
             host.was_up = host.is_up()
             if host.was_up:
                 n_failed = host.n_failed - host.n_failed_up
-                post(EndpointUp, name, now, host.endpoint, now - host.down_at, n_failed=n_failed)
+                post(EndpointUp, name, now, host.endpoint, now - host.down_at, number=n_failed)
                 host.n_failed_up = host.n_failed
             else:
                 host.down_at = now
@@ -280,7 +280,8 @@ class Books:
                 post(EndpointDown, name, now, host.endpoint, host.reason_down, host.next_try_at)
         active = self.fleet.active_group()
         if active != self.active_group:
-            post(GroupSwitched, name, now, self.active_group, active)
+            n_groups = len(self.fleet.groups)
+            post(GroupSwitched, name, now, self.active_group, active, number=n_groups)
             self.active_group = active
 
     def count_places(self) -> None:

@@ -67,7 +67,7 @@ class Lender(Desk):
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return, with the key still in hand."""
-        self.books.timings.new_holds.append(held)
+        self.books.timings.new_holds.append((now, held))
         if self.listeners.by_kind[CheckedIn]:
             self.listeners.tell(CheckedIn(self.pool.name, now, record.id, held))
 

@@ -13,12 +13,13 @@ from connpool.model.events import EVENTS, EndpointDown, EndpointUp, Event, Group
 
 __all__ = ["Handler", "Listeners", "Teller"]
 
-News: TypeAlias = tuple[type[Event], tuple[Any, ...], int]  # what happened, its fields, dials that failed
+News: TypeAlias = tuple[type[Event], tuple[Any, ...], int]  # what happened, its fields, a number for the log
 Handler: TypeAlias = Callable[[Any], object]
 
 logger = logging.getLogger("connpool.events")
 logging.getLogger("connpool").addHandler(logging.NullHandler())  # silent unless the program wants to read
 endpoint_logger = logging.getLogger("connpool.endpoint")
+pool_logger = logging.getLogger("connpool.pool")
 
 
 class Teller:
@@ -79,12 +80,12 @@ class Listeners:
             except Exception:
                 logger.exception("pool %r: a listener failed at %r", self._pool, event)
 
-    def post(self, kind: type[Event], *fields: Any, n_failed: int = 0) -> None:
+    def post(self, kind: type[Event], *fields: Any, number: int = 0) -> None:
         """Write down what has just happened. With the pool's lock held.
 
-        *n_failed*: dials to an endpoint that failed while it was down, for the log.
+        *number*: for the log: dials that failed while an endpoint was down; groups that a route has.
         """
-        self.pending.append((kind, fields, n_failed))
+        self.pending.append((kind, fields, number))
 
     def take_turn(self, teller: Teller) -> News | None:
         """The next event for *teller* to tell; None: another is at it, or all is told. Under the lock."""
@@ -99,20 +100,25 @@ class Listeners:
 
     def announce(self, news: News) -> None:
         """Tell those who listen, and log what an operator should read."""
-        kind, fields, n_failed = news
+        kind, fields, number = news
         if kind is EndpointDown:
             _, at, endpoint, error, until = fields
-            again = "for good" if until is None else f"next try in {until - at:.1f} s"
+            again = "for good" if until is None else f"next try in {max(0.0, until - at):.1f} s"
             why = "taken out by hand" if error is None else error
             endpoint_logger.warning("pool %r: %s is down (%s): %s", self._pool, endpoint, again, why)
         elif kind is EndpointUp:
             endpoint_logger.info(
                 "pool %r: %s is up again after %.1f s and %d failed dial(s)",
-                self._pool, fields[2], fields[3], n_failed,
+                self._pool, fields[2], fields[3], number,
             )  # fmt: skip
-        elif kind is GroupSwitched:
-            logger.info(
-                "pool %r: lends from group %s of its route, before from %s", self._pool, fields[3], fields[2]
-            )
+        elif kind is GroupSwitched and number > 1:
+            _, _, before, after = fields
+            if after is None:
+                pool_logger.info(
+                    "pool %r: no group of its route can serve, before %d did", self._pool, before
+                )
+            else:
+                earlier = "none" if before is None else before
+                pool_logger.info("pool %r: lends from group %d, before from %s", self._pool, after, earlier)
         if self.by_kind[kind]:
             self.tell(kind(*fields))

@@ -282,21 +282,21 @@ class ConnectionPool(Steering):
         if any(key.record is record for key in record.host.idle.copy()):
             self._lender.dialler.close_forgotten(record)  # the pool itself is being collected
             return
-        self._lender.books.lost.append(record)
-        self._lender.nudge()
-        wink(self)
         if sys.is_finalizing():
             self._lender.dialler.close_forgotten(record)
             return
+        self._lender.books.lost.append(record)
+        self._lender.nudge()
+        wink(self)
         if record.holder == get_ident():  # once it has ended, a thread has no name any more
             record.noted().taker = current_thread().name
         if record.phase is Phase.OPEN and record.fate is None:
             held = self._now() - record.since
-            origin = None if record.notes is None else record.notes.origin
+            notes = record.noted()
             warnings.warn(
                 f"connection {record.id} of pool {self.name!r} to {record.host.endpoint} was not given back:"
-                f" it was dropped {held:.1f} s after thread {record.holder} took it"
-                + (f" at {origin}" if origin is not None else ""),
+                f" it was dropped {held:.1f} s after thread {notes.taker or record.holder!r} took it"
+                + (f" at {notes.origin}" if notes.origin is not None else ""),
                 ResourceWarning,
                 stacklevel=2,
                 source=record.raw,

@@ -241,7 +241,7 @@ class Service(Attempts):
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
         waiter.outcome = Outcome.SERVED
-        self._books.timings.new_waits.append(now - waiter.since)
+        self._books.timings.new_waits.append((now, now - waiter.since))
         waiter.wake()
         self._queue.leave(waiter)
         if waiter.errands:
@@ -271,6 +271,6 @@ class Service(Attempts):
         """*waiter* has what it waits for, but an interrupt left it standing in the queue."""
         if waiter.outcome is Outcome.WAITING:
             waiter.outcome = Outcome.SERVED
-            self._books.timings.new_waits.append(now - waiter.since)
+            self._books.timings.new_waits.append((now, now - waiter.since))
         waiter.wake()
         self._queue.leave(waiter)

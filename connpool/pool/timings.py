@@ -13,8 +13,9 @@ class Timings:
     """Waits, dials and holds of one pool. With the pool's lock held, but for the appends."""
 
     def __init__(self, now: float) -> None:
-        self.new_waits: list[float] = []  # seconds, still to be counted in
-        self.new_holds: list[float] = []  # likewise; appended to without the lock
+        # Still to be counted in: when each ended, and its seconds.
+        self.new_waits: list[tuple[float, float]] = []
+        self.new_holds: list[tuple[float, float]] = []  # appended to without the lock
         self.waits = RecentHistogram(now)
         self.dials = RecentHistogram(now)
         self.holds = RecentHistogram(now)
@@ -25,12 +26,14 @@ class Timings:
 
     def catch_up(self, now: float, n_checkouts: int) -> None:
         """Count in what is new. *n_checkouts*: all there ever were, those that did not wait included."""
+        waits, self.new_waits = self.new_waits, []
+        for at, seconds in waits:
+            self.waits.turn(at, n_checkouts)
+            self.waits.record(seconds)
+        holds, self.new_holds = self.new_holds, []
+        for at, seconds in holds:
+            self.holds.turn(at)
+            self.holds.record(seconds)
         self.waits.turn(now, n_checkouts)
         self.dials.turn(now)
         self.holds.turn(now)
-        waits, self.new_waits = self.new_waits, []
-        for seconds in waits:
-            self.waits.record(seconds)
-        holds, self.new_holds = self.new_holds, []
-        for seconds in holds:
-            self.holds.record(seconds)

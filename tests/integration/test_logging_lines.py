@@ -280,3 +280,18 @@ def test_what_a_pool_is_told_of_its_connector_is_never_logged_nor_told(log):
     assert secret not in str(caught.value)
     assert secret not in repr(pool)
     assert secret not in "".join(map(repr, events))
+
+
+def test_a_lost_loan_warns_at_once_and_is_logged_at_the_next_turn(stage, log):
+    s = stage()
+    (warning,) = forget_a_loan(s.pool)
+    assert "orders" in warning
+    assert threading.current_thread().name in warning
+    assert lines(log, "connpool.pool") == []
+    s.pool.sweep()
+    ((level, line),) = lines(log, "connpool.pool")
+    assert level == "WARNING"
+    assert "orders" in line
+    assert threading.current_thread().name in line
+    s.pool.sweep()
+    assert len(lines(log, "connpool.pool")) == 1

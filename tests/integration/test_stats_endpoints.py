@@ -168,3 +168,13 @@ def test_a_list_of_connections_is_a_copy(stage):
     for _ in before:
         s.pool.route = "b:1"
     assert [info.endpoint for info in before] == [A]
+
+
+def test_a_dial_nobody_is_blamed_for_is_counted_all_the_same(stage):
+    """The caller's own short time is no fault of the endpoint; the dial failed, though."""
+    s = stage()
+    s.down.add(A)
+    with pytest.raises(ConnPoolError):
+        s.pool.try_connect(timeout=0.001)
+    info = info_of(s.pool, A)
+    assert (info.connect_failures, s.pool.stats().connect_failures) == (1, 1)

@@ -178,3 +178,12 @@ def test_measuring_takes_no_memory_that_grows(stage):
     finally:
         tracemalloc.stop()
     assert after - before < 20_000, f"{after - before} bytes more"
+
+
+def test_a_busy_pool_forgets_too(stage):
+    s = stage(max_size=1, idle_timeout=None, max_lifetime=None)
+    wait(s, 8)
+    for _ in range(int(LONG_AGO / 5)):
+        s.clock.advance(5)
+        s.pool.try_connect().release()
+    assert s.pool.stats().wait == NOTHING
