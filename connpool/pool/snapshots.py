@@ -48,9 +48,10 @@ def idle_ones(books: Books) -> set[Record]:
 
 
 def state_of(record: Record, *, is_idle: bool) -> ConnState:
-    if record.phase is Phase.OPEN:
+    phase = record.phase  # read once: it may change meanwhile
+    if phase is Phase.OPEN:
         return ConnState.IDLE if is_idle else ConnState.IN_USE
-    return ConnState[record.phase.name]
+    return ConnState[phase.name]
 
 
 def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:

@@ -20,6 +20,8 @@ from connpool import (
     PoolState,
     Request,
 )
+from connpool.pool.record import Phase
+from connpool.pool.snapshots import state_of
 from connpool.testing import ScriptedServer
 from tests.helpers.preemption import preempting
 from tests.helpers.together import together
@@ -291,3 +293,17 @@ def test_every_event_has_its_count(stage):
     failed_dials = [event for event in s.ears.of("ConnectionClosed") if event.id not in opened]
     assert len(failed_dials) == stats.connect_failures
     assert {kind(event) for event in failed_dials} <= {"ConnectionClosed"}
+
+
+def test_a_connection_that_opens_while_it_is_looked_at_is_in_one_state_or_the_other():
+    class Opening:
+        """A record whose dial ends between any two looks at its phase."""
+
+        def __init__(self) -> None:
+            self._phases = [Phase.OPENING, Phase.OPEN]
+
+        @property
+        def phase(self) -> Phase:
+            return self._phases.pop(0)
+
+    assert state_of(Opening(), is_idle=False) is ConnState.OPENING
