@@ -1,5 +1,6 @@
 """A synchronous, thread-safe connection pool: exclusive loans over several endpoints, with failover."""
 
+import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.errors import (
     CallError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Final
 
 from connpool.errors import PoolClosedError, PoolPausedError, UsageError
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
@@ -15,6 +16,8 @@ from connpool.pool.snapshots import idle_ones
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Doors"]
+
+EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a pool's lock
 
 
 class Doors:
@@ -103,6 +106,17 @@ class Doors:
             self._interrupt_loans()
         self._lender.dialler.join()
         return self._books.n_lent()
+
+    def close_idle_at_exit(self) -> None:
+        """The interpreter ends: close what lies idle, unless that might take long."""
+        todo = Todo()
+        if not self._lender.connector.prompt or not self._lock.acquire(timeout=EXIT_GRACE):
+            return
+        try:
+            self._books.drain_all(CloseReason.POOL_CLOSED, todo)
+        finally:
+            self._lock.release()
+        self._lender.carry_out(todo)
 
     def _drain(self, deadline: float) -> int:
         """Wait until nothing is lent, or until *deadline*. Returns how many are lent then."""

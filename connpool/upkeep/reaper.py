@@ -25,6 +25,7 @@ logger = logging.getLogger("connpool.reaper")
 
 LEAP: Final = 30.0  # seconds that the thread wakes up too late: the machine slept, or the process was stopped
 MANY: Final = 16  # instants that hold no longer may lie in the heap
+EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a turn to end
 BREATH: Final = 1.0  # seconds before a pool whose turn has failed gets the next
 
 
@@ -56,6 +57,14 @@ class Reaper:
     def hold_back(self, *, is_held: bool) -> None:
         """Start no thread for the moment: a fork is not the place for it."""
         self._may_start = not is_held
+
+    def end(self) -> None:
+        """Give no more turns. Waits a moment for the one that is being given."""
+        self._may_start = False
+        running, self._thread = self._thread, None
+        self._wake()
+        if running is not None and running is not threading.current_thread():
+            running.join(EXIT_GRACE)
 
     # -- what pools say
 
@@ -117,11 +126,13 @@ class Reaper:
             nap = self._next_nap()
             if nap is None:
                 self._thread = None  # said first, and looked after that: who asks later starts another
-                if not self._asked:
+                if not self._asked or not self._may_start:
                     return
                 self._thread = me
                 continue
             self._clock.wait(self._gate, nap)
+            if self._thread is not me:
+                return
             self._hear()
             for ref, lateness in self._take_due():
                 self._give_turn(ref, lateness)

@@ -1,0 +1,20 @@
+"""The end of the program: no more upkeep, and no idle socket for the interpreter to complain about."""
+
+from __future__ import annotations
+
+import atexit
+
+from connpool.pool.census import POOLS
+from connpool.upkeep.reaper import REAPER
+
+__all__: list[str] = []
+
+
+def _end() -> None:
+    """Runs after all non-daemon threads have ended, and after what the program registered later."""
+    REAPER.end()
+    for pool in list(POOLS):
+        pool._doors.close_idle_at_exit()
+
+
+atexit.register(_end)
