@@ -30,8 +30,9 @@ class Reserve:
     def n_missing(self) -> int:
         """How many are to be opened, beside those that are being opened."""
         books = self._books
-        n_opening = sum(len(host.opening) for host in books.fleet.hosts.values())
-        return max(0, books.config.min_idle - books.n_idle() - n_opening)
+        # What is only being looked at will be idle again.
+        n_coming = sum(len(host.opening) + len(host.looks) for host in books.fleet.hosts.values())
+        return max(0, books.config.min_idle - books.n_idle() - n_coming)
 
     def look_again(self) -> None:
         """Upkeep has come. With the pool's lock held."""

@@ -183,7 +183,7 @@ class Reaper:
     def _give_turn(self, ref: Ref, lateness: float) -> None:
         """One pool's turn. Whatever goes wrong in it, the others and the next turn come."""
         pool = ref()
-        if pool is None:
+        if pool is None or not _is_kept(pool):
             return
         try:
             pool._chores.turn(apart=True, is_leap=lateness > LEAP)

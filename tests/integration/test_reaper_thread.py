@@ -72,8 +72,8 @@ def test_a_pool_given_an_interval_at_run_time_is_watched_from_then_on() -> None:
         fill(pool, 2)
         pool.configure(reap_interval=OFTEN)
         until(lambda: board.n_open == 0)
-        fill(pool, 2)
         pool.configure(reap_interval=None)
+        fill(pool, 2)
         let_pass(0.15)
         assert board.n_open == 2
 
