@@ -186,7 +186,10 @@ class Checkout(Fitting):
                 if waiter.is_waiting() and not waiter.errands:
                     self._check_deadline(is_over=is_last_nap and not is_woken)
         if waiter.error is not None:
-            raise waiter.error
+            try:
+                raise waiter.error
+            finally:
+                waiter.error = None  # its traceback leads back here: a circle would keep the stack alive
 
     def _until(self) -> float:
         """The instant at which this checkout gives up."""

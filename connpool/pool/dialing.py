@@ -113,9 +113,12 @@ class Dialler:
             error = caught
         finally:
             self.idents.remove(ident)
-        lender.record_dial(dial, error, began)
-        if error is not None and not isinstance(error, Exception):
-            raise error
+        try:
+            lender.record_dial(dial, error, began)
+            if error is not None and not isinstance(error, Exception):
+                raise error
+        finally:
+            del error  # its traceback leads back here: a circle would keep the stack alive
 
     def tell_opening(self, record: Record) -> None:
         """With the key in hand: the first that is heard of a connection."""

@@ -11,6 +11,7 @@ import pytest
 
 import connpool
 from connpool import ConnectionPool, ConnPoolError
+from tests.helpers.switchboard import until
 from tests.helpers.together import together, whereabouts
 from tests.stress.stage import FIELDS, Ears, check_lives
 from tests.stress.works import A, TellingClock, Works, balanced
@@ -181,6 +182,7 @@ def play(name: str, act: Callable[[ConnectionPool], object], *, elsewhere: bool 
     assert meddler.is_done, f"{name} was never told: {ears.kinds()}"
     assert not meddler.faults, (what, meddler.faults)
     works.until(lambda: works.n_open == 0)
+    until(lambda: pool.stats().opening == 0, "the end of the last dial")
     stats = balanced(pool)
     assert (stats.in_use, stats.idle, stats.opening, stats.waiting) == (0, 0, 0, 0), (what, stats)
     assert ears.kinds("PoolClosed") == ["PoolClosed"], what
