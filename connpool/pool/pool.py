@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -54,6 +55,7 @@ class ConnectionPool(Steering):
         listeners: Called with every event, from ``PoolOpened`` on; see ``listen``.
         clock: What tells the time; None: the machine. For tests; such a pool is
             swept by hand.
+        rng: What jitter is drawn from; None: chance. A seeded one repeats itself, for tests.
         paused: Lend nothing before ``resume``.
         settings: Fields of ``PoolConfig``.
 
@@ -78,6 +80,7 @@ class ConnectionPool(Steering):
         name: str | None = None,
         listeners: Iterable[Callable[[Any], object]] = (),
         clock: Clock | None = None,
+        rng: random.Random | None = None,
         paused: bool = False,
         **settings: Any,
     ) -> None:
@@ -89,6 +92,8 @@ class ConnectionPool(Steering):
         config = PoolConfig.from_settings(**settings) if config is None else config.evolve(**settings)
         full = adapt(SocketConnector() if connector is None else connector)
         self._settle(Lender(self, full, clock, config))
+        if rng is not None:
+            self._lender.books.rng = rng
         for handler in listeners:
             self._control.listen(handler, ())
         where_to = None if route is None else Route.coerce(route)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 import time
 
@@ -206,3 +207,14 @@ def test_a_pinned_failure_is_a_failure_of_the_endpoint_and_no_other(clock: FakeC
                 pool.try_connect("a:1")
         assert info_of(pool, "b:1").state is EndpointState.UP
         pool.try_connect().release()
+
+
+def test_jitter_that_is_seeded_repeats_itself_and_else_does_not() -> None:
+    def instants(rng: random.Random | None) -> tuple[float | None, float | None]:
+        clock, board = FakeClock(), Switchboard("b:1")
+        settings = {"connector": board, "clock": clock, "rng": rng, "max_lifetime": 100}
+        with ConnectionPool("b:1 || a:1", **settings) as pool, pool.try_connect() as conn:
+            return conn.info.expires_at, info_of(pool, "b:1").retry_at
+
+    assert instants(random.Random(7)) == instants(random.Random(7)) != instants(random.Random(8))
+    assert instants(None) != instants(None)
