@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 
+from benchmarks.adapters import Ours
 from benchmarks.report import Section, as_json, as_text, surroundings
 from benchmarks.workloads import WORKLOADS, Plan
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what *arguments* ask for. Returns the exit status."""
     options = parser().parse_args(arguments)
     plan: Plan = options.plan
+    Ours.is_kept_up = options.upkeep
     if options.repeats is not None:
         plan = attrs.evolve(plan, repeats=options.repeats)
     where = surroundings()
@@ -55,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--only", type=names, default=list(WORKLOADS), metavar="W1,W4", help=f"some of {', '.join(WORKLOADS)}"
+    )
+    made.add_argument(
+        "--upkeep",
+        action="store_true",
+        help="give our pools lifetimes, validation and a reserve, so that the reaper is always busy",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     return made

@@ -2,21 +2,30 @@
 
 import gc
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from benchmarks.race import Running, Track
 from connpool import ConnectionPool
 
+UPKEEP: Mapping[str, Any] = {"keepalive_interval": 0.1, "max_lifetime": 1.0, "reap_interval": 0.05}
+
 
 class Ours:
     """A pool of dummy connections, warm: all of them are open and idle."""
+
+    is_kept_up = False  # whether the reaper has something to do all the time
 
     def __init__(self, size: int) -> None:
         self.pool = self.open_pool(size)
         fill(self.pool, size)
 
     def open_pool(self, size: int) -> ConnectionPool:
-        return ConnectionPool.of(object, max_size=size)
+        return ConnectionPool.of(object, max_size=size, **self.settings(size))
+
+    @classmethod
+    def settings(cls, size: int) -> dict[str, Any]:
+        return {"min_idle": size // 2, **UPKEEP} if cls.is_kept_up else {}
 
     def spin(self, running: Running, track: Track) -> None:
         try_connect = self.pool.try_connect
@@ -51,7 +60,17 @@ class OursThreeEndpoints(Ours):
     """A pool that goes round robin over three endpoints."""
 
     def open_pool(self, size: int) -> ConnectionPool:
-        return ConnectionPool("a.test:1, b.test:1, c.test:1", connector=DummyConnector(), max_size=size)
+        route, settings = "a.test:1, b.test:1, c.test:1", self.settings(size)
+        return ConnectionPool(route, connector=DummyConnector(), max_size=size, **settings)
+
+
+class OursListenedTo(Ours):
+    """A pool with one listener, which hears every kind of event and does nothing."""
+
+    def open_pool(self, size: int) -> ConnectionPool:
+        pool = super().open_pool(size)
+        pool.listen(bool)
+        return pool
 
 
 class DummyConnector:

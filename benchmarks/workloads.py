@@ -5,7 +5,13 @@ from typing import TypeVar
 
 from attrs import frozen
 
-from benchmarks.adapters import Ours, OursThreeEndpoints, OursThroughWith, bytes_per_idle_connection
+from benchmarks.adapters import (
+    Ours,
+    OursListenedTo,
+    OursThreeEndpoints,
+    OursThroughWith,
+    bytes_per_idle_connection,
+)
 from benchmarks.floors import FloorA, FloorB, FloorC
 from benchmarks.race import Lender, Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
 from benchmarks.report import Row, Target, Unit, at_least, at_most
@@ -43,6 +49,7 @@ def w1(plan: Plan) -> list[Row]:
             "ours": Ours,
             "ours, through with": OursThroughWith,
             "ours, three endpoints": OursThreeEndpoints,
+            "ours, listened to": OursListenedTo,
         },
         threads=1,
         size=10,
@@ -53,6 +60,7 @@ def w1(plan: Plan) -> list[Row]:
         versus(results, "ours", "floor B"),
         versus(results, "ours, through with", "floor A", at_least(0.45)),
         versus(results, "ours, three endpoints", "ours", at_least(0.7)),
+        versus(results, "ours, listened to", "floor A", at_least(0.25)),
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import workloads
 from benchmarks.__main__ import main, measure
+from benchmarks.adapters import Ours
 from benchmarks.floors import FloorA, FloorB
 from benchmarks.race import Result, TimedResult, Track, race, spin, spin_timed
 from benchmarks.report import Row, Section, Unit, as_json, as_text, at_least, at_most, surroundings
@@ -21,6 +22,7 @@ TARGETS = {
     ("W1", "ours", "x floor A"): (">=", 0.55),
     ("W1", "ours, through with", "x floor A"): (">=", 0.45),
     ("W1", "ours, three endpoints", "x ours"): (">=", 0.7),
+    ("W1", "ours, listened to", "x floor A"): (">=", 0.25),
     ("W2", "ours", "x floor A"): (">=", 2.5),
     ("W2", "ours, three endpoints", "x ours"): (">=", 0.7),
     ("W3", "ours", "x floor B"): (">=", 1.0),
@@ -52,10 +54,12 @@ ROWS = {
         ("ours", "turns"),
         ("ours, through with", "turns"),
         ("ours, three endpoints", "turns"),
+        ("ours, listened to", "turns"),
         ("ours", "x floor A"),
         ("ours", "x floor B"),
         ("ours, through with", "x floor A"),
         ("ours, three endpoints", "x ours"),
+        ("ours, listened to", "x floor A"),
     ],
     "W2": [
         ("floor A", "turns"),
@@ -255,6 +259,19 @@ def test_a_run_by_hand_prints_what_was_asked_for_and_writes_it_down(tmp_path, ca
     printed = capsys.readouterr().out
     assert "per idle connection" in printed
     assert "x floor B" in printed
+
+
+def test_with_upkeep_the_reaper_is_at_work_and_without_it_is_not(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(Ours, "is_kept_up", False)
+    monkeypatch.setattr(Ours, "close", lambda self: (seen.append(self.pool.config), self.pool.close()))
+
+    assert main(["--quick", "--repeats", "1", "--only", "W3"]) == 0
+    assert main(["--quick", "--repeats", "1", "--only", "W3", "--upkeep"]) == 0
+
+    without, kept_up = seen
+    assert without.keepalive_interval is None
+    assert (kept_up.min_idle, kept_up.keepalive_interval) == (1, 0.1)
 
 
 @pytest.mark.parametrize("arguments", [["--only", "W1,W7"], ["--repeats", "0"], ["--quick", "--full"]])
