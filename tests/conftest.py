@@ -78,6 +78,17 @@ def still_running(before: set[threading.Thread], grace: float) -> list[str]:
     """Names of the threads that are not in *before* and do not end within *grace* seconds."""
     until = time.monotonic() + grace
     extra = [thread for thread in threading.enumerate() if thread not in before]
-    for thread in extra:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [thread.name for thread in extra if thread.is_alive()]
+    return [thread.name for thread in extra if not ends(thread, until)]
+
+
+def ends(thread: threading.Thread, until: float) -> bool:
+    """Whether *thread* ends before *until*."""
+    while True:
+        try:
+            thread.join(max(0.0, until - time.monotonic()))
+        except RuntimeError:  # it is listed, but only about to start
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.001)
+        else:
+            return not thread.is_alive()

@@ -70,7 +70,7 @@ def test_dead_ones_are_dropped_before_a_user_meets_them(clock: FakeClock) -> Non
         sweep_until(pool, lambda: pool.stats().closed == {CloseReason.BROKEN: 2})
         settle(pool)
         assert [line.is_open for line in board.lines] == [True, False, False, True]
-        assert pool.stats().idle == 2
+        until(lambda: pool.stats().idle == 2, "the end of the last look")
         check_books(pool)
 
 
