@@ -59,6 +59,7 @@ from connpool.model.states import CloseReason, ConnState, EndpointState, FailRea
 from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, PoolStats
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
+from connpool.repository import Repository, repository
 from connpool.wire.connector import Connector, SocketConnector
 
 __all__ = [
@@ -115,6 +116,7 @@ __all__ = [
     "PoolResumed",
     "PoolState",
     "PoolStats",
+    "Repository",
     "RepositoryError",
     "Request",
     "Route",
@@ -126,4 +128,5 @@ __all__ = [
     "UnknownEndpointError",
     "UnknownPoolError",
     "UsageError",
+    "repository",
 ]

@@ -7,8 +7,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, NoReturn
 
+from connpool.cli.check import check
 from connpool.cli.demo import Options, demo
 
 __all__ = ["main"]
@@ -37,13 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return demo(
-            Options(
-                seconds=options.seconds,
-                n_threads=options.threads,
-                plain=options.plain or not sys.stdout.isatty(),
-            )
-        )
+        status: int = options.run(options)
+        return status
     except KeyboardInterrupt:  # before or after the time in which the command takes care of it
         return INTERRUPTED_STATUS
     except BrokenPipeError:
@@ -67,7 +64,25 @@ def _parser() -> Parser:
     command.add_argument("--seconds", type=_seconds, default=8.0, metavar="N", help="how long it lasts")
     command.add_argument("--threads", type=_count, default=32, metavar="N", help="how many threads ask")
     command.add_argument("--plain", action="store_true", help="one line per half second; repaint nothing")
+    command.set_defaults(run=_demo)
+    command = commands.add_parser(
+        "check",
+        help="dial every endpoint that a pools file names",
+        description="Reads a TOML file as Repository.from_toml does, dials every endpoint once, and says how"
+        " long that took or why it failed. Exit status 1: the file is wrong, or an endpoint is out of reach.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="the TOML file")
+    command.set_defaults(run=_check)
     return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    plain = options.plain or not sys.stdout.isatty()
+    return demo(Options(seconds=options.seconds, n_threads=options.threads, plain=plain))
+
+
+def _check(options: argparse.Namespace) -> int:
+    return check(options.file)
 
 
 def _number(

@@ -14,8 +14,6 @@ LONGEST: Final = 1e4  # seconds; what is longer is told apart by the maximum alo
 # eighth of its lower edge wide, and its middle at most 6.25 % off any sample.
 _PARTS: Final = 8
 _FIRST: Final = math.frexp(SHORTEST)[1]
-_LAST: Final = math.frexp(LONGEST)[1]
-_N_BUCKETS: Final = (_LAST - _FIRST + 1) * _PARTS
 
 
 def _middle(bucket: int) -> float:
@@ -33,7 +31,7 @@ class Histogram:
     __slots__ = ("_buckets", "_longer", "_longest", "_shorter")
 
     def __init__(self) -> None:
-        self._buckets = [0] * _N_BUCKETS
+        self._buckets: dict[int, int] = {}  # those that have counted anything
         self._shorter = 0  # samples below SHORTEST
         self._longer = 0  # samples above LONGEST
         self._longest = 0.0
@@ -48,16 +46,18 @@ class Histogram:
             self._longer += 1
         else:
             mantissa, exponent = math.frexp(seconds)  # 0.5 <= mantissa < 1
-            self._buckets[(exponent - _FIRST) * _PARTS + int((mantissa - 0.5) * 2 * _PARTS)] += 1
+            bucket = (exponent - _FIRST) * _PARTS + int((mantissa - 0.5) * 2 * _PARTS)
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
 
     @property
     def count(self) -> int:
         """How many durations were recorded."""
-        return self._shorter + sum(self._buckets) + self._longer
+        return self._shorter + sum(self._buckets.values()) + self._longer
 
     def add(self, other: Histogram) -> None:
         """Count in all that *other* has counted."""
-        self._buckets = [mine + theirs for mine, theirs in zip(self._buckets, other._buckets, strict=True)]
+        for bucket, n in other._buckets.items():
+            self._buckets[bucket] = self._buckets.get(bucket, 0) + n
         self._shorter += other._shorter
         self._longer += other._longer
         self._longest = max(self._longest, other._longest)
@@ -82,7 +82,7 @@ class Histogram:
         reached = zeros + self._shorter
         if rank <= reached:
             return 0.0
-        for bucket, n in enumerate(self._buckets):
+        for bucket, n in sorted(self._buckets.items()):
             reached += n
             if rank <= reached:
                 return min(_middle(bucket), self._longest)  # the middle may lie beyond the last sample

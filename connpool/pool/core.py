@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
 import threading
 from collections import Counter, deque
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Books"]
 
 
+CHANCE: Final = random.Random()  # of all pools that are given none of their own
+os.register_at_fork(after_in_child=CHANCE.seed)  # parent and child must not dial in step
 BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
 HANG_GRACE: Final = 0.25  # seconds by which a dial may outlast its timeout
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
@@ -64,7 +67,7 @@ class Books:
         self.fleet = Fleet()
         self.warm_reserve = Reserve(self)
         self.queue = WaitQueue()
-        self.rng = random.Random()
+        self.rng = CHANCE
         self.overtake_delay = overtake_delay
         self._has_reset = has_reset
         self._all_returns_are_long = has_reset

@@ -102,6 +102,8 @@ class Doors:
         for record in opening:
             self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)
+        if self._lender.pool._when_closed is not None:
+            self._lender.pool._when_closed()
         if deadline is not None and self._drain(deadline) > 0:
             self._interrupt_loans()
         self._lender.dialler.join()

@@ -70,6 +70,7 @@ class ConnectionPool(Steering):
     _return_until: float
     _brief_for: float
     _is_awaited: bool
+    _when_closed: Callable[[], object] | None = None  # told with no lock held
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ FLOORS: Final = (
     "upkeep",
     "delivery",
     "calls",
+    "settings_file",
     "repository",
     "__init__",  # the public names
     "ext",

@@ -1,0 +1,55 @@
+"""TLS contexts made of files."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from connpool.errors import ConfigError
+
+__all__ = ["make_context"]
+
+
+def make_context(
+    *,
+    ca: Path | None = None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    password: str | None = None,
+    verifies: bool = True,
+) -> ssl.SSLContext:
+    """What TLS clients need to know.
+
+    Args:
+        ca: Certificates of who may vouch for servers; None: those the system trusts.
+        certificate: The client's own, with its chain, for servers that ask for one.
+        key: Belongs to *certificate*; None: it is in the same file.
+        password: Opens *key*. Appears in no error.
+        verifies: Whether servers must prove who they are. If not, anyone can pose as them.
+
+    Raises:
+        ConfigError: a file cannot be read, or does not hold what it should; the sentence names it.
+    """
+    if certificate is None and key is not None:
+        raise ConfigError(f"the key {str(key)!r} is of no use without its certificate")
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ConfigError(f"cannot use the authorities in {str(ca)!r}: {_why(error)}") from None
+    if not verifies:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if certificate is not None:
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(certificate, key, password=password or "")
+        except OSError as error:
+            files = repr(str(certificate)) + ("" if key is None else f" with the key {str(key)!r}")
+            raise ConfigError(f"cannot use the certificate {files}: {_why(error)}") from None
+    return context
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "it is not in PEM form, or the password is wrong"
+    return error.strerror or type(error).__name__

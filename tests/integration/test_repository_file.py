@@ -1,0 +1,244 @@
+"""Pools that a file describes, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+
+from connpool import ConfigError, HandshakeError, PoolConfig, Repository, Route
+from connpool.settings_file import INSECURE
+from connpool.testing import ScriptedServer
+from tests.helpers.architecture import ROOT
+from tests.helpers.certificates import Certificates
+
+
+@pytest.fixture(name="write")
+def make_write(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "pools.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Repository.from_toml(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return [line.removeprefix(f"{path}: ") for line in lines]
+
+
+def test_pools_are_made_with_the_defaults_and_their_own(write) -> None:
+    path = write(
+        """
+        [defaults]
+        max_size = 4
+        idle_timeout = "none"
+        [pools.orders]
+        route = "a:1, b:1 && c:1 || d:1"
+        max_size = 8
+        required_permissions = ["read", "write"]
+        [pools."with a space"]
+        route = "unix:/run/db"
+        """
+    )
+    with Repository.from_toml(path, name="mine") as repo:
+        assert (repo.name, [*repo]) == ("mine", ["orders", "with a space"])
+        orders, other = repo["orders"], repo["with a space"]
+        assert str(orders.route) == "a:1, b:1 && c:1 || d:1"
+        assert (orders.config.max_size, other.config.max_size) == (8, 4)
+        assert orders.config.idle_timeout is other.config.idle_timeout is None
+        assert orders.config.required_permissions == {"read", "write"}
+
+
+def test_every_setting_can_be_said(write) -> None:
+    said = {
+        "max_size": 7, "max_per_endpoint": 3, "min_idle": 2, "checkout_timeout": 1.5, "connect_timeout": 2,
+        "max_waiters": 9, "max_connecting": 1, "idle_timeout": 60, "max_lifetime": 600,
+        "lifetime_jitter": 0.5, "max_uses": 100, "revive": "force", "look_after_idle": 0,
+        "keepalive_interval": 30,
+        "blacklist_initial": 0.5, "blacklist_max": 5, "reconnect": False, "fail_fast": False,
+        "sharable": True, "max_sharers": 4, "reap_interval": "none", "warn_after": 10, "track_origin": True,
+        "dial_in_caller": True, "required_permissions": ["x"],
+    }  # fmt: skip
+    assert said.keys() == {field.name for field in attrs.fields(PoolConfig)}
+    text = "\n".join(
+        f"{name} = {str(value).lower() if isinstance(value, bool) else repr(value)}"
+        for name, value in said.items()
+    )
+    with Repository.from_toml(write(f"[pools.a]\nroute = 'a:1'\n{text}")) as repo:
+        config = repo["a"].config
+    for name, value in said.items():
+        expected = {"none": None}.get(value, value) if isinstance(value, str) else value
+        found = getattr(config, name)
+        assert (sorted(found) if isinstance(found, frozenset) else found) == expected, name
+
+
+def test_all_problems_are_told_at_once_each_with_its_place(write) -> None:
+    assert problems_of(
+        write(
+            """
+            [default]
+            [defaults]
+            max_sise = 3
+            [pools.orders]
+            route = "a:1 &"
+            max_size = "many"
+            min_idle = -1
+            [pools.orders.tls]
+            cert = "x"
+            [pools.users]
+            connect_timeout = 0
+            [pools.mixed]
+            route = "a:1"
+            max_size = 1
+            min_idle = 2
+            [pools.secure]
+            route = "tls://a:1"
+            tls.verify = false
+            [pools.plain]
+            route = "a:1"
+            tls.server_hostname = "x"
+            [pools]
+            wrong = 3
+            """
+        )
+    ) == [
+        "the file: unknown table 'default' (the nearest known one is 'defaults')",
+        "[defaults]: unknown key 'max_sise' (the nearest known one is 'max_size')",
+        "[pools.orders] max_size: max_size must be a whole number of at least 1, got 'many'",
+        "[pools.orders] min_idle: min_idle must be a whole number of at least 0, got -1",
+        "[pools.orders.tls]: unknown key 'cert' (the nearest known one is 'certificate')",
+        "[pools.orders] route: " + _message_of_route("a:1 &"),
+        "[pools.users] connect_timeout: connect_timeout must be more than 0 seconds and finite, got 0",
+        "[pools.users]: route is missing",
+        "[pools.mixed]: min_idle (2) is more than max_size (1)",
+        f"[pools.secure.tls] verify: it must be true, or {INSECURE!r} to let anyone pose as the server",
+        "[pools.plain]: it has TLS settings, but none of its endpoints speaks TLS",
+        "[pools]: wrong must be a table, got 3",
+        "[pools.wrong]: route is missing",
+    ]
+
+
+def _message_of_route(text: str) -> str:
+
+    with pytest.raises(ConfigError) as caught:
+        Route.parse(text)
+    return str(caught.value)
+
+
+def test_what_is_no_toml_is_told_with_its_line(write) -> None:
+    (problem,) = problems_of(write("[pools.a]\nroute = a:1\n"))
+    assert problem.startswith("it is no TOML: ")
+    assert "line 2" in problem
+    (problem,) = problems_of(write(""))
+    assert problem == "the file: it has no [pools.NAME]"
+
+
+def test_a_file_that_is_not_there_is_what_the_system_says(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Repository.from_toml(tmp_path / "none.toml")
+
+
+def test_the_environment_is_asked_and_its_secrets_are_never_shown(
+    write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("DB_HOST", "db.example")
+    monkeypatch.setenv("SECRET", "hunter2")
+    monkeypatch.delenv("MISSING", raising=False)
+    with Repository.from_toml(
+        write('[pools.a]\nroute = "${DB_HOST}:1 && $${x}:2"\n'.replace("$${x}", "b"))
+    ) as repo:
+        assert str(repo["a"].route) == "db.example:1 && b:2"
+    problems = problems_of(
+        write(
+            """
+            [pools.a]
+            route = "${SECRET}:x"
+            max_size = "${SECRET}"
+            required_permissions = ["${MISSING}", "$$5"]
+            """
+        )
+    )
+    assert not [problem for problem in problems if "hunter2" in problem]
+    assert "[pools.a] max_size: max_size must be a whole number of at least 1, got '${SECRET}'" in problems
+    assert "[pools.a] required_permissions: the environment variable 'MISSING' is not set" in problems
+    assert "hunter2" not in caplog.text
+
+
+def test_tls_is_made_of_files_beside_it(write, tmp_path: Path, certificates: Certificates) -> None:
+    (tmp_path / "ca.pem").write_bytes(certificates.authority.cert_pem.bytes())
+    with ScriptedServer(tls=certificates.server()) as server:
+        text = f"[pools.a]\nroute = 'tls://localhost:{server.port}'\n"
+        trusting = write(text + "tls.ca = 'ca.pem'\n")
+        with Repository.from_toml(trusting) as repo, repo["a"].try_connect(timeout=5) as conn:
+            assert conn.ssl_socket is not None
+            assert conn.ssl_socket.getpeercert()
+        with Repository.from_toml(write(text)) as repo, pytest.raises(HandshakeError):
+            repo["a"].try_connect(timeout=5)
+        text += "tls.verify = 'insecure-accept-any-certificate'\n"
+        with Repository.from_toml(write(text)) as repo, repo["a"].try_connect(timeout=5) as conn:
+            conn.sendall(b"x")
+
+
+def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path) -> None:
+    (tmp_path / "noise.pem").write_text("nothing of the kind")
+    problems = problems_of(
+        write(
+            """
+            [pools.a]
+            route = "tls://a:1"
+            tls = {ca = "none.pem"}
+            [pools.b]
+            route = "tls://a:1"
+            tls = {certificate = "noise.pem", key_password = "hunter2"}
+            [pools.c]
+            route = "tls://a:1"
+            tls = {key = "noise.pem"}
+            [pools.d]
+            route = "tls://a:1"
+            tls = {ca = 3}
+            """
+        )
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "[pools.a.tls]", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls] ca"
+    ]  # fmt: skip
+    assert "none.pem': No such file or directory" in problems[0]
+    assert "noise.pem" in problems[1]
+    assert "hunter2" not in "".join(problems)
+
+
+def test_socket_options_reach_the_socket(write) -> None:
+    with ScriptedServer() as server:
+        text = f"[pools.a]\nroute = '{server.endpoint}'\nnodelay = true\nkeepalive = [60, 10, 3]\n"
+        with Repository.from_toml(write(text + "source_address = ['127.0.0.1', 0]\n")) as repo:
+            repo["a"].try_connect(timeout=5).release()
+    (problem,) = problems_of(write("[pools.a]\nroute = 'a:1'\nkeepalive = 'often'\n"))
+    assert problem.startswith("[pools.a] keepalive: keepalive must be")
+
+
+def test_the_file_on_the_page_makes_its_pools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificates: Certificates
+) -> None:
+    page = (ROOT / "docs" / "repository.md").read_text(encoding="utf-8")
+    found = re.search(r"^```toml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    (tmp_path / "pools.toml").write_text(found[1], encoding="utf-8")
+    leaf = certificates.authority.issue_cert("client")
+    (tmp_path / "authority.pem").write_bytes(certificates.authority.cert_pem.bytes())
+    (tmp_path / "client.pem").write_bytes(leaf.cert_chain_pems[0].bytes())
+    (tmp_path / "client.key").write_bytes(leaf.private_key_pem.bytes())
+    monkeypatch.setenv("LEDGER_HOST", "ledger.example")
+    monkeypatch.setenv("LEDGER_KEY_PASSWORD", "secret")
+    with Repository.from_toml(tmp_path / "pools.toml") as repo:
+        assert (repo["orders"].config.max_size, repo["ledger"].config.max_size) == (16, 8)
+        assert str(repo["ledger"].route) == "tls://ledger.example:7443"
+        assert repo["ledger"].config.max_lifetime is None
