@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 from connpool.errors import ConfigError
 from connpool.model.events import EVENTS, EndpointDown, EndpointUp, Event, GroupSwitched
@@ -15,6 +15,7 @@ __all__ = ["Handler", "Listeners", "Teller"]
 
 News: TypeAlias = tuple[type[Event], tuple[Any, ...], int]  # what happened, its fields, a number for the log
 Handler: TypeAlias = Callable[[Any], object]
+NOBODY: Final[Mapping[type[Event], tuple[Handler, ...]]] = dict.fromkeys(EVENTS, ())
 
 logger = logging.getLogger("connpool.events")
 logging.getLogger("connpool").addHandler(logging.NullHandler())  # silent unless the program wants to read
@@ -40,7 +41,7 @@ class Listeners:
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
-        self.by_kind: dict[type[Event], tuple[Handler, ...]] = dict.fromkeys(EVENTS, ())
+        self.by_kind = NOBODY  # replaced as a whole, never changed
         self.pending: deque[News] = deque()
         self._teller: weakref.ref[Teller] | None = None
 
@@ -55,15 +56,19 @@ class Listeners:
         for kind in kinds:
             if kind not in self.by_kind:
                 raise ConfigError(f"pool {self._pool!r}: {kind!r} is not a kind of event")
+        more = dict(self.by_kind)
         for kind in kinds:
-            self.by_kind[kind] = (*self.by_kind[kind], handler)
+            more[kind] = (*more[kind], handler)
+        self.by_kind = more
 
     def remove(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
         """Undo one ``add``. With the pool's lock held."""
+        left = dict(self.by_kind)
         for kind in kinds:
-            handlers = self.by_kind[kind]
+            handlers = left[kind]
             at = handlers.index(handler)
-            self.by_kind[kind] = (*handlers[:at], *handlers[at + 1 :])
+            left[kind] = (*handlers[:at], *handlers[at + 1 :])
+        self.by_kind = left
 
     def is_anybody_there(self) -> bool:
         return any(self.by_kind.values())

@@ -122,7 +122,7 @@ class ConnectionPool(Steering):
             self._doors.pause(fail=old.books.pause_fails)
         elif old.books.state is not PoolState.OPEN:
             self._doors.close(None)
-        self._lender.listeners.by_kind.update(old.listeners.by_kind)
+        self._lender.listeners.by_kind = old.listeners.by_kind
         self._control.attend()
         self._control.follow(old.books.route)
         disown(old)
