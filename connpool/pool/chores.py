@@ -245,9 +245,8 @@ class Chores:
         due = NEVER
         if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
             due = soon
-        if books.state is PoolState.OPEN:
-            due = min(due, books.hang_at)
         for host in self._hosts():
+            due = min([due, *(books.hangs_at(record) for record in host.opening)])
             if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
                 due = min(due, max(soon, host.retry_at or 0.0))
         idle = {key.record for host in self._hosts() for key in host.idle.copy()}

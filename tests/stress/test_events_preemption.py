@@ -41,7 +41,7 @@ MODULES = [
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
 ]
 THREADS = 16
-TURNS = 10
+TURNS = 6
 SIZE = 4
 
 
