@@ -36,11 +36,8 @@ __all__ = [
     "PoolResumed",
 ]
 
-# Without slots: attrs fills the dict of a frozen instance twice as fast as it sets frozen
-# slots, and a checkout that is listened to makes two of these.
 
-
-@frozen(slots=False)
+@frozen
 class Event:
     """Something that happened.
 
@@ -56,7 +53,7 @@ class Event:
 # -- the pool ----------------------------------------------------------------
 
 
-@frozen(slots=False)
+@frozen
 class PoolOpened(Event):
     """A pool was made.
 
@@ -67,17 +64,17 @@ class PoolOpened(Event):
     options: Mapping[str, Any]
 
 
-@frozen(slots=False)
+@frozen
 class PoolPaused(Event):
     """Checkouts wait, or fail, until the pool is resumed."""
 
 
-@frozen(slots=False)
+@frozen
 class PoolResumed(Event):
     """The pool lends again."""
 
 
-@frozen(slots=False)
+@frozen
 class PoolCleared(Event):
     """Everything that was open until now is closed, at the latest when it is given back.
 
@@ -90,7 +87,7 @@ class PoolCleared(Event):
     interrupt: bool
 
 
-@frozen(slots=False)
+@frozen
 class PoolClosed(Event):
     """The pool was closed for good."""
 
@@ -98,7 +95,7 @@ class PoolClosed(Event):
 # -- connections -------------------------------------------------------------
 
 
-@frozen(slots=False)
+@frozen
 class ConnectionOpening(Event):
     """A dial begins, or a transport from outside is taken in."""
 
@@ -106,7 +103,7 @@ class ConnectionOpening(Event):
     endpoint: Endpoint
 
 
-@frozen(slots=False)
+@frozen
 class ConnectionOpened(Event):
     """A connection can be lent.
 
@@ -119,7 +116,7 @@ class ConnectionOpened(Event):
     seconds: float
 
 
-@frozen(slots=False)
+@frozen
 class ConnectionClosed(Event):
     """A connection is closed and its place free, or the dial that was to open it has failed."""
 
@@ -131,12 +128,12 @@ class ConnectionClosed(Event):
 # -- loans -------------------------------------------------------------------
 
 
-@frozen(slots=False)
+@frozen
 class CheckoutStarted(Event):
     """A thread asks for a connection."""
 
 
-@frozen(slots=False)
+@frozen
 class CheckedOut(Event):
     """A thread got one.
 
@@ -149,7 +146,7 @@ class CheckedOut(Event):
     seconds: float
 
 
-@frozen(slots=False)
+@frozen
 class CheckoutFailed(Event):
     """A thread got none.
 
@@ -163,7 +160,7 @@ class CheckoutFailed(Event):
     error: BaseException
 
 
-@frozen(slots=False)
+@frozen
 class CheckedIn(Event):
     """A connection comes back; it is idle, handed on or closed after this was told.
 
@@ -175,7 +172,7 @@ class CheckedIn(Event):
     seconds: float
 
 
-@frozen(slots=False)
+@frozen
 class LoanLost(Event):
     """A loan was dropped without being given back; its place is free again.
 
@@ -187,7 +184,7 @@ class LoanLost(Event):
     where: str
 
 
-@frozen(slots=False)
+@frozen
 class LoanHeldLong(Event):
     """A loan has lasted longer than ``warn_after``. Told once for each.
 
@@ -204,7 +201,7 @@ class LoanHeldLong(Event):
 # -- endpoints ---------------------------------------------------------------
 
 
-@frozen(slots=False)
+@frozen
 class EndpointDown(Event):
     """An endpoint is left alone from now on. Told once, however often it fails after that.
 
@@ -218,7 +215,7 @@ class EndpointDown(Event):
     until: float | None
 
 
-@frozen(slots=False)
+@frozen
 class EndpointUp(Event):
     """An endpoint serves again.
 
@@ -230,7 +227,7 @@ class EndpointUp(Event):
     seconds: float
 
 
-@frozen(slots=False)
+@frozen
 class GroupSwitched(Event):
     """Checkouts go to another group of the route.
 

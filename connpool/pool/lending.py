@@ -17,8 +17,10 @@ from connpool.pool.failures import as_connect_error, drop_frames
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
+from connpool.pool.loan_events import InDraft
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.room import would_rather_dial
+from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.connector import FullConnector
 from connpool.wire.io import SHUT_RDWR
@@ -42,34 +44,41 @@ class Lender(Desk):
 
     def receive(self, key: Key) -> None:
         """A loan comes back on the long way, be it only because somebody wants to hear of it."""
-        books, record = self.books, key.record
+        books, pool, record = self.books, self.pool, key.record
         if books.is_heard:
-            now = self.clock.now()
+            now = pool._now()
             held = now - record.since
             try:
                 self.tell_checked_in(record, now, held)
             except BaseException:  # Ctrl-C in a handler: it comes back all the same
                 self.take_back(key)
                 raise
-            is_simple = record.stream is None or record.stream.is_clean()
             if (
                 now < record.expires_at
                 and now < books.return_until
-                and held < self.pool._brief_for
-                and is_simple
+                and held < pool._brief_for
+                and (record.stream is None or record.stream.is_clean())
             ):
                 record.since = now
                 record.host.idle.append(key)
-                if self.pool._is_awaited:
+                if pool._is_awaited:
                     self.serve(is_brisk=True)
                 return
         self.take_back(key)
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return, with the key still in hand."""
-        self.books.timings.new_holds.append((now, held))
-        if self.listeners.by_kind[CheckedIn]:
-            self.listeners.tell(CheckedIn(self.pool.name, now, record.id, held))
+        timings = self.books.timings
+        timings.new_holds.append(held)
+        if now >= timings.count_at or len(timings.new_holds) >= MANY:
+            self._count_in(now)
+        if handlers := self.listeners.by_kind[CheckedIn]:
+            self.listeners.tell(InDraft(self.pool.name, now, record.id, held), handlers)
+
+    def _count_in(self, now: float) -> None:
+        if not self.is_inside():
+            with self._lock:
+                self.books.timings.catch_up(now, self.books.n_checkouts())
 
     def take_back(self, key: Key) -> None:
         """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""

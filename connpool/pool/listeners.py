@@ -73,13 +73,18 @@ class Listeners:
     def is_anybody_there(self) -> bool:
         return any(self.by_kind.values())
 
-    def tell(self, event: Event) -> None:
+    def tell(self, event: Event, handlers: tuple[Handler, ...] | None = None) -> None:
         """Let every handler of its kind have *event*; what they raise is logged.
+
+        Args:
+            handlers: Those of its kind, if the caller knows them already.
 
         Raises:
             BaseException: only what is no Exception (Ctrl-C).
         """
-        for handler in self.by_kind[type(event)]:
+        if handlers is None:
+            handlers = self.by_kind[type(event)]
+        for handler in handlers:
             try:
                 handler(event)
             except Exception:
@@ -125,5 +130,5 @@ class Listeners:
             else:
                 earlier = "none" if before is None else before
                 pool_logger.info("pool %r: lends from group %d, before from %s", self._pool, after, earlier)
-        if self.by_kind[kind]:
-            self.tell(kind(*fields))
+        if handlers := self.by_kind[kind]:
+            self.tell(kind(*fields), handlers)

@@ -23,6 +23,7 @@ from connpool.model.request import Request
 from connpool.model.states import FailReason
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
+from connpool.pool.loan_events import OutDraft, StartDraft
 from connpool.pool.origin import origin_of
 
 if TYPE_CHECKING:
@@ -81,27 +82,28 @@ def _told(
     connect: Callable[[], Connection] | None = None,
 ) -> Connection:
     """As ``ConnectionPool.try_connect``, and tell how it went. *connect*: what is done in its stead."""
-    listeners, name, now = pool._lender.listeners, pool.name, pool._now
+    lender, now = pool._lender, pool._now
+    listeners = lender.listeners
     conn: Connection | None = None
     began = now()
-    if listeners.by_kind[CheckoutStarted]:
-        listeners.tell(CheckoutStarted(name, began))
+    if handlers := listeners.by_kind[CheckoutStarted]:
+        listeners.tell(StartDraft(pool.name, began), handlers)
     try:
-        conn = type(pool).try_connect(pool, req, timeout=timeout) if connect is None else connect()
+        conn = pool.__class__.try_connect(pool, req, timeout=timeout) if connect is None else connect()
     except BaseException as error:
-        if listeners.by_kind[CheckoutFailed]:
+        if handlers := listeners.by_kind[CheckoutFailed]:
             at = now()
-            listeners.tell(CheckoutFailed(name, at, reason_of(error), at - began, error))
+            listeners.tell(CheckoutFailed(pool.name, at, reason_of(error), at - began, error), handlers)
         raise
     try:
-        record = conn._key.record
-        if pool._lender.config.track_origin:
+        record = conn._record
+        if lender.books.config.track_origin:
             record.noted().origin = origin_of(sys._getframe(1))
-        if listeners.by_kind[CheckedOut]:
+        if handlers := listeners.by_kind[CheckedOut]:
             at = now()
-            event = CheckedOut(name, at, record.id, record.host.endpoint, at - began)
+            event = OutDraft(pool.name, at, record.id, record.host.endpoint, at - began)
             try:
-                listeners.tell(event)
+                listeners.tell(event, handlers)
             except BaseException:  # Ctrl-C in a handler
                 conn.release()
                 raise

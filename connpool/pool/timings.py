@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from connpool.model.histogram import RecentHistogram
 
 __all__ = ["MANY", "Timings"]
 
-MANY = 256  # are counted in one go: one by one each would cost its hand-off a microsecond
+MANY: Final = 256  # are counted in one go: one by one each would cost its hand-off a microsecond
+OFTEN: Final = 1.0  # seconds after which even a few are
 
 
 class Timings:
     """Waits, dials and holds of one pool. With the pool's lock held, but for the appends."""
 
     def __init__(self, now: float) -> None:
-        # Still to be counted in: when each ended, and its seconds.
-        self.new_waits: list[tuple[float, float]] = []
-        self.new_holds: list[tuple[float, float]] = []  # appended to without the lock
+        self.new_waits: list[tuple[float, float]] = []  # to be counted in: when each ended, and its seconds
+        self.new_holds: list[float] = []  # likewise, seconds alone; appended to without the lock
+        self.count_at = now + OFTEN  # by then those are to be counted in
         self.waits = RecentHistogram(now)
         self.dials = RecentHistogram(now)
         self.holds = RecentHistogram(now)
@@ -31,9 +34,9 @@ class Timings:
             self.waits.turn(at, n_checkouts)
             self.waits.record(seconds)
         holds, self.new_holds = self.new_holds, []
-        for at, seconds in holds:
-            self.holds.turn(at)
-            self.holds.record(seconds)
+        self.holds.turn(min(now, self.count_at))  # they ended before that, however late it is now
+        self.holds.record_all(holds)
         self.waits.turn(now, n_checkouts)
         self.dials.turn(now)
         self.holds.turn(now)
+        self.count_at = now + OFTEN

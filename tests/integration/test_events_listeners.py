@@ -10,6 +10,7 @@ import pytest
 
 import connpool
 from connpool import ConnectionPool, ConnPoolError, Endpoint
+from connpool.pool.loan_events import InDraft, OutDraft, StartDraft
 from connpool.testing import FakeClock
 from tests.helpers.together import together
 from tests.stress.stage import FIELDS, Ears, check_lives, make_stage  # noqa: F401 - a fixture
@@ -187,8 +188,9 @@ OF_EVERY_DAY = {name for name in FIELDS if name.startswith(("Check", "Connection
 def made(monkeypatch):
     """The names of the events that are made, whoever makes them."""
     names = []
-    for name in FIELDS:
-        event_type = getattr(connpool, name)
+    types = [(name, getattr(connpool, name)) for name in FIELDS]
+    types += [("CheckoutStarted", StartDraft), ("CheckedOut", OutDraft), ("CheckedIn", InDraft)]
+    for name, event_type in types:
 
         def init(self, *args, _original=event_type.__init__, _name=name, **kwargs):
             names.append(_name)

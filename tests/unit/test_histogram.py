@@ -6,6 +6,8 @@ import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from connpool.model.histogram import LONGEST, SHORTEST, Histogram
 from connpool.model.stats import Percentiles
@@ -82,3 +84,14 @@ def test_memory_does_not_grow_with_the_samples():
         for n in range(100_000):
             histogram.record(math.exp(n / 100_000 * 60 - 30))
     assert len(histogram._buckets) < 300
+
+
+@given(st.lists(st.one_of(st.floats(0, 20_000), st.floats(0, 2e-6), st.sampled_from([1e-6, 1e4, 0.5, 1.0]))))
+def test_many_at_once_are_counted_as_one_by_one(durations):
+    together, singly = Histogram(), Histogram()
+    together.record_all(durations)
+    for seconds in durations:
+        singly.record(seconds)
+    assert together.count == singly.count == len(durations)
+    assert together._buckets == singly._buckets
+    assert together.percentiles() == singly.percentiles()
