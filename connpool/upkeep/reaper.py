@@ -63,8 +63,8 @@ class Reaper:
         self._may_start = False
         running, self._thread = self._thread, None
         self._wake()
-        if running is not None and running is not threading.current_thread():
-            running.join(EXIT_GRACE)
+        if running is not None and running.is_alive() and running is not threading.current_thread():
+            running.join(EXIT_GRACE)  # one that is only about to start cannot be waited for
 
     # -- what pools say
 
