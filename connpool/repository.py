@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from connpool.clock import now
-from connpool.errors import DuplicatePoolError, UnknownPoolError, UsageError
+from connpool.errors import DuplicatePoolError, NotSharableError, UnknownPoolError, UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
@@ -20,6 +20,7 @@ from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.model.stats import PoolStats
 from connpool.pool.pool import ConnectionPool
+from connpool.pool.shared import SharedConnection
 from connpool.pool.wish import Wish
 from connpool.wire.connector import Connector
 
@@ -204,6 +205,22 @@ class Repository:
         Source: get_from_pool (evlua).
         """
         return self[name].take(req)
+
+    def share_from_pool(self, name: str) -> SharedConnection | None:
+        """A share of a connection of the pool called *name*, which stays in it.
+
+        Never dials and never waits. None: nothing is idle, and nothing is shared by fewer than may.
+
+        Raises:
+            UnknownPoolError: there is no such pool.
+            NotSharableError: it is not ``sharable``.
+
+        Source: share_from_pool (evlua).
+        """
+        pool = self[name]
+        if not pool.config.sharable:
+            raise NotSharableError(f"pool {name!r} is not sharable: sharable=False", pool=name)
+        return pool._control.share_idle()
 
     # -- the end
 

@@ -21,6 +21,7 @@ from connpool.pool.failures import exhausted, timed_out
 from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
+from connpool.pool.sharing import Share, leave
 from connpool.pool.waiters import Outcome, Waiter
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class Checkout(Fitting):
         self._lender = lender
         self._books = books = lender.books
         self._request = request
-        if request.shared:
-            raise NotSharableError(f"pool {self._name!r} lends exclusively", pool=self._name)
+        if request.shared and not books.config.sharable:
+            raise NotSharableError(f"pool {self._name!r} is not sharable: sharable=False", pool=self._name)
         if lender.is_inside():
             raise UsageError(
                 f"pool {self._name!r}: a checkout by what interrupted the pool itself"
@@ -264,10 +265,14 @@ class Checkout(Fitting):
 
     def _leave(self) -> None:
         """Go, for whatever reason; what was given to us meanwhile goes to the next."""
-        todo = Todo()
+        todo, given = Todo(), None
         with self._lender._lock:
             key = self._lender.service.leave(self._waiter)
-            if key is not None:
+            if isinstance(key, Share):
+                given, key = key, None
+            elif key is not None:
                 key.record.host.idle.append(key)
             self._lender.service.serve(self._lender.clock.now(), todo)
         self._lender.carry_out(todo)
+        if given is not None:
+            leave(self._lender, given)

@@ -25,6 +25,8 @@ from connpool.pool.listeners import Handler
 from connpool.pool.observed import observe
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
+from connpool.pool.shared import SharedConnection
+from connpool.pool.sharing import form, join, pick
 from connpool.pool.snapshots import connection_info
 from connpool.wire.io import SHUT_RDWR
 
@@ -189,9 +191,29 @@ class Control:
 
     def take(self, request: Request) -> Any:
         """An idle transport, for good; None: none is usable. Dials nothing, waits for nothing."""
+        key = self._find_idle(request)
+        return None if key is None else self._lender.let_go(key)
+
+    def share_idle(self) -> SharedConnection | None:
+        """A share of what is idle, or shared already. Dials nothing, waits for nothing."""
+        key, now = self._find_idle(Request()), self._clock.now()
+        with self._lock:
+            self._lender.check_open_locked()
+            if key is not None:
+                share = form(self._books, key, now)
+            elif (hold := pick(self._books, now)) is not None:
+                share = join(self._books, hold, now)
+            else:
+                return None
+        conn = SharedConnection()
+        conn._record, conn._key = share.record, share
+        return conn
+
+    def _find_idle(self, request: Request) -> Key | None:
+        """An idle key whose connection is usable and suits *request*; dead ones are seen off."""
         refused: list[Key] = []
-        taken: Any = None
-        while taken is None and (key := self._pop_any(request)) is not None:
+        found: Key | None = None
+        while found is None and (key := self._pop_any(request)) is not None:
             record = key.record
             if self._books.idle_verdict(record, self._clock.now()) or not self._lender.dialler.is_usable(
                 record
@@ -201,12 +223,12 @@ class Control:
             elif request.where is not None and not request.where(connection_info(record, is_idle=True)):
                 refused.append(key)
             else:
-                taken = self._lender.let_go(key)
+                found = key
         for key in reversed(refused):
             key.record.host.idle.append(key)
         if refused:
             self._lender.serve()
-        return taken
+        return found
 
     def _pop_any(self, request: Request) -> Key | None:
         fleet = self._books.fleet

@@ -29,6 +29,7 @@ from connpool.pool.waiters import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
+    from connpool.pool.sharing import Hold
 
 __all__ = ["Books"]
 
@@ -75,7 +76,8 @@ class Books:
         self.is_heard = False  # somebody listens, so that all of them begin it
         self.is_oversized = False  # max_size was lowered: what comes back is closed
         self.is_strict = False  # what comes back may have to be closed though it has not expired
-        self.lost: deque[Record] = deque()  # keys that were dropped; finalisers append without the lock
+        self.lost: deque[Record | tuple[Hold, int]] = deque()  # what was dropped, as finalisers say
+        self.holds: list[Hold] = []  # what is shared, the one joined last at the end
         self.departed = 0  # left the pool open: taken or detached
         self.closed: Counter[CloseReason] = Counter()
         self.past_uses = 0  # loans of connections that are gone
@@ -283,8 +285,7 @@ class Books:
                 post(EndpointDown, name, now, host.endpoint, host.reason_down, host.next_try_at)
         active = self.fleet.active_group()
         if active != self.active_group:
-            n_groups = len(self.fleet.groups)
-            post(GroupSwitched, name, now, self.active_group, active, number=n_groups)
+            post(GroupSwitched, name, now, self.active_group, active, number=len(self.fleet.groups))
             self.active_group = active
 
     def count_places(self) -> None:

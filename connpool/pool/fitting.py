@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.core import Books
+from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Record
+from connpool.pool.shared import SharedConnection
+from connpool.pool.sharing import Share, form, leave
 from connpool.pool.snapshots import connection_info
 from connpool.pool.waiters import Waiter
 
@@ -37,8 +40,12 @@ class Fitting:
     def _lend(self, key: Key) -> Connection | None:
         """Make a loan of *key* if its connection proves usable; else see it off and return None."""
         record, now = key.record, self._lender.clock.now()
+        if isinstance(key, Share):
+            return self._lend_shared(key, now) if self._suits_share(key) else None
         if not self._is_beyond_doubt(record, now) and not self._is_good(key, now):
             return None
+        if self._waiter.request.shared:
+            return self._lend_shared(key, now)
         conn = Connection()
         conn._record = record
         conn._key = key
@@ -48,6 +55,19 @@ class Fitting:
         most = self._books.config.max_uses
         if most is not None and record.uses >= most:
             record.condemn(CloseReason.USED_UP)
+        return conn
+
+    def _lend_shared(self, key: Key, now: float) -> Connection:
+        """Make a share of *key*, be it the first."""
+        lender, todo = self._lender, Todo()
+        if not isinstance(key, Share):
+            with lender._lock:
+                key = form(self._books, key, now)
+                lender.service.serve(now, todo)  # others may join at once
+        conn = SharedConnection()
+        conn._record = key.record
+        conn._key = key
+        lender.carry_out(todo)
         return conn
 
     def _is_beyond_doubt(self, record: Record, now: float) -> bool:
@@ -77,6 +97,17 @@ class Fitting:
         if not suits:
             waiter.refused[record] = record.since
             self._put_back(key)
+        return suits
+
+    def _suits_share(self, share: Share) -> bool:
+        """Whether the request likes the connection. A share that it does not is given up."""
+        where, suits = self._waiter.request.where, False
+        try:
+            suits = where is None or bool(where(connection_info(share.record, is_idle=False)))
+        finally:
+            if not suits:
+                self._waiter.refused[share.record] = share.record.since
+                leave(self._lender, share)
         return suits
 
     def _put_back(self, key: Key) -> None:

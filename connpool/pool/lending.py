@@ -44,27 +44,32 @@ class Lender(Desk):
 
     def receive(self, key: Key) -> None:
         """A loan comes back on the long way, be it only because somebody wants to hear of it."""
-        books, pool, record = self.books, self.pool, key.record
-        if books.is_heard:
-            now = pool._now()
-            held = now - record.since
+        record = key.record
+        if self.books.is_heard:
+            now = self.pool._now()
             try:
-                self.tell_checked_in(record, now, held)
+                self.tell_checked_in(record, now, now - record.since)
             except BaseException:  # Ctrl-C in a handler: it comes back all the same
                 self.take_back(key)
                 raise
-            if (
-                now < record.expires_at
-                and now < books.return_until
-                and held < pool._brief_for
-                and (record.stream is None or record.stream.is_clean())
-            ):
-                record.since = now
-                record.host.idle.append(key)
-                if pool._is_awaited:
-                    self.serve(is_brisk=True)
-                return
-        self.take_back(key)
+        self.put_back(key)
+
+    def put_back(self, key: Key) -> None:
+        """Let a loan that has ended lie idle if that is all there is to do; else ``take_back``."""
+        pool, record = self.pool, key.record
+        now = pool._now()
+        if (
+            now < record.expires_at
+            and now < self.books.return_until
+            and now - record.since < pool._brief_for
+            and (record.stream is None or record.stream.is_clean())
+        ):
+            record.since = now
+            record.host.idle.append(key)
+            if pool._is_awaited:
+                self.serve(is_brisk=True)
+        else:
+            self.take_back(key)
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return, with the key still in hand."""

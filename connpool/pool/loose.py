@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
+import attrs
+
+from connpool.errors import NotSharableError
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
-from connpool.model.states import CloseReason
+from connpool.model.states import CloseReason, PoolState
 from connpool.pool.connection import Connection
 from connpool.pool.hosts import Host
 from connpool.pool.lending import Lender
 from connpool.pool.observed import lend_fresh
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.shared import SharedConnection
+from connpool.pool.sharing import form, join, pick
 from connpool.wire.io import FileStream
 
-__all__ = ["open_file", "run"]
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["open_file", "run", "share"]
 
 T = TypeVar("T")
 
@@ -56,3 +65,57 @@ def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, id
 def _was_answered(record: Record) -> bool:
     """Whether a byte came back; of a transport that has its own input nobody knows."""
     return record.stream is None or record.stream.received
+
+
+def share(lender: Lender, req: Request | Endpoint | str | None, timeout: float | None) -> SharedConnection:
+    """As ``ConnectionPool.share``."""
+    if not lender.books.config.sharable:
+        raise NotSharableError(
+            f"pool {lender.pool.name!r} is not sharable: sharable=False", pool=lender.pool.name
+        )
+    conn: Connection | None = None
+    if req is None and not lender.books.is_heard and not lender.is_inside():
+        conn = _share_at_hand(lender)
+    if conn is None:
+        request = Request.of(req)
+        conn = lender.pool.try_connect(
+            request if request.shared else attrs.evolve(request, shared=True), timeout=timeout
+        )
+    assert isinstance(conn, SharedConnection)
+    return conn
+
+
+def _share_at_hand(lender: Lender) -> SharedConnection | None:
+    """A share of what lies idle, or is shared already, if that can be had without a look or a wait."""
+    pool, books = lender.pool, lender.books
+    key: Key | None = None
+    try:
+        with suppress(IndexError):
+            key = pool._take()
+        now = pool._now()
+        if key is not None and not lends_unseen(pool, key.record, now):
+            key.record.host.idle.append(key)
+            key = None
+            return None
+        with lender._lock:
+            if key is not None:
+                found = form(books, key, now)
+            elif books.queue.waiters or books.state is not PoolState.OPEN:
+                return None
+            elif (hold := pick(books, now)) is not None:
+                found = join(books, hold, now)
+            else:
+                return None
+        conn = SharedConnection()
+        conn._record, conn._key = found.record, found
+        if key is not None and books.queue.waiters:
+            lender.serve()  # others may join
+        return conn
+    except BaseException:
+        key = None  # its finaliser sees to it
+        raise
+
+
+def lends_unseen(pool: ConnectionPool, record: Record, now: float) -> bool:
+    """Whether an exclusive checkout would lend *record* without a look."""
+    return now < pool._lend_until and now - record.since < pool._fresh_for and now < record.expires_at

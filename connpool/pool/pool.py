@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
-import warnings
 from collections.abc import Callable, Iterable
-from threading import current_thread, get_ident
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -19,17 +17,20 @@ from connpool.model.events import PoolOpened
 from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
-from connpool.pool.census import POOLS, disown, watch, wink
+from connpool.pool.census import POOLS, disown, watch
 from connpool.pool.checkout import Checkout
 from connpool.pool.chores import Chores
 from connpool.pool.connection import Connection
 from connpool.pool.control import Control
 from connpool.pool.doors import Doors
+from connpool.pool.drops import key_dropped, share_dropped
 from connpool.pool.fleet import Missed, Take
 from connpool.pool.lending import Lender
-from connpool.pool.loose import open_file, run
+from connpool.pool.loose import open_file, run, share
 from connpool.pool.observed import observe
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import Key, Record
+from connpool.pool.shared import SharedConnection
+from connpool.pool.sharing import Hold, Share
 from connpool.pool.steering import Steering
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
 
@@ -215,6 +216,29 @@ class ConnectionPool(Steering):
             key = conn = None  # a traceback must not keep a key from its finaliser
             raise
 
+    def share(
+        self, req: Request | Endpoint | str | None = None, *, timeout: float | None = None
+    ) -> SharedConnection:
+        """Lend a connection that others may hold at the same time; ``try_connect`` of a shared request.
+
+        One that is idle, else the one that the fewest share, in turn where several are shared alike;
+        where ``max_sharers`` hold each, another is opened or waited for.
+
+        Args:
+            req: What it is for. A text or an Endpoint pins one address.
+            timeout: As for ``try_connect``.
+
+        Returns:
+            A share to be given back exactly once. The connection is idle again when the last one is.
+
+        Raises:
+            NotSharableError: the pool is not ``sharable``.
+            ConnPoolError: as ``try_connect``.
+
+        Source: share_from_pool (evlua).
+        """
+        return share(self._lender, req, timeout)
+
     def run(
         self,
         work: Callable[[Connection], T],
@@ -284,26 +308,7 @@ class ConnectionPool(Steering):
         return f"<ConnectionPool {self.name!r} to {self.route}: {self._lender.books.summary()}>"
 
     def _key_dropped(self, record: Record) -> None:
-        """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
-        if any(key.record is record for key in record.host.idle.copy()):
-            self._lender.dialler.close_forgotten(record)  # the pool itself is being collected
-            return
-        if sys.is_finalizing():
-            self._lender.dialler.close_forgotten(record)
-            return
-        self._lender.books.lost.append(record)
-        self._lender.nudge()
-        wink(self)
-        if record.holder == get_ident():  # once it has ended, a thread has no name any more
-            record.noted().taker = current_thread().name
-        if record.phase is Phase.OPEN and record.fate is None:
-            held = self._now() - record.since
-            notes = record.noted()
-            warnings.warn(
-                f"connection {record.id} of pool {self.name!r} to {record.host.endpoint} was not given back:"
-                f" it was dropped {held:.1f} s after thread {notes.taker or record.holder!r} took it"
-                + (f" at {notes.origin}" if notes.origin is not None else ""),
-                ResourceWarning,
-                stacklevel=2,
-                source=record.raw,
-            )
+        key_dropped(self, record)
+
+    def _share_dropped(self, share: Share, hold: Hold) -> None:
+        share_dropped(self, share, hold)

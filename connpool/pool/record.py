@@ -15,6 +15,7 @@ from connpool.wire.io import FileStream, Stream, open_stream
 if TYPE_CHECKING:
     from connpool.pool.hosts import Host
     from connpool.pool.pool import ConnectionPool
+    from connpool.pool.sharing import Hold
 
 __all__ = ["Key", "Phase", "Record"]
 
@@ -47,10 +48,11 @@ NOT_OPEN: Final = -1  # stands for a number of loans
 class Notes:
     """What is written down about few connections; most never need the memory."""
 
-    __slots__ = ("extra", "is_replaced", "looked_at", "origin", "taker", "wants_another")
+    __slots__ = ("extra", "hold", "is_replaced", "looked_at", "origin", "taker", "wants_another")
 
     def __init__(self) -> None:
         self.extra: Any = None  # the user's own
+        self.hold: Hold | None = None  # while it is shared
         self.origin: Origin | None = None  # where the present loan was taken
         self.looked_at = -math.inf  # when it was validated last
         self.taker: str | None = None  # name of the thread that took it and lost it
@@ -102,6 +104,10 @@ class Record:
     def was_open(self) -> bool:
         """Whether it counts as opened."""
         return self.uses != NOT_OPEN
+
+    @property
+    def is_shared(self) -> bool:
+        return self.notes is not None and self.notes.hold is not None
 
     def noted(self) -> Notes:
         """The notes on it, to be written."""

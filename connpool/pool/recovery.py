@@ -6,6 +6,7 @@ from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase, Record
+from connpool.pool.sharing import Hold, dissolve
 
 __all__ = ["recover"]
 
@@ -13,8 +14,24 @@ __all__ = ["recover"]
 def recover(books: Books, todo: Todo) -> None:
     """Free the places of all that was dropped. Called with the lock held."""
     while books.lost:
-        _recover_one(books, books.lost[0], todo)
+        lost = books.lost[0]
+        if isinstance(lost, Record):
+            _recover_one(books, lost, todo)
+        else:
+            _recover_share(books, *lost, todo)
         books.lost.popleft()  # only now: an interrupt before has it recovered again
+
+
+def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
+    record = hold.key.record
+    if record.phase is Phase.CLOSED or number not in hold.sharers:
+        return
+    record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
+    books.lost_loans += 1
+    todo.lost.append(record)
+    key = dissolve(books, hold, number)
+    if key is not None:
+        books.doom(key, CloseReason.LOST, todo)
 
 
 def _recover_one(books: Books, record: Record, todo: Todo) -> None:

@@ -20,6 +20,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
+from connpool.pool.sharing import join, pick
 from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
@@ -86,7 +87,7 @@ class Service(Attempts):
             else:
                 waiter.is_asleep = True
             books.publish_queue()  # announced first, looked for after that
-        if not (waiter.is_plain() and self._is_dry(now)):
+        if waiter.request.shared or not (waiter.is_plain() and self._is_dry(now)):
             self.serve(now, todo)
 
     def _is_dry(self, now: float) -> bool:
@@ -120,7 +121,7 @@ class Service(Attempts):
         books = self._books
         if books.timings.is_behind():
             return False
-        return now < books.next_change and not books.fleet.has_idle()
+        return now < books.next_change and not books.holds and not books.fleet.has_idle()
 
     def _announce(self, now: float, *, is_brisk: bool) -> None:
         """See to it that the oldest waiter is heard of.
@@ -160,6 +161,8 @@ class Service(Attempts):
     def _attend(self, waiter: Waiter, now: float, todo: Todo) -> Answer:
         books = self._books
         hosts = candidates(books, waiter, now)
+        if waiter.request.shared and self._join(waiter, hosts, now, todo):
+            return Answer.SETTLED
         is_patient = waiter.attempt is not None and now < waiter.patience_at
         for host in hosts:
             answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
@@ -177,6 +180,21 @@ class Service(Attempts):
         if evict_for(books, waiter, hosts, now, todo):
             return Answer.PENDING
         return Answer.NOTHING
+
+    def _join(self, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
+        """Give *waiter* what nobody has, else a share of what the fewest have. False: there is neither."""
+        for other in self._queue:
+            if other is waiter:
+                break
+            if not other.request.shared and other.is_waiting() and other.attempt is None:
+                return False  # who waits for one of its own would never get it, if others kept joining
+        for host in hosts:
+            if self._try_idle(waiter, host, now, todo, only_new=False) is Answer.SETTLED:
+                return True
+        hold = pick(self._books, now, waiter)
+        if hold is not None:
+            self.give(waiter, join(self._books, hold, now), now)
+        return hold is not None
 
     def _try_idle(
         self, waiter: Waiter, host: Host, now: float, todo: Todo, *, only_new: bool

@@ -50,14 +50,16 @@ def idle_ones(books: Books) -> set[Record]:
 def state_of(record: Record, *, is_idle: bool) -> ConnState:
     phase = record.phase  # read once: it may change meanwhile
     if phase is Phase.OPEN:
-        return ConnState.IDLE if is_idle else ConnState.IN_USE
+        held = ConnState.SHARED if record.is_shared else ConnState.IN_USE
+        return ConnState.IDLE if is_idle else held
     return ConnState[phase.name]
 
 
 def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
     """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
     state = state_of(record, is_idle=is_idle)
-    is_lent = state is ConnState.IN_USE and record.uses > 0  # one on its way to its first holder has none
+    is_out = state in (ConnState.IN_USE, ConnState.SHARED)
+    is_lent = is_out and record.uses > 0  # one on its way to its first holder has none
     local, peer, tls = describe(record.raw)
     return ConnectionInfo(
         id=record.id,
@@ -136,8 +138,8 @@ def pool_stats(books: Books) -> PoolStats:
         state=books.state,
         size=len(records),
         idle=idle,
-        in_use=len(records) - opening - closing - idle,
-        shared=0,
+        in_use=len(records) - opening - closing - idle - len(books.holds),
+        shared=len(books.holds),
         opening=opening,
         closing=closing,
         waiting=len(books.queue),

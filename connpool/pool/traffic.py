@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias, TypeVar
 
 from connpool.errors import UsageError
 from connpool.model.states import CloseReason
@@ -14,6 +14,7 @@ from connpool.wire.io import FileStream, Stream, TLSContext
 __all__ = ["Traffic"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
+T = TypeVar("T")
 
 
 class Traffic(abc.ABC):
@@ -45,6 +46,25 @@ class Traffic(abc.ABC):
     def sendall(self, data: Bytes, timeout: float | None = None) -> None:
         """Write all of *data*; as ``writev_all`` of one buffer."""
         self.writev_all((data,), timeout)
+
+    def exchange(self, buffers: Iterable[Bytes], read: Callable[[Any], T], timeout: float | None = None) -> T:
+        """Write *buffers* and read the answer to them, with no other holder's exchange in between.
+
+        Args:
+            buffers: The request, as for ``writev_all``.
+            read: Called with this connection, reads one whole answer and returns it. On a shared
+                connection one that raises breaks it: the rest of the answer would meet the next.
+            timeout: Seconds for waiting for one's turn and for writing; *read* has its own.
+
+        Returns:
+            What *read* returns.
+
+        Raises:
+            TimeoutError: not everything was taken within *timeout* seconds.
+            Exception: what *read* raised; else as ``writev_all``.
+        """
+        self.writev_all(buffers, timeout)
+        return read(self)
 
     def recv(self, n: int, timeout: float | None = None) -> bytes:
         """Read at most *n* bytes, at least one; ``b""`` at the end of the stream.

@@ -1,0 +1,60 @@
+"""What finalisers report: keys, and shares of connections, that nobody gave back."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from threading import current_thread, get_ident
+from typing import TYPE_CHECKING
+
+from connpool.pool.census import wink
+from connpool.pool.record import Phase, Record
+
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
+    from connpool.pool.sharing import Hold, Share
+
+__all__ = ["key_dropped", "share_dropped"]
+
+
+def key_dropped(pool: ConnectionPool, record: Record) -> None:
+    """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
+    if any(key.record is record for key in record.host.idle.copy()):
+        pool._lender.dialler.close_forgotten(record)  # the pool itself is being collected
+        return
+    if sys.is_finalizing():
+        pool._lender.dialler.close_forgotten(record)
+        return
+    pool._lender.books.lost.append(record)
+    pool._lender.nudge()
+    wink(pool)
+    if record.holder == get_ident():  # once it has ended, a thread has no name any more
+        record.noted().taker = current_thread().name
+    if record.phase is Phase.OPEN and record.fate is None:
+        held = pool._now() - record.since
+        notes = record.noted()
+        warnings.warn(
+            f"connection {record.id} of pool {pool.name!r} to {record.host.endpoint} was not given back:"
+            f" it was dropped {held:.1f} s after thread {notes.taker or record.holder!r} took it"
+            + (f" at {notes.origin}" if notes.origin is not None else ""),
+            ResourceWarning,
+            stacklevel=2,
+            source=record.raw,
+        )
+
+
+def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
+    """The same of one of several holders."""
+    if sys.is_finalizing():
+        return
+    pool._lender.books.lost.append((hold, share.number))
+    pool._lender.nudge()
+    wink(pool)
+    record = share.record
+    warnings.warn(
+        f"a share of connection {record.id} of pool {pool.name!r} to {record.host.endpoint}"
+        " was not given back",
+        ResourceWarning,
+        stacklevel=2,
+        source=record.raw,
+    )

@@ -1,0 +1,144 @@
+"""Connections that several hold at once."""
+
+from __future__ import annotations
+
+import itertools
+from threading import get_ident
+from typing import TYPE_CHECKING, Final
+
+from connpool.errors import UsageError
+from connpool.pool.lifetimes import verdict
+from connpool.pool.record import Key, Phase, Record
+from connpool.pool.turns import Turns
+
+if TYPE_CHECKING:
+    from connpool.pool.core import Books
+    from connpool.pool.lending import Lender
+    from connpool.pool.waiters import Waiter
+
+__all__ = ["Hold", "Share", "dissolve", "form", "join", "leave", "pick"]
+
+
+class Hold:
+    """A connection that is shared: who shares it holds a ``Share``, and this holds the key.
+
+    All but ``turns`` changes under the pool's lock.
+    """
+
+    __slots__ = ("key", "sharers", "turns")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.sharers: set[int] = set()  # the numbers of the shares, so that one cannot leave twice
+        self.turns = Turns()  # at writing on it
+
+
+class Share(Key):
+    """The right of one of several to use a record. The record's own key lies in the hold."""
+
+    __slots__ = ("hold", "number", "since")
+
+    def __init__(self, hold: Hold, number: int, now: float) -> None:
+        self.record = hold.key.record
+        self.number = number
+        self.since = now
+        self.hold: Hold | None = hold
+
+    def __del__(self) -> None:
+        hold: Hold | None = getattr(self, "hold", None)
+        if hold is not None and hold.key.record.phase is not Phase.CLOSED:
+            self.record.pool._share_dropped(self, hold)
+
+
+_numbers: Final = itertools.count(1)
+
+
+def form(books: Books, key: Key, now: float) -> Share:
+    """Let *key*'s connection be shared from now on; the first share of it. With the lock held."""
+    hold, record = Hold(key), key.record
+    record.since = now
+    record.holder = get_ident()
+    record.uses += 1
+    record.noted().hold = hold
+    books.holds.append(hold)
+    return _share_of(hold, now)
+
+
+def join(books: Books, hold: Hold, now: float) -> Share:
+    """One more share of *hold*. With the lock held."""
+    books.holds.remove(hold)
+    books.holds.append(hold)  # at equal load the others come first
+    hold.key.record.uses += 1
+    return _share_of(hold, now)
+
+
+def _share_of(hold: Hold, now: float) -> Share:
+    number = next(_numbers)
+    share = Share(hold, number, now)
+    hold.sharers.add(number)
+    return share
+
+
+def dissolve(books: Books, hold: Hold, number: int) -> Key | None:
+    """Share *number* of *hold* ends. Returns the connection's key if it was the last. With the lock held."""
+    hold.sharers.discard(number)
+    if hold.sharers or hold not in books.holds:
+        return None
+    books.holds.remove(hold)
+    hold.key.record.noted().hold = None
+    return hold.key
+
+
+def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
+    """The least shared connection that one more may hold; None: none. With the lock held.
+
+    *waiter*: for whom; None: for one without any wishes.
+    """
+    most = books.config.max_sharers
+    best: Hold | None = None
+    for hold in books.holds:
+        record = hold.key.record
+        if verdict(books.config, record, now) is not None:
+            continue
+        is_free = most is None or len(hold.sharers) < most
+        is_best = best is None or len(hold.sharers) < len(best.sharers)
+        if is_free and is_best and _suits(books, record, waiter):
+            best = hold
+    return best
+
+
+def _suits(books: Books, record: Record, waiter: Waiter | None) -> bool:
+    if waiter is None:
+        return books.fleet.lends(record.host)
+    if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
+        return False
+    if waiter.pinned is not None:
+        return record.host.endpoint == waiter.pinned
+    return books.fleet.lends(record.host)
+
+
+def leave(lender: Lender, share: Share) -> None:
+    """One of several holders gives *share* back.
+
+    Raises:
+        UsageError: the process was forked since: the connection is the parent's.
+    """
+    hold, share.hold = share.hold, None
+    record = share.record
+    if hold is None or record.phase is not Phase.OPEN:
+        raise UsageError(
+            f"connection {record.id} of pool {lender.pool.name!r} cannot be given back here:"
+            f" it is {record.phase.value}, or belongs to the process that this one was forked from",
+            pool=lender.pool.name,
+        )
+    try:
+        if lender.books.is_heard:
+            now = lender.clock.now()
+            lender.tell_checked_in(record, now, now - share.since)
+    finally:
+        with lender._lock:
+            key = dissolve(lender.books, hold, share.number)
+        if key is not None:
+            lender.put_back(key)
+        elif lender.books.config.max_sharers is not None:
+            lender.serve()

@@ -1,0 +1,70 @@
+"""Turns at one thing: first come, first served, with a deadline."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import suppress
+
+from connpool import clock as real
+from connpool.clock import Gate, SystemClock
+
+__all__ = ["Turn", "Turns"]
+
+_wait = SystemClock().wait
+
+
+class Turns:
+    """Who is at it, and who comes next.
+
+    There is no lock: joining, looking who is first and leaving are one call on
+    a deque each. Who leaves opens the gate of whoever is first then; who joins
+    looks whether that is itself, after it has joined. So one of the two sees the other.
+    """
+
+    __slots__ = ("_gates",)
+
+    def __init__(self) -> None:
+        self._gates: deque[Gate] = deque()  # the left end is at it
+
+    def take(self, timeout: float | None) -> Turn:
+        """Wait for a turn.
+
+        Raises:
+            TimeoutError: it did not come within *timeout* seconds.
+        """
+        until = None if timeout is None else real.now() + timeout
+        turn = Turn(self._gates)
+        while self._gates[0] is not turn.gate:
+            left = None if until is None else until - real.now()
+            if (left is not None and left <= 0) or not _wait(turn.gate, left):
+                if self._gates[0] is turn.gate:  # it came at the last moment
+                    break
+                turn.end()
+                raise TimeoutError("others were writing on the shared connection all the time")
+        return turn
+
+
+class Turn:
+    """One turn. It ends with ``end``, or when it is dropped: an interrupt loses none."""
+
+    __slots__ = ("_gates", "gate")
+
+    def __init__(self, gates: deque[Gate]) -> None:
+        self.gate: Gate = threading.Lock()
+        self.gate.acquire()
+        self._gates = gates
+        gates.append(self.gate)
+
+    def end(self) -> None:
+        """Let the next one begin; more than once does nothing."""
+        with suppress(ValueError):
+            self._gates.remove(self.gate)
+        try:
+            self._gates[0].release()
+        except (IndexError, RuntimeError):  # nobody waits; or it is told already
+            pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "_gates"):
+            self.end()

@@ -1,0 +1,496 @@
+"""Several holders, one connection: who joins which, and what the last one leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connpool import (
+    CheckedIn,
+    CheckedOut,
+    CheckoutTimeoutError,
+    CloseReason,
+    Connection,
+    ConnectionPool,
+    ConnState,
+    NotSharableError,
+    PoolClosedError,
+    PoolExhaustedError,
+    Repository,
+    Request,
+    UsageError,
+)
+from connpool.testing import Answer, FakeClock, ScriptedServer
+from tests.helpers.forks import in_child
+from tests.helpers.switchboard import Switchboard, until
+from tests.helpers.together import together
+from tests.helpers.upkeep import fill
+
+ECHO = Answer(lambda request: request, delimiter=b"\n")
+
+
+@pytest.fixture(name="board")
+def make_board() -> Switchboard:
+    return Switchboard()
+
+
+@pytest.fixture(name="pool")
+def make_pool(board: Switchboard, clock: FakeClock) -> Iterator[ConnectionPool]:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=3) as pool:
+        yield pool
+
+
+def raws(connections: list[Any]) -> list[Any]:
+    return [connection.raw for connection in connections]
+
+
+def end(connections: list[Any]) -> None:
+    for connection in connections:
+        connection.release()
+
+
+def numbers(pool: ConnectionPool) -> tuple[int, int, int]:
+    stats = pool.stats()
+    assert stats.size == stats.idle + stats.in_use + stats.shared + stats.opening + stats.closing
+    return stats.idle, stats.in_use, stats.shared
+
+
+# -- who joins which ----------------------------------------------------------------------------------
+
+
+def test_nine_shares_on_three_members_are_three_each_in_turn(pool: ConnectionPool) -> None:
+    fill(pool, 3)
+    shares = [pool.share() for _ in range(9)]
+    lines = raws(shares)
+    assert len(set(lines)) == 3
+    assert lines[:3] == lines[3:6] == lines[6:]
+    assert numbers(pool) == (0, 0, 3)
+    end(shares)
+    assert numbers(pool) == (3, 0, 0)
+
+
+def test_the_least_shared_is_joined_first(pool: ConnectionPool) -> None:
+    fill(pool, 2)
+    shares = [pool.share() for _ in range(4)]
+    gone = shares.pop(0)
+    line = gone.raw
+    gone.release()
+    shares.append(pool.share())
+    assert shares[-1].raw is line
+    end(shares)
+
+
+def test_one_is_opened_if_there_is_none_and_shared_rather_than_another_opened(
+    pool: ConnectionPool, board: Switchboard
+) -> None:
+    shares = [pool.share() for _ in range(5)]
+    assert len(board.lines) == 1
+    assert pool.stats().checkouts == 5
+    end(shares)
+
+
+def test_above_the_most_sharers_another_is_opened_then_waited_for(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    settings: dict[str, Any] = {"sharable": True, "max_sharers": 2, "max_size": 2}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        shares = [pool.share() for _ in range(4)]
+        assert Counter(raws(shares)) == {board.lines[0]: 2, board.lines[1]: 2}
+        with pytest.raises(PoolExhaustedError):
+            pool.share(timeout=0)
+        order: list[int] = []
+
+        def wait(n: int) -> None:
+            with pool.share(timeout=50):
+                order.append(n)
+
+        threads = []
+        for n in range(3):
+            threads.append(threading.Thread(target=wait, args=(n,)))
+            threads[-1].start()
+            until(lambda n=n: pool.stats().waiting == n + 1)
+        shares.pop().release()
+        for thread in threads:
+            thread.join(5)
+        assert order == [0, 1, 2]
+        end(shares)
+
+
+def test_a_request_that_is_shared_is_a_share(pool: ConnectionPool) -> None:
+    with pool.try_connect(Request(shared=True)) as one, pool.share("a:1") as other:
+        assert one.raw is other.raw
+        assert one.info.state is other.info.state is ConnState.SHARED
+        assert pool.connections()[0].state is ConnState.SHARED
+
+
+def test_a_pool_that_is_not_sharable_says_so(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board) as pool:
+        for ask in (pool.share, lambda: pool.try_connect(Request(shared=True)), lambda: pool.share("a:1")):
+            with pytest.raises(NotSharableError, match="not sharable"):
+                ask()
+        assert board.dialled == []
+
+
+def test_what_the_request_does_not_like_is_not_joined(pool: ConnectionPool) -> None:
+    fill(pool, 2)
+    first = pool.share()
+    first.extra = "mine"
+    shares = [pool.share(Request(where=lambda info: info.extra == "mine")) for _ in range(3)]
+    assert set(raws(shares)) == {first.raw}
+    others = [pool.share(Request(where=lambda info: info.extra is None)) for _ in range(3)]
+    assert first.raw not in raws(others)
+    end([first, *shares, *others])
+    assert numbers(pool)[1:] == (0, 0)
+
+
+# -- exclusive or shared, never both ---------------------------------------------------------------------
+
+
+def test_an_exclusive_loan_waits_for_the_last_share_and_shares_wait_for_it(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=1) as pool:
+        shares = [pool.share(), pool.share()]
+        with pytest.raises(PoolExhaustedError):
+            pool.try_connect(timeout=0)
+        got: list[str] = []
+
+        def alone() -> None:
+            with pool.try_connect(timeout=50):
+                got.append("alone")
+                assert numbers(pool) == (0, 1, 0)
+
+        def join() -> None:
+            with pool.share(timeout=50):
+                got.append("shared")
+
+        first = threading.Thread(target=alone)
+        first.start()
+        until(lambda: pool.stats().waiting == 1)
+        second = threading.Thread(target=join)
+        second.start()
+        until(lambda: pool.stats().waiting == 2, "who comes later does not overtake")
+        shares.pop().release()
+        assert got == []
+        shares.pop().release()
+        first.join(5)
+        second.join(5)
+        assert got == ["alone", "shared"]
+        assert numbers(pool) == (1, 0, 0)
+
+
+def test_who_gives_up_waiting_alone_lets_the_shares_behind_it_join(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=1) as pool:
+        share = pool.share()
+
+        def alone() -> None:
+            with pytest.raises(CheckoutTimeoutError):
+                pool.try_connect(timeout=0.2)
+
+        def join() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            pool.share(timeout=10).release()
+
+        together(alone, join)
+        share.release()
+
+
+def test_a_contended_member_is_never_seen_as_none() -> None:
+    with ConnectionPool.of(object, sharable=True, max_size=1) as pool, Repository() as repo:
+        repo.new("one", connector=Switchboard(), sharable=True, max_size=1)
+        repo["one"].add_connection(object())
+        counts = []
+
+        def share_and_leave() -> None:
+            for _ in range(1_000):
+                pool.share(timeout=30).release()
+            for _ in range(50):
+                found = repo.share_from_pool("one")
+                assert found is not None
+                found.release()
+            counts.append(1)
+
+        together(*[share_and_leave] * 32, limit=50)
+        assert len(counts) == 32
+        assert pool.stats().opened == 1
+        assert numbers(pool) == (1, 0, 0)
+
+
+# -- how it ends -------------------------------------------------------------------------------------
+
+
+def test_after_a_termination_nobody_joins_and_the_last_one_closes_it(pool: ConnectionPool) -> None:
+    shares = [pool.share() for _ in range(3)]
+    line = shares[0].raw
+    shares.pop().terminate(OSError("bad answer"))
+    other = pool.share()
+    assert other.raw is not line
+    shares.pop().release()
+    assert line.is_open
+    shares.pop().release()
+    assert not line.is_open
+    assert pool.stats().closed == {CloseReason.TERMINATED: 1}
+    other.release()
+    assert numbers(pool) == (1, 0, 0)
+
+
+def test_a_block_that_raises_terminates_its_share(pool: ConnectionPool) -> None:
+    rest = pool.share()
+    with pytest.raises(ZeroDivisionError), pool.share():
+        1 / 0  # noqa: B018
+    rest.release()
+    assert pool.stats().closed == {CloseReason.TERMINATED: 1}
+
+
+def test_a_termination_that_interrupts_ends_the_others_reads() -> None:
+    with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        reader, ender = pool.share(timeout=5), pool.share(timeout=5)
+
+        def read() -> None:
+            with pytest.raises(OSError):
+                reader.recv(1, timeout=20)
+            reader.release()
+
+        def terminate() -> None:
+            time.sleep(0.05)
+            ender.terminate(interrupt=True)
+
+        began = time.monotonic()
+        together(read, terminate)
+        assert time.monotonic() - began < 5
+        assert pool.stats().size == 0
+
+
+def test_a_share_is_given_back_once(pool: ConnectionPool) -> None:
+    mine, other = pool.share(), pool.share()
+    mine.release()
+    for again in (mine.release, mine.terminate, lambda: mine.raw, lambda: mine.sendall(b"x")):
+        with pytest.raises(UsageError, match="given back already"):
+            again()
+    assert numbers(pool) == (0, 0, 1)
+    other.release()
+
+
+def test_a_share_cannot_leave_the_pool_or_change_its_protocol(pool: ConnectionPool) -> None:
+    with pool.share() as share:
+        with pytest.raises(UsageError, match="it is shared"):
+            share.detach()
+        with pytest.raises(UsageError, match="it is shared"):
+            share.start_tls(None)  # type: ignore[arg-type]
+    assert numbers(pool) == (1, 0, 0)
+
+
+def test_a_share_that_is_dropped_is_found_and_the_connection_closed(pool: ConnectionPool) -> None:
+    rest = pool.share()
+    with pytest.warns(ResourceWarning, match="a share of connection 1 .* was not given back"):
+        pool.share()
+        gc.collect()
+    pool.sweep()
+    assert pool.stats().lost == 1
+    assert numbers(pool) == (0, 0, 1)
+    rest.release()
+    assert pool.stats().closed == {CloseReason.LOST: 1}
+
+
+def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: FakeClock) -> None:
+    settings: dict[str, Any] = {"max_lifetime": 100, "lifetime_jitter": 0, "max_uses": 3, "sharable": True}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        old = pool.share()
+        clock.advance(101)
+        new = pool.share()
+        assert new.raw is not old.raw
+        old.release()
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+        pool.clear()
+        newer = [pool.share() for _ in range(4)]
+        assert new.raw not in raws(newer)
+        assert Counter(raws(newer)).most_common(1)[0][1] == 3
+        end([new, *newer])
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1, CloseReason.STALE: 1, CloseReason.USED_UP: 1}
+        assert numbers(pool) == (1, 0, 0)
+
+
+def test_the_end_of_the_pool_waits_for_shares(pool: ConnectionPool) -> None:
+    shares = [pool.share(), pool.share()]
+    assert pool.close() == 1
+    with pytest.raises(PoolClosedError):
+        pool.share()
+    shares.pop().release()
+    assert pool.close() == 1
+    shares.pop().release()
+    assert pool.close() == 0
+    assert pool.stats().closed == {CloseReason.POOL_CLOSED: 1}
+
+
+def test_shutdown_interrupts_every_sharer() -> None:
+    with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        shares = [pool.share(timeout=5) for _ in range(3)]
+
+        def read(share: Connection) -> None:
+            with pytest.raises(OSError):
+                share.recv(1, timeout=20)
+            share.release()
+
+        def stop() -> None:
+            time.sleep(0.05)
+            assert pool.shutdown() == 1
+
+        together(*(lambda share=share: read(share) for share in shares), stop)
+        assert pool.shutdown() == 0
+
+
+def test_the_parents_share_is_none_of_the_childs() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        share, other = pool.share(timeout=5), pool.share(timeout=5)
+
+        def job() -> tuple[int, int]:
+            with pytest.raises(UsageError):
+                share.release()
+            with pool.share(timeout=5) as mine:
+                assert mine.exchange([b"child\n"], lambda conn: conn.recv_until(b"\n"), 5) == b"child\n"
+            return numbers(pool)[2], pool.stats().idle
+
+        assert in_child(job) == (0, 1)
+        assert share.exchange([b"parent\n"], lambda conn: conn.recv_until(b"\n"), 5) == b"parent\n"
+        end([share, other])
+
+
+def test_each_share_is_heard_of(pool: ConnectionPool) -> None:
+    heard: list[Any] = []
+    pool.listen(heard.append, CheckedOut, CheckedIn)
+    shares = [pool.share() for _ in range(3)]
+    end(shares)
+    assert [type(event) for event in heard] == [CheckedOut] * 3 + [CheckedIn] * 3
+    assert {event.id for event in heard} == {1}
+
+
+# -- what is written -------------------------------------------------------------------------------------
+
+
+def test_frames_of_many_threads_are_whole() -> None:
+    """16 threads, 200 frames of 64 KB each, on 3 connections; the server checks length and sum."""
+    faults: list[str] = []
+    frames = Counter[int]()
+
+    def decode(served: Any) -> None:
+        data = bytearray()
+
+        def exactly(n: int) -> bytes:
+            while len(data) < n:
+                data.extend(served.receive())
+            taken = bytes(data[:n])
+            del data[:n]
+            return taken
+
+        while True:
+            head = exactly(12)
+            who, length, checksum = (int.from_bytes(head[i : i + 4]) for i in (0, 4, 8))
+            if length != 65_536 or zlib.crc32(exactly(length)) != checksum:
+                faults.append(f"frame of {who}")
+                return
+            with counting:
+                frames[who] += 1
+
+    counting = threading.Lock()
+    with ScriptedServer(script=decode) as server:
+        with ConnectionPool(server.endpoint, sharable=True, max_size=3, max_sharers=6) as pool:
+
+            def send(who: int) -> None:
+                body = bytes([who]) * 65_536
+                for _ in range(200):
+                    head = b"".join(n.to_bytes(4) for n in (who, len(body), zlib.crc32(body)))
+                    with pool.share(timeout=30) as share:
+                        share.writev_all([head, body[:1000], body[1000:]], timeout=30)
+
+            together(*(lambda who=who: send(who) for who in range(16)), limit=50)
+            until(lambda: faults or sum(frames.values()) == 16 * 200, "the last frame")
+    assert faults == []
+    assert frames == dict.fromkeys(range(16), 200)
+
+
+def test_an_answer_stays_with_its_request() -> None:
+    with ScriptedServer(script=ECHO) as server:
+        with ConnectionPool(server.endpoint, sharable=True, max_size=2, max_sharers=8) as pool:
+
+            def ask(who: int) -> None:
+                with pool.share(timeout=30) as share:
+                    for n in range(50):
+                        text = b"%d of %d\n" % (n, who)
+                        assert (
+                            share.exchange([text[:2], text[2:]], lambda conn: conn.recv_until(b"\n"), 20)
+                            == text
+                        )
+
+            together(*(lambda who=who: ask(who) for who in range(12)), limit=50)
+            assert pool.stats().opened <= 2
+
+
+def test_a_reading_that_fails_breaks_the_connection_for_all() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        one, other = pool.share(timeout=5), pool.share(timeout=5)
+
+        def misread(conn: Connection) -> bytes:
+            raise ValueError("no such answer")
+
+        with pytest.raises(ValueError, match="no such answer"):
+            one.exchange([b"x\n"], misread)
+        third = pool.share(timeout=5)
+        assert third.info.id != other.info.id
+        end([one, other, third])
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_an_exclusive_connection_exchanges_too() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.exchange([b"x", b"y\n"], lambda conn: conn.recv_until(b"\n")) == b"xy\n"
+
+
+def test_the_deadline_of_a_write_covers_the_wait_for_ones_turn() -> None:
+    with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        slow, quick = pool.share(timeout=5), pool.share(timeout=5)
+        is_at_it = threading.Event()
+
+        def hold_on(conn: Connection) -> None:
+            is_at_it.set()
+            time.sleep(0.4)
+
+        def late() -> None:
+            assert is_at_it.wait(5)
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                quick.sendall(b"x", timeout=0.1)
+            assert time.monotonic() - began < 0.35
+            quick.sendall(b"x", timeout=5)
+
+        together(lambda: slow.exchange([b"x"], hold_on), late)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            end([slow, quick])
+        assert pool.stats().idle == 1, "who never wrote has broken nothing"
+
+
+# -- the repository --------------------------------------------------------------------------------------
+
+
+def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard) -> None:
+    with Repository() as repo:
+        pool = repo.new("one", "a:1", connector=board, sharable=True, max_sharers=2)
+        assert repo.share_from_pool("one") is None
+        assert board.dialled == []
+        fill(pool, 1)
+        shares = [repo.share_from_pool("one") for _ in range(3)]
+        assert [share is None for share in shares] == [False, False, True]
+        end(shares[:2])
+        assert numbers(pool) == (1, 0, 0)
+        repo.new("other", "a:1", connector=board)
+        with pytest.raises(NotSharableError):
+            repo.share_from_pool("other")
