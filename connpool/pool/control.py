@@ -26,7 +26,7 @@ from connpool.pool.observed import observe
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
 from connpool.pool.shared import SharedConnection
-from connpool.pool.sharing import form, join, pick
+from connpool.pool.sharing import form, join, leave, pick
 from connpool.pool.snapshots import connection_info
 from connpool.wire.io import SHUT_RDWR
 
@@ -196,18 +196,27 @@ class Control:
 
     def share_idle(self) -> SharedConnection | None:
         """A share of what is idle, or shared already. Dials nothing, waits for nothing."""
-        key, now = self._find_idle(Request()), self._clock.now()
-        with self._lock:
-            self._lender.check_open_locked()
-            if key is not None:
-                share = form(self._books, key, now)
-            elif (hold := pick(self._books, now)) is not None:
-                share = join(self._books, hold, now)
-            else:
-                return None
-        conn = SharedConnection()
-        conn._record, conn._key = share.record, share
-        return conn
+        while True:
+            with self._lock:
+                self._lender.check_open_locked()
+                now, is_unsure = self._clock.now(), False
+                if (key := self._pop_any(Request())) is not None:
+                    record = key.record
+                    is_unsure = now - record.since >= self._lender.pool._fresh_for
+                    if (reason := self._books.idle_verdict(record, now)) is not None:
+                        record.condemn(reason)
+                    share = form(self._books, key, now)
+                elif (hold := pick(self._books, now)) is not None:
+                    share = join(self._books, hold, now)
+                else:
+                    return None
+            if share.record.fate is None and is_unsure and not self._lender.dialler.is_usable(share.record):
+                share.record.condemn(CloseReason.BROKEN)
+            if share.record.fate in (None, CloseReason.USED_UP):
+                conn = SharedConnection()
+                conn._record, conn._key = share.record, share
+                return conn
+            leave(self._lender, share)
 
     def _find_idle(self, request: Request) -> Key | None:
         """An idle key whose connection is usable and suits *request*; dead ones are seen off."""

@@ -52,24 +52,24 @@ class Lender(Desk):
             except BaseException:  # Ctrl-C in a handler: it comes back all the same
                 self.take_back(key)
                 raise
-        self.put_back(key)
+        if not self.lay_down(key):
+            self.take_back(key)
+        elif self.pool._is_awaited:
+            self.serve(is_brisk=True)
 
-    def put_back(self, key: Key) -> None:
-        """Let a loan that has ended lie idle if that is all there is to do; else ``take_back``."""
-        pool, record = self.pool, key.record
-        now = pool._now()
+    def lay_down(self, key: Key) -> bool:
+        """Let a loan that has ended lie idle, if that is all there is to do. Needs no lock."""
+        record, now = key.record, self.pool._now()
         if (
             now < record.expires_at
             and now < self.books.return_until
-            and now - record.since < pool._brief_for
+            and now - record.since < self.pool._brief_for
             and (record.stream is None or record.stream.is_clean())
         ):
             record.since = now
             record.host.idle.append(key)
-            if pool._is_awaited:
-                self.serve(is_brisk=True)
-        else:
-            self.take_back(key)
+            return True
+        return False
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return, with the key still in hand."""

@@ -90,14 +90,14 @@ def _share_at_hand(lender: Lender) -> SharedConnection | None:
     pool, books = lender.pool, lender.books
     key: Key | None = None
     try:
-        with suppress(IndexError):
-            key = pool._take()
-        now = pool._now()
-        if key is not None and not lends_unseen(pool, key.record, now):
-            key.record.host.idle.append(key)
-            key = None
-            return None
         with lender._lock:
+            with suppress(IndexError):
+                key = pool._take()
+            now = pool._now()
+            if key is not None and not lends_unseen(pool, key.record, now):
+                key.record.host.idle.append(key)
+                key = None
+                return None
             if key is not None:
                 found = form(books, key, now)
             elif books.queue.waiters or books.state is not PoolState.OPEN:

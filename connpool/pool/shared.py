@@ -45,9 +45,7 @@ class SharedConnection(Connection):
             record.host.last_error = error
         self._end(is_failure=error is not None)
         if interrupt:
-            record.pool._lender.interrupt(
-                record, SHUT_RDWR, "another holder terminated the shared connection"
-            )
+            record.pool._lender.interrupt(record, SHUT_RDWR, "another holder terminated it")
 
     def _end(self, *, is_failure: bool) -> None:
         share = self._surrender()

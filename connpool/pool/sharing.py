@@ -7,6 +7,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from connpool.errors import UsageError
+from connpool.model.states import CloseReason
 from connpool.pool.lifetimes import verdict
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.turns import Turns
@@ -55,24 +56,26 @@ _numbers: Final = itertools.count(1)
 
 def form(books: Books, key: Key, now: float) -> Share:
     """Let *key*'s connection be shared from now on; the first share of it. With the lock held."""
-    hold, record = Hold(key), key.record
-    record.since = now
-    record.holder = get_ident()
-    record.uses += 1
-    record.noted().hold = hold
+    hold = Hold(key)
+    key.record.since = now
+    key.record.noted().hold = hold
     books.holds.append(hold)
-    return _share_of(hold, now)
+    return _share_of(books, hold, now)
 
 
 def join(books: Books, hold: Hold, now: float) -> Share:
     """One more share of *hold*. With the lock held."""
     books.holds.remove(hold)
     books.holds.append(hold)  # at equal load the others come first
-    hold.key.record.uses += 1
-    return _share_of(hold, now)
+    return _share_of(books, hold, now)
 
 
-def _share_of(hold: Hold, now: float) -> Share:
+def _share_of(books: Books, hold: Hold, now: float) -> Share:
+    record, most = hold.key.record, books.config.max_uses
+    record.holder = get_ident()
+    record.uses += 1
+    if most is not None and record.uses >= most:
+        record.condemn(CloseReason.USED_UP)
     number = next(_numbers)
     share = Share(hold, number, now)
     hold.sharers.add(number)
@@ -138,7 +141,10 @@ def leave(lender: Lender, share: Share) -> None:
     finally:
         with lender._lock:
             key = dissolve(lender.books, hold, share.number)
-        if key is not None:
-            lender.put_back(key)
-        elif lender.books.config.max_sharers is not None:
-            lender.serve()
+            # In one go: a connection that somebody else could share is at no moment out of sight.
+            is_idle = key is not None and lender.lay_down(key)
+        if key is None or is_idle:
+            if lender.pool._is_awaited or lender.books.config.max_sharers is not None:
+                lender.serve()
+        else:
+            lender.take_back(key)
