@@ -59,6 +59,7 @@ from connpool.model.states import CloseReason, ConnState, EndpointState, FailRea
 from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, PoolStats
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
+from connpool.pool.shared import SharedConnection
 from connpool.repository import Repository, repository
 from connpool.wire.connector import Connector, SocketConnector
 
@@ -121,6 +122,7 @@ __all__ = [
     "Request",
     "Route",
     "RouteSyntaxError",
+    "SharedConnection",
     "SocketConnector",
     "SpoolCorruptError",
     "SpoolError",

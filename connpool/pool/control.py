@@ -26,7 +26,7 @@ from connpool.pool.observed import observe
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
 from connpool.pool.shared import SharedConnection
-from connpool.pool.sharing import form, join, leave, pick
+from connpool.pool.sharing import add_share, form, leave, pick
 from connpool.pool.snapshots import connection_info
 from connpool.wire.io import SHUT_RDWR
 
@@ -207,7 +207,7 @@ class Control:
                         record.condemn(reason)
                     share = form(self._books, key, now)
                 elif (hold := pick(self._books, now)) is not None:
-                    share = join(self._books, hold, now)
+                    share = add_share(self._books, hold, now)
                 else:
                     return None
             if share.record.fate is None and is_unsure and not self._lender.dialler.is_usable(share.record):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -18,11 +17,8 @@ from connpool.pool.lending import Lender
 from connpool.pool.observed import lend_fresh
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.shared import SharedConnection
-from connpool.pool.sharing import form, join, pick
+from connpool.pool.sharing import add_share, form, pick
 from connpool.wire.io import FileStream
-
-if TYPE_CHECKING:
-    from connpool.pool.pool import ConnectionPool
 
 __all__ = ["open_file", "run", "share"]
 
@@ -91,10 +87,16 @@ def _share_at_hand(lender: Lender) -> SharedConnection | None:
     key: Key | None = None
     try:
         with lender._lock:
-            with suppress(IndexError):
+            try:
                 key = pool._take()
+            except IndexError:
+                pass
             now = pool._now()
-            if key is not None and not lends_unseen(pool, key.record, now):
+            if key is not None and not (
+                now < pool._lend_until
+                and now - key.record.since < pool._fresh_for
+                and now < key.record.expires_at
+            ):
                 key.record.host.idle.append(key)
                 key = None
                 return None
@@ -103,7 +105,7 @@ def _share_at_hand(lender: Lender) -> SharedConnection | None:
             elif books.queue.waiters or books.state is not PoolState.OPEN:
                 return None
             elif (hold := pick(books, now)) is not None:
-                found = join(books, hold, now)
+                found = add_share(books, hold, now)
             else:
                 return None
         conn = SharedConnection()
@@ -114,8 +116,3 @@ def _share_at_hand(lender: Lender) -> SharedConnection | None:
     except BaseException:
         key = None  # its finaliser sees to it
         raise
-
-
-def lends_unseen(pool: ConnectionPool, record: Record, now: float) -> bool:
-    """Whether an exclusive checkout would lend *record* without a look."""
-    return now < pool._lend_until and now - record.since < pool._fresh_for and now < record.expires_at

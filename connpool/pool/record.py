@@ -52,7 +52,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.extra: Any = None  # the user's own
-        self.hold: Hold | None = None  # while it is shared
+        self.hold: Hold | None = None  # who shares it; kept when nobody does any more
         self.origin: Origin | None = None  # where the present loan was taken
         self.looked_at = -math.inf  # when it was validated last
         self.taker: str | None = None  # name of the thread that took it and lost it
@@ -107,7 +107,8 @@ class Record:
 
     @property
     def is_shared(self) -> bool:
-        return self.notes is not None and self.notes.hold is not None
+        hold = None if self.notes is None else self.notes.hold
+        return hold is not None and hold.key is not None
 
     def noted(self) -> Notes:
         """The notes on it, to be written."""

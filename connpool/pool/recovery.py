@@ -23,7 +23,7 @@ def recover(books: Books, todo: Todo) -> None:
 
 
 def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
-    record = hold.key.record
+    record = hold.record
     if record.phase is Phase.CLOSED or number not in hold.sharers:
         return
     record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it

@@ -20,7 +20,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
-from connpool.pool.sharing import join, pick
+from connpool.pool.sharing import add_share, pick
 from connpool.pool.waiters import Outcome, Waiter
 
 __all__ = ["Service"]
@@ -193,7 +193,7 @@ class Service(Attempts):
                 return True
         hold = pick(self._books, now, waiter)
         if hold is not None:
-            self.give(waiter, join(self._books, hold, now), now)
+            self.give(waiter, add_share(self._books, hold, now), now)
         return hold is not None
 
     def _try_idle(

@@ -17,19 +17,20 @@ if TYPE_CHECKING:
     from connpool.pool.lending import Lender
     from connpool.pool.waiters import Waiter
 
-__all__ = ["Hold", "Share", "dissolve", "form", "join", "leave", "pick"]
+__all__ = ["Hold", "Share", "add_share", "dissolve", "form", "leave", "pick"]
 
 
 class Hold:
     """A connection that is shared: who shares it holds a ``Share``, and this holds the key.
 
-    All but ``turns`` changes under the pool's lock.
+    A record keeps it for the next time. All but ``turns`` changes under the pool's lock.
     """
 
-    __slots__ = ("key", "sharers", "turns")
+    __slots__ = ("key", "record", "sharers", "turns")
 
-    def __init__(self, key: Key) -> None:
-        self.key = key
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.key: Key | None = None  # while it is shared
         self.sharers: set[int] = set()  # the numbers of the shares, so that one cannot leave twice
         self.turns = Turns()  # at writing on it
 
@@ -40,14 +41,14 @@ class Share(Key):
     __slots__ = ("hold", "number", "since")
 
     def __init__(self, hold: Hold, number: int, now: float) -> None:
-        self.record = hold.key.record
+        self.record = hold.record
         self.number = number
         self.since = now
         self.hold: Hold | None = hold
 
     def __del__(self) -> None:
         hold: Hold | None = getattr(self, "hold", None)
-        if hold is not None and hold.key.record.phase is not Phase.CLOSED:
+        if hold is not None and self.record.phase is not Phase.CLOSED:
             self.record.pool._share_dropped(self, hold)
 
 
@@ -56,14 +57,18 @@ _numbers: Final = itertools.count(1)
 
 def form(books: Books, key: Key, now: float) -> Share:
     """Let *key*'s connection be shared from now on; the first share of it. With the lock held."""
-    hold = Hold(key)
-    key.record.since = now
-    key.record.noted().hold = hold
+    record = key.record
+    record.since = now
+    notes = record.notes or record.noted()
+    hold = notes.hold
+    if hold is None:
+        hold = notes.hold = Hold(record)
+    hold.key = key
     books.holds.append(hold)
     return _share_of(books, hold, now)
 
 
-def join(books: Books, hold: Hold, now: float) -> Share:
+def add_share(books: Books, hold: Hold, now: float) -> Share:
     """One more share of *hold*. With the lock held."""
     books.holds.remove(hold)
     books.holds.append(hold)  # at equal load the others come first
@@ -71,7 +76,7 @@ def join(books: Books, hold: Hold, now: float) -> Share:
 
 
 def _share_of(books: Books, hold: Hold, now: float) -> Share:
-    record, most = hold.key.record, books.config.max_uses
+    record, most = hold.record, books.config.max_uses
     record.holder = get_ident()
     record.uses += 1
     if most is not None and record.uses >= most:
@@ -85,11 +90,12 @@ def _share_of(books: Books, hold: Hold, now: float) -> Share:
 def dissolve(books: Books, hold: Hold, number: int) -> Key | None:
     """Share *number* of *hold* ends. Returns the connection's key if it was the last. With the lock held."""
     hold.sharers.discard(number)
-    if hold.sharers or hold not in books.holds:
+    key = hold.key
+    if hold.sharers or key is None:
         return None
     books.holds.remove(hold)
-    hold.key.record.noted().hold = None
-    return hold.key
+    hold.key = None
+    return key
 
 
 def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
@@ -100,8 +106,8 @@ def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
     most = books.config.max_sharers
     best: Hold | None = None
     for hold in books.holds:
-        record = hold.key.record
-        if verdict(books.config, record, now) is not None:
+        record = hold.record
+        if now >= record.expires_at or verdict(books.config, record, now) is not None:
             continue
         is_free = most is None or len(hold.sharers) < most
         is_best = best is None or len(hold.sharers) < len(best.sharers)
@@ -127,7 +133,7 @@ def leave(lender: Lender, share: Share) -> None:
         UsageError: the process was forked since: the connection is the parent's.
     """
     hold, share.hold = share.hold, None
-    record = share.record
+    record, books = share.record, lender.books
     if hold is None or record.phase is not Phase.OPEN:
         raise UsageError(
             f"connection {record.id} of pool {lender.pool.name!r} cannot be given back here:"
@@ -135,16 +141,16 @@ def leave(lender: Lender, share: Share) -> None:
             pool=lender.pool.name,
         )
     try:
-        if lender.books.is_heard:
+        if books.is_heard:
             now = lender.clock.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:
         with lender._lock:
-            key = dissolve(lender.books, hold, share.number)
+            key = dissolve(books, hold, share.number)
             # In one go: a connection that somebody else could share is at no moment out of sight.
             is_idle = key is not None and lender.lay_down(key)
         if key is None or is_idle:
-            if lender.pool._is_awaited or lender.books.config.max_sharers is not None:
+            if lender.pool._is_awaited or books.config.max_sharers is not None:
                 lender.serve()
         else:
             lender.take_back(key)
