@@ -24,13 +24,12 @@ def recover(books: Books, todo: Todo) -> None:
 
 def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
     record = hold.record
-    if record.phase is Phase.CLOSED or number not in hold.sharers:
-        return
-    record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
-    books.lost_loans += 1
-    todo.lost.append(record)
+    if number in hold.sharers:
+        record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
+        books.lost_loans += 1
+        todo.lost.append(record)
     key = dissolve(books, hold, number)
-    if key is not None:
+    if key is not None and record.phase is Phase.OPEN:
         books.doom(key, CloseReason.LOST, todo)
 
 

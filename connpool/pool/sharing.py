@@ -26,12 +26,13 @@ class Hold:
     A record keeps it for the next time. All but ``turns`` changes under the pool's lock.
     """
 
-    __slots__ = ("key", "record", "sharers", "turns")
+    __slots__ = ("joined", "key", "record", "sharers", "turns")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.key: Key | None = None  # while it is shared
         self.sharers: set[int] = set()  # the numbers of the shares, so that one cannot leave twice
+        self.joined = 0  # the number of the latest
         self.turns = Turns()  # at writing on it
 
 
@@ -44,7 +45,7 @@ class Share(Key):
         self.record = hold.record
         self.number = number
         self.since = now
-        self.hold: Hold | None = hold
+        self.hold: Hold | None = hold  # None: it has ended
 
     def __del__(self) -> None:
         hold: Hold | None = getattr(self, "hold", None)
@@ -56,26 +57,24 @@ _numbers: Final = itertools.count(1)
 
 
 def form(books: Books, key: Key, now: float) -> Share:
-    """Let *key*'s connection be shared from now on; the first share of it. With the lock held."""
+    """Let *key*'s connection be shared from now on; the first share of it. With the lock held.
+
+    The share is there before the hold has the key: an interrupt in between drops either, and it is found.
+    """
     record = key.record
     record.since = now
     notes = record.notes or record.noted()
     hold = notes.hold
     if hold is None:
         hold = notes.hold = Hold(record)
+    share = add_share(books, hold, now)
     hold.key = key
     books.holds.append(hold)
-    return _share_of(books, hold, now)
+    return share
 
 
 def add_share(books: Books, hold: Hold, now: float) -> Share:
     """One more share of *hold*. With the lock held."""
-    books.holds.remove(hold)
-    books.holds.append(hold)  # at equal load the others come first
-    return _share_of(books, hold, now)
-
-
-def _share_of(books: Books, hold: Hold, now: float) -> Share:
     record, most = hold.record, books.config.max_uses
     record.holder = get_ident()
     record.uses += 1
@@ -84,16 +83,21 @@ def _share_of(books: Books, hold: Hold, now: float) -> Share:
     number = next(_numbers)
     share = Share(hold, number, now)
     hold.sharers.add(number)
+    hold.joined = number
     return share
 
 
 def dissolve(books: Books, hold: Hold, number: int) -> Key | None:
-    """Share *number* of *hold* ends. Returns the connection's key if it was the last. With the lock held."""
+    """Share *number* of *hold* ends. Returns the connection's key if it was the last. With the lock held.
+
+    May be done twice: what an interrupt has left half done the finaliser has done again.
+    """
     hold.sharers.discard(number)
     key = hold.key
     if hold.sharers or key is None:
         return None
-    books.holds.remove(hold)
+    if hold in books.holds:
+        books.holds.remove(hold)
     hold.key = None
     return key
 
@@ -101,7 +105,7 @@ def dissolve(books: Books, hold: Hold, number: int) -> Key | None:
 def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
     """The least shared connection that one more may hold; None: none. With the lock held.
 
-    *waiter*: for whom; None: for one without any wishes.
+    Of several the one that was joined longest ago. *waiter*: for whom; None: for one without any wishes.
     """
     most = books.config.max_sharers
     best: Hold | None = None
@@ -110,7 +114,7 @@ def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
         if now >= record.expires_at or verdict(books.config, record, now) is not None:
             continue
         is_free = most is None or len(hold.sharers) < most
-        is_best = best is None or len(hold.sharers) < len(best.sharers)
+        is_best = best is None or (len(hold.sharers), hold.joined) < (len(best.sharers), best.joined)
         if is_free and is_best and _suits(books, record, waiter):
             best = hold
     return best
@@ -132,9 +136,9 @@ def leave(lender: Lender, share: Share) -> None:
     Raises:
         UsageError: the process was forked since: the connection is the parent's.
     """
-    hold, share.hold = share.hold, None
-    record, books = share.record, lender.books
+    hold, record, books = share.hold, share.record, lender.books
     if hold is None or record.phase is not Phase.OPEN:
+        share.hold = None
         raise UsageError(
             f"connection {record.id} of pool {lender.pool.name!r} cannot be given back here:"
             f" it is {record.phase.value}, or belongs to the process that this one was forked from",
@@ -149,6 +153,7 @@ def leave(lender: Lender, share: Share) -> None:
             key = dissolve(books, hold, share.number)
             # In one go: a connection that somebody else could share is at no moment out of sight.
             is_idle = key is not None and lender.lay_down(key)
+            share.hold = None
         if key is None or is_idle:
             if lender.pool._is_awaited or books.config.max_sharers is not None:
                 lender.serve()

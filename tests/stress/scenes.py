@@ -185,7 +185,48 @@ class Clearing(IdleHit):
         self.pool.clear()
 
 
+class SharingIdle(IdleHit):
+    def settings(self):
+        return {"sharable": True}
+
+    def deed(self):
+        self.pool.share().release()
+
+
+class SharingStale(SharingIdle):
+    def prepare(self):
+        super().prepare()
+        self.clock.leap(1)
+
+
+class SharingFirst(SharingIdle):
+    def prepare(self):
+        pass
+
+
+class Joining(SharingIdle):
+    def prepare(self):
+        self.held = self.pool.share()
+
+    def end(self):
+        if self.held is not None:
+            self.held.release()
+        self.held = None
+
+
+class LeavingLast(Joining):
+    def deed(self):
+        self.held, held = None, self.held
+        held.release()
+
+
+class TerminatingShare(Joining):
+    def deed(self):
+        self.pool.share().terminate()
+
+
 SCENES = [
     IdleHit, WithBlock, StaleIdle, StaleIdleApart, DeadIdle, FirstDial, DialInCaller, Waiting,
     WaitingForAPlace, Handing, Terminating, TerminatingApart, Resetting, UsedUp, Sweeping, Clearing,
+    SharingIdle, SharingStale, SharingFirst, Joining, LeavingLast, TerminatingShare,
 ]  # fmt: skip
