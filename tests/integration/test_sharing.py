@@ -79,7 +79,7 @@ def test_nine_shares_on_three_members_are_three_each_in_turn(pool: ConnectionPoo
 def test_the_least_shared_is_joined_first(pool: ConnectionPool) -> None:
     fill(pool, 2)
     shares = [pool.share() for _ in range(4)]
-    gone = shares.pop(0)
+    gone = shares.pop(1)  # of the one that was joined last
     line = gone.raw
     gone.release()
     shares.append(pool.share())
@@ -153,8 +153,9 @@ def test_what_the_request_does_not_like_is_not_joined(pool: ConnectionPool) -> N
 # -- exclusive or shared, never both ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pinned", [None, "a:1"])
 def test_an_exclusive_loan_waits_for_the_last_share_and_shares_wait_for_it(
-    board: Switchboard, clock: FakeClock
+    pinned: str | None, board: Switchboard, clock: FakeClock
 ) -> None:
     with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=1) as pool:
         shares = [pool.share(), pool.share()]
@@ -163,7 +164,7 @@ def test_an_exclusive_loan_waits_for_the_last_share_and_shares_wait_for_it(
         got: list[str] = []
 
         def alone() -> None:
-            with pool.try_connect(timeout=50):
+            with pool.try_connect(pinned, timeout=50):
                 got.append("alone")
                 assert numbers(pool) == (0, 1, 0)
 
@@ -184,6 +185,51 @@ def test_an_exclusive_loan_waits_for_the_last_share_and_shares_wait_for_it(
         second.join(5)
         assert got == ["alone", "shared"]
         assert numbers(pool) == (1, 0, 0)
+
+
+def test_when_who_waits_alone_is_served_those_behind_it_join(board: Switchboard, clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=2) as pool:
+        share, alone = pool.share(), pool.try_connect()
+        got: list[Any] = []
+
+        def ask(*, is_shared: bool) -> None:
+            got.append(pool.try_connect(Request(shared=is_shared, timeout=50)))
+
+        threads = []
+        for is_shared in (False, True):
+            threads.append(threading.Thread(target=lambda is_shared=is_shared: ask(is_shared=is_shared)))
+            threads[-1].start()
+            until(lambda: pool.stats().waiting == len(threads))
+        alone.release()
+        for thread in threads:
+            thread.join(5)
+        assert numbers(pool) == (0, 1, 1)
+        end([share, *got])
+
+
+def test_in_a_full_pool_one_joins_without_waiting(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=1) as pool:
+        shares = [pool.share()]
+        shares += [pool.try_connect(Request(shared=True, timeout=0)), pool.share("a:1", timeout=0)]
+        assert len(set(raws(shares))) == 1
+        end(shares)
+
+
+def test_who_waits_for_the_first_to_be_opened_joins_it_at_once(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=1) as pool:
+        all_have_it = threading.Barrier(4)
+        board.hold("a:1")
+
+        def ask() -> None:
+            with pool.share(timeout=10):
+                all_have_it.wait(5)
+
+        def open_up() -> None:
+            until(lambda: pool.stats().waiting == 4)
+            board.let_go("a:1")
+
+        together(ask, ask, ask, ask, open_up)
+        assert len(board.lines) == 1
 
 
 def test_who_gives_up_waiting_alone_lets_the_shares_behind_it_join(board: Switchboard) -> None:
