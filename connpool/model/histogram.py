@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import Final
 
@@ -67,12 +67,13 @@ class Histogram:
         ordered = sorted(many)
         start = bisect_left(ordered, SHORTEST)
         self._shorter += start
-        while start < len(ordered) and ordered[start] <= LONGEST:
+        stop = bisect_right(ordered, LONGEST)
+        while start < stop:
             bucket = _bucket(ordered[start])
-            end = bisect_left(ordered, _lower_edge(bucket + 1), start, len(ordered))
+            end = bisect_left(ordered, _lower_edge(bucket + 1), start, stop)
             self._buckets[bucket] = self._buckets.get(bucket, 0) + end - start
             start = end
-        self._longer += len(ordered) - start
+        self._longer += len(ordered) - stop
         if ordered:
             self._longest = max(self._longest, ordered[-1])
 

@@ -80,8 +80,12 @@ class Dialler:
         self._threads.add(weakref.ref(thread, self._threads.discard))
         try:
             thread.start()
-        except RuntimeError:  # can't start new thread
-            return False
+        except RuntimeError as error:
+            blow = error.__context__
+            if "new thread" in str(error):  # can't start new thread
+                return False
+            # An interrupt struck while we waited for the thread, and left a lock of its in disorder: it runs.
+            raise blow if blow is not None and not isinstance(blow, Exception) else error from None
         return True
 
     def _run_apart(self, dial: Dial) -> None:

@@ -147,9 +147,9 @@ class Storm:
         assert self.ears.kinds("PoolOpened", "PoolClosed") == ["PoolOpened", "PoolClosed"]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_life_is_told_in_order_whatever_the_threads_do(seed):
-    storm = Storm(seed, prompt=seed % 2 == 0, dial_in_caller=seed == 3)
+    storm = Storm(seed, prompt=seed % 2 == 0, dial_in_caller=seed == 2)
     storm.failures = 0.05
     storm.run(storm.meddle)
     storm.end()

@@ -198,3 +198,24 @@ def test_an_alarm_in_the_middle_of_a_wait_costs_nothing():
     held.release()
     assert_whole(pool, works)
     assert_ended(pool, works)
+
+
+def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_that_interrupt(monkeypatch):
+    works = Works(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("connpool-dial"):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise RuntimeError("cannot release un-acquired lock")  # noqa: B904 - as a Condition does
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.try_connect(timeout=5)
+    monkeypatch.undo()
+    assert_whole(pool, works)
+    assert_ended(pool, works)

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from connpool.model.histogram import LONGEST, SHORTEST, Histogram
@@ -87,6 +87,7 @@ def test_memory_does_not_grow_with_the_samples():
 
 
 @given(st.lists(st.one_of(st.floats(0, 20_000), st.floats(0, 2e-6), st.sampled_from([1e-6, 1e4, 0.5, 1.0]))))
+@example([9216.0, 10_001.0])
 def test_many_at_once_are_counted_as_one_by_one(durations):
     together, singly = Histogram(), Histogram()
     together.record_all(durations)
