@@ -97,9 +97,7 @@ class _Reader:
             if name in SETTINGS | SOCKET_OPTIONS:
                 value = self._expanded(where, name, raw)
                 value = None if value == NOTHING else value
-                if name == "source_address" and isinstance(value, list):
-                    value = tuple(value)
-                if name == "keepalive" and isinstance(value, list):
+                if name in SOCKET_OPTIONS and isinstance(value, list):
                     value = tuple(value)
                 kind: Callable[..., object] = SocketConnector if name in SOCKET_OPTIONS else PoolConfig
                 if self._try(f"{where} {name}", partial(kind, **{name: value})):

@@ -92,9 +92,7 @@ class Attempts:
                     pool=books.pool.name,
                     endpoint=host.endpoint,
                 )
-                failed_at = (
-                    record.opened_at + books.config.connect_timeout
-                )  # not when somebody came to see it
+                failed_at = record.opened_at + books.config.connect_timeout  # it is seen only now
                 self._charge(host, error, failed_at, blames=underway.blames)
                 waiter = self.attempt_is_over(record)
                 if waiter is not None:

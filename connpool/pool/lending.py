@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connpool.clock import Clock
-from connpool.errors import CancelledError, UsageError
+from connpool.errors import CancelledError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
@@ -44,22 +44,23 @@ class Lender(Desk):
 
     def receive(self, key: Key) -> None:
         """A loan comes back on the long way, be it only because somebody wants to hear of it."""
-        record = key.record
-        if self.books.is_heard:
-            now = self.pool._now()
-            try:
-                self.tell_checked_in(record, now, now - record.since)
-            except BaseException:  # Ctrl-C in a handler: it comes back all the same
-                self.take_back(key)
-                raise
-        if not self.lay_down(key):
+        if not self.books.is_heard:
+            self.take_back(key)  # whoever sends it here has seen that it cannot just lie down
+            return
+        now = self.pool._now()
+        try:
+            self.tell_checked_in(key.record, now, now - key.record.since)
+        except BaseException:  # Ctrl-C in a handler: it comes back all the same
+            self.take_back(key)
+            raise
+        if not self.lay_down(key, now):
             self.take_back(key)
         elif self.pool._is_awaited:
             self.serve(is_brisk=True)
 
-    def lay_down(self, key: Key) -> bool:
+    def lay_down(self, key: Key, now: float) -> bool:
         """Let a loan that has ended lie idle, if that is all there is to do. Needs no lock."""
-        record, now = key.record, self.pool._now()
+        record = key.record
         if (
             now < record.expires_at
             and now < self.books.return_until
@@ -88,12 +89,7 @@ class Lender(Desk):
     def take_back(self, key: Key) -> None:
         """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""
         record = key.record
-        if record.phase is not Phase.OPEN:
-            raise UsageError(
-                f"connection {record.id} of pool {self.pool.name!r} cannot be given back here:"
-                f" it is {record.phase.value}, or belongs to the process that this one was forked from",
-                pool=self.pool.name,
-            )
+        record.check_may_return()
         if record.fate is None and (self.connector.has_reset or record.stream is not None):
             try:
                 self._make_ready(record)

@@ -129,6 +129,19 @@ class Record:
             )
         self.phase = to
 
+    def check_may_return(self) -> None:
+        """Refuse a loan that is none of this pool's any more.
+
+        Raises:
+            UsageError: it is closed, or the parent's of a forked child.
+        """
+        if self.phase is not Phase.OPEN:
+            raise UsageError(
+                f"connection {self.id} of pool {self.pool.name!r} cannot be given back here:"
+                f" it is {self.phase.value}, or belongs to the process that this one was forked from",
+                pool=self.pool.name,
+            )
+
     def condemn(self, reason: CloseReason) -> None:
         """See to it that this connection is closed, not lent, when it comes back.
 

@@ -6,7 +6,6 @@ import itertools
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
-from connpool.errors import UsageError
 from connpool.model.states import CloseReason
 from connpool.pool.lifetimes import verdict
 from connpool.pool.record import Key, Phase, Record
@@ -137,13 +136,10 @@ def leave(lender: Lender, share: Share) -> None:
         UsageError: the process was forked since: the connection is the parent's.
     """
     hold, record, books = share.hold, share.record, lender.books
-    if hold is None or record.phase is not Phase.OPEN:
-        share.hold = None
-        raise UsageError(
-            f"connection {record.id} of pool {lender.pool.name!r} cannot be given back here:"
-            f" it is {record.phase.value}, or belongs to the process that this one was forked from",
-            pool=lender.pool.name,
-        )
+    if record.phase is not Phase.OPEN:
+        share.hold = None  # there is nothing to be found lost
+    record.check_may_return()
+    assert hold is not None
     try:
         if books.is_heard:
             now = lender.clock.now()
@@ -152,7 +148,7 @@ def leave(lender: Lender, share: Share) -> None:
         with lender._lock:
             key = dissolve(books, hold, share.number)
             # In one go: a connection that somebody else could share is at no moment out of sight.
-            is_idle = key is not None and lender.lay_down(key)
+            is_idle = key is not None and lender.lay_down(key, lender.pool._now())
             share.hold = None
         if key is None or is_idle:
             if lender.pool._is_awaited or books.config.max_sharers is not None:

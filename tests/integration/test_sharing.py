@@ -506,11 +506,11 @@ def test_an_exclusive_connection_exchanges_too() -> None:
 def test_the_deadline_of_a_write_covers_the_wait_for_ones_turn() -> None:
     with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
         slow, quick = pool.share(timeout=5), pool.share(timeout=5)
-        is_at_it = threading.Event()
+        is_at_it, may_end = threading.Event(), threading.Event()
 
         def hold_on(conn: Connection) -> None:
             is_at_it.set()
-            time.sleep(0.4)
+            may_end.wait(5)
 
         def late() -> None:
             assert is_at_it.wait(5)
@@ -518,6 +518,7 @@ def test_the_deadline_of_a_write_covers_the_wait_for_ones_turn() -> None:
             with pytest.raises(TimeoutError):
                 quick.sendall(b"x", timeout=0.1)
             assert time.monotonic() - began < 0.35
+            may_end.set()
             quick.sendall(b"x", timeout=5)
 
         together(lambda: slow.exchange([b"x"], hold_on), late)
