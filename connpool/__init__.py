@@ -13,6 +13,7 @@ from connpool.errors import (
     ConnPoolError,
     DuplicatePoolError,
     FilteredOutError,
+    FramingError,
     HandshakeError,
     MethodNotSupportedError,
     NoEndpointError,
@@ -62,6 +63,7 @@ from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
 from connpool.repository import Repository, repository
 from connpool.wire.connector import Connector, SocketConnector
+from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
 
 __all__ = [
     "CallError",
@@ -94,9 +96,13 @@ __all__ = [
     "Event",
     "FailReason",
     "FilteredOutError",
+    "Framing",
+    "FramingError",
     "Group",
     "GroupSwitched",
     "HandshakeError",
+    "LengthPrefixed",
+    "Lines",
     "LoanHeldLong",
     "LoanLost",
     "Member",
@@ -117,6 +123,7 @@ __all__ = [
     "PoolResumed",
     "PoolState",
     "PoolStats",
+    "Raw",
     "Repository",
     "RepositoryError",
     "Request",

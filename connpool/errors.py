@@ -143,6 +143,10 @@ class NoEndpointError(ConnPoolError, ConnectionError):
 # -- messages that must arrive -----------------------------------------------
 
 
+class FramingError(ConnPoolError, ValueError):
+    """A message cannot be framed and was not sent; or a peer does not keep to the framing."""
+
+
 class SpoolError(ConnPoolError):
     """Unsent messages cannot be kept or read back."""
 

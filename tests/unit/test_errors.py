@@ -29,6 +29,7 @@ BASES = {
     "HandshakeError": (errors.ConnectError,),
     "PermissionDeniedError": (errors.ConnectError,),
     "NoEndpointError": (errors.ConnPoolError, ConnectionError),
+    "FramingError": (errors.ConnPoolError, ValueError),
     "SpoolError": (errors.ConnPoolError,),
     "SpoolFullError": (errors.SpoolError,),
     "SpoolCorruptError": (errors.SpoolError,),
