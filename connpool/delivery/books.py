@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
-from connpool.delivery.rows import LANES
+from connpool.delivery.rows import LANES, Row, first_of
 from connpool.errors import SpoolFullError
 
 __all__ = ["Books", "Tally"]
@@ -48,7 +47,7 @@ class Books:
         self.expires_at = 0.0
 
     def copy(self) -> Books:
-        other = Books()
+        other = Books.__new__(Books)
         other.tallies = self.tallies.copy()
         other.lanes = self.lanes.copy()
         other.messages, other.bytes = self.messages, self.bytes
@@ -86,10 +85,19 @@ class Books:
         else:
             del self.tallies[queue], self.lanes[tally.lane]
 
-    def add(self, queue: str, messages: int, size: int) -> None:
-        """So many more are in *queue*; less than 0: so many fewer."""
-        before = self.tallies[queue]
-        self.put(queue, before._replace(messages=before.messages + messages, bytes=before.bytes + size))
+    def grow(self, queue: str, size: int) -> int:
+        """One more message of *size* bytes is in *queue*, which has a lane; returns its position."""
+        lane, messages, before, dropped = self.tallies[queue]
+        self.tallies[queue] = Tally(lane, messages + 1, before + size, dropped)
+        self.messages += 1
+        self.bytes += size
+        self.serial += 1
+        return first_of(lane) + self.serial - 1
+
+    def shrink(self, queue: str, size: int) -> None:
+        """One message of *size* bytes less is in *queue*."""
+        lane, messages, before, dropped = self.tallies[queue]
+        self.put(queue, Tally(lane, messages - 1, before - size, dropped))
 
     def note_dropped(self, queue: str, messages: int) -> int:
         """*queue* has lost so many more. Returns how many that makes."""
@@ -107,12 +115,14 @@ class Draft:
         claimed: Positions that were looked at, and the size of each message.
         gone: Positions that are no more.
         dropped: How many messages a limit has cost each queue.
+        rows: Messages that are in the books and not yet in the file.
     """
 
-    __slots__ = ("books", "claimed", "dropped", "gone")
+    __slots__ = ("books", "claimed", "dropped", "gone", "rows")
 
     def __init__(self, books: Books) -> None:
         self.books = books.copy()
         self.claimed: dict[int, int] = {}
         self.gone: set[int] = set()
-        self.dropped: Counter[str] = Counter()
+        self.dropped: dict[str, int] = {}
+        self.rows: list[Row] = []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from connpool.errors import SpoolError
 
-__all__ = ["Damaged", "told"]
+__all__ = ["Damaged", "Told", "told"]
 
 # What SQLite says when the fault lies in the file. ERROR: a table or a column is missing that we made.
 DAMAGE: Final = frozenset(
@@ -30,18 +29,27 @@ class Damaged(Exception):
     """The file is not what was written. Never leaves the spool."""
 
 
-@contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Let what SQLite says become an error that names *path*.
+def told(error: sqlite3.Error, path: Path) -> Damaged | SpoolError:
+    """What *error* is: damage of the file *path*, or something else: no space, no permission."""
+    code = getattr(error, "sqlite_errorcode", None)  # None: the module says so, not SQLite
+    if isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in DAMAGE:
+        return Damaged(str(error))
+    return SpoolError(f"spool {path}: {error}")
 
-    Raises:
-        Damaged: the fault lies in the file.
-        SpoolError: it lies elsewhere: no space, no permission, another program.
-    """
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", None)  # None: the module says so, not SQLite
-        if isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in DAMAGE:
-            raise Damaged(str(error)) from error
-        raise SpoolError(f"spool {path}: {error}") from error
+
+class Told:
+    """Raises what SQLite says as ``told`` calls it. A context manager."""
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error):
+            raise told(error, self._path) from error

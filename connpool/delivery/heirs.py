@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from connpool.delivery.books import Draft
-from connpool.delivery.faults import Damaged, told
+from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.keeper import Keeper, lock_of
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_file
@@ -71,7 +71,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
         _take_all_in(other)  # its owner may have died while it was at this
         segment = _segment(other)
         if other.books.tallies:
-            with told(path):
+            with Told(path):
                 segment.settle()
             segment.close()
             disk.rename(path, _heirloom(keeper))
@@ -105,7 +105,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
     try:
         while position < END:
             try:
-                with told(path):
+                with Told(path):
                     rows = list(source.rows_of_all(position, CHUNK))
                     dropped = {note.name: note.number for note in source.notes() if note.kind == "dropped"}
             except Damaged as damage:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import sqlite3
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from connpool.delivery.books import Books, Draft
 from connpool.delivery.desk import Desk, Job
-from connpool.delivery.faults import Damaged, told
+from connpool.delivery.faults import Damaged, Told, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_file
@@ -21,7 +22,7 @@ from connpool.wire.disk import FileLock
 
 __all__ = ["Keeper", "News", "lock_of"]
 
-News: TypeAlias = "Counter[str] | tuple[SpoolDamaged, str]"
+News: TypeAlias = dict[str, int] | tuple[SpoolDamaged, str]
 
 
 def lock_of(path: Path) -> Path:
@@ -57,6 +58,7 @@ class Keeper:
         self.ledger = Ledger(self._limits, str(self.base))
         self.news: deque[News] = deque()
         self._lock: FileLock | None = None
+        self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
     def disown(self) -> None:
@@ -75,8 +77,8 @@ class Keeper:
     def close(self, timeout: float | None = None) -> None:
         """Close the file, and let others have it; an empty one of a second owner is removed."""
         self.is_closed = True
-        baton = self.desk.hold(timeout)
-        if baton is None:
+        call = self.desk.hold(timeout)
+        if call is None:
             return
         try:
             self._settle()
@@ -89,10 +91,10 @@ class Keeper:
             if self._lock is not None:
                 self._lock.end()
         finally:
-            baton.pass_on()
+            call.end()
 
     def open(self) -> Segment:
-        """Open the file unless it is. With the baton.
+        """Open the file unless it is. With nobody else at it.
 
         Raises:
             SpoolError: it cannot be opened, or the keeper is closed.
@@ -129,12 +131,13 @@ class Keeper:
         Raises:
             SpoolError: it failed, and has changed nothing.
         """
-        return self.desk.do(Job(work, is_durable=is_durable), self._run)
+        return self.desk.do(Job(work, is_durable), self._run)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do *jobs* in one transaction; if that fails, each in one of its own."""
-        self._settle()
-        jobs = [job for job in jobs if not job.is_done]
+        if self._is_at_it:
+            self._settle()
+            jobs = [job for job in jobs if not job.is_done]
         try:
             self._transact(jobs)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is for the thread whose job it is
@@ -151,17 +154,23 @@ class Keeper:
         for is_mended in (False, True):
             segment = self.open()
             try:
-                with told(segment.path):
-                    self._attempt(segment, jobs)
+                self._attempt(segment, jobs)
                 return
-            except Damaged as damage:
+            except (sqlite3.Error, Damaged) as error:
+                damage = told(error, segment.path) if isinstance(error, sqlite3.Error) else error
+                if isinstance(damage, SpoolError):
+                    raise damage from error
                 if is_mended:
-                    raise SpoolCorruptError(f"spool {segment.path}: damaged again: {damage}") from damage
+                    raise SpoolCorruptError(f"spool {segment.path}: damaged again: {damage}") from error
                 self._mend(segment, str(damage))
 
     def _attempt(self, segment: Segment, jobs: Sequence[Job]) -> None:
         draft = Draft(self.books)
-        segment.begin(is_durable=any(job.is_durable for job in jobs))
+        is_durable = False
+        for job in jobs:
+            is_durable = is_durable or job.is_durable
+        self._is_at_it = True
+        segment.begin(is_durable=is_durable)
         for job in jobs:
             assert job.work is not None
             job.error = None
@@ -169,6 +178,7 @@ class Keeper:
                 job.outcome = job.work(draft)
             except SpoolError as error:  # it has changed nothing that must be undone
                 job.error = error
+        self.ledger.write(draft)
         if draft.gone:
             segment.tidy()
         self._unsettled = jobs, draft
@@ -184,6 +194,7 @@ class Keeper:
         if segment is not None and segment.is_in_transaction:
             self._roll_back()
         if self._unsettled is None:
+            self._is_at_it = False
             return
         jobs, draft = self._unsettled
         self.books = draft.books
@@ -192,18 +203,19 @@ class Keeper:
             self.ledger.claimed.pop(position, None)
         if draft.dropped:
             self.news.append(draft.dropped)
-            draft.dropped = Counter()
+            draft.dropped = {}
         for job in jobs:
             job.is_done = True
             job.wake()
         self._unsettled = None
+        self._is_at_it = False
 
     def _roll_back(self) -> None:
         self._unsettled = None
         segment = self.ledger.segment
         if segment is not None:
             try:
-                with told(segment.path):
+                with Told(segment.path):
                     segment.roll_back()
             except (Damaged, SpoolError):  # the next who opens it will see what is the matter
                 self.ledger.segment = None

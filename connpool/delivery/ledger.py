@@ -5,13 +5,13 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged
 from connpool.delivery.limits import Limits
-from connpool.delivery.rows import PAGE_SIZE, Row, first_of, lane_of, serial_of
+from connpool.delivery.rows import PAGE_SIZE, Row, first_of, lane_of, sealed, serial_of
 from connpool.delivery.segment import Segment
 from connpool.delivery.spool import Spooled
 
@@ -20,7 +20,8 @@ __all__ = ["Ledger"]
 RESERVE: Final = 1 << 20  # serials that are noted as given out at a time
 ROOM: Final = 1 << 20  # bytes that a file may take beyond its limit on messages, or a tenth of that limit
 
-Head = tuple[int, int, float]
+Head: TypeAlias = tuple[int, int, float]  # position, size, when it was spooled
+Copy: TypeAlias = tuple[str, bytes, float, bytes]  # queue, id, when it was spooled, message
 
 
 class Ledger:
@@ -42,9 +43,7 @@ class Ledger:
         now = clock.wall()
         self.expire(draft, now)
         self._make_room(draft, len(queues), len(message))
-        rows = self._rows(draft, [(queue, id, now, message) for queue in queues])
-        self._living().insert(rows)
-        return [row.position for row in rows]
+        return self._add(draft, [(queue, id, now, message) for queue in queues])
 
     def peek(self, draft: Draft, queue: str, max_messages: int, max_bytes: int) -> list[Spooled]:
         now = clock.wall()
@@ -54,7 +53,7 @@ class Ledger:
             return []
         oldest: list[Spooled] = []
         size = 0
-        for row in self._living().rows(first_of(tally.lane), max(max_messages, 1)):
+        for row in self.write(draft).rows(first_of(tally.lane), max(max_messages, 1)):
             if self._limits.is_expired(row.spooled_at, now) and not self._is_claimed(draft, row.position):
                 continue
             size += len(row.message)
@@ -71,7 +70,7 @@ class Ledger:
         for position in positions:
             size = self.claimed.get(position)
             if size is None:
-                size = self._living().size_at(position)
+                size = self.write(draft).size_at(position)
             if size is not None and position not in draft.gone:
                 sizes[position] = size
         self._take_out(draft, sizes)
@@ -80,9 +79,9 @@ class Ledger:
         tally = draft.books.tallies.get(source)
         if tally is None or max_messages < 1:
             return 0
-        leaving = list(self._living().rows(first_of(tally.lane), max_messages))
+        leaving = list(self.write(draft).rows(first_of(tally.lane), max_messages))
         copies = [(queue, row.id, row.spooled_at, row.message) for row in leaving for queue in targets]
-        self._living().insert(self._rows(draft, copies))
+        self._add(draft, copies)
         self._take_out(draft, {row.position: len(row.message) for row in leaving})
         return len(leaving)
 
@@ -92,7 +91,7 @@ class Ledger:
             (row.queue.decode("utf-8", "surrogatepass"), row.id, row.spooled_at, row.message)
             for row in leftovers
         ]
-        self._living().insert(self._rows(draft, copies))
+        self._add(draft, copies)
         draft.books.expires_at = 0.0
         return Counter(queue for queue, *_ in copies)
 
@@ -111,7 +110,7 @@ class Ledger:
             return
         doomed, oldest_left = [], now
         for tally in draft.books.tallies.values():
-            for position, size, spooled_at in self._living().heads(tally.lane):
+            for position, size, spooled_at in self.write(draft).heads(tally.lane):
                 is_claimed = self._is_claimed(draft, position)
                 if is_claimed or not self._limits.is_expired(spooled_at, now):
                     oldest_left = min(oldest_left, spooled_at)
@@ -128,6 +127,8 @@ class Ledger:
         Raises:
             SpoolFullError: they cannot be, or nothing may be dropped.
         """
+        if not self._limits.are_any:
+            return
         books = draft.books
         can_ever = self._limits.holds(copies, copies * each)
         if not (can_ever and self._evict(draft, copies, copies * each)):
@@ -157,7 +158,7 @@ class Ledger:
         if limit is None:
             return True
         most = limit + max(limit // 10, ROOM)
-        while (excess := self._living().used() + size - most) > 0:
+        while (excess := self.write(draft).used() + size - most) > 0:
             if not self._limits.may_drop:
                 return False
             doomed = []
@@ -173,7 +174,8 @@ class Ledger:
 
     def _unclaimed(self, draft: Draft) -> Iterator[Head]:
         """What may be dropped, the oldest of all queues first."""
-        heads = (self._living().heads(t.lane) for t in draft.books.tallies.values() if t.messages)
+        segment = self.write(draft)
+        heads = (segment.heads(t.lane) for t in draft.books.tallies.values() if t.messages)
         oldest = heapq.merge(*heads, key=lambda head: serial_of(head[0]))
         return (head for head in oldest if not self._is_claimed(draft, head[0]))
 
@@ -186,7 +188,7 @@ class Ledger:
         for queue, messages in dropped.items():
             total = draft.books.note_dropped(queue, messages)
             self._living().write("dropped", queue.encode("utf-8", "surrogatepass"), total)
-        draft.dropped += dropped
+            draft.dropped[queue] = draft.dropped.get(queue, 0) + messages
 
     # -- the file
 
@@ -194,29 +196,35 @@ class Ledger:
         assert self.segment is not None
         return self.segment
 
-    def _rows(self, draft: Draft, copies: Sequence[tuple[str, bytes, float, bytes]]) -> list[Row]:
-        """Rows for *copies* (queue, id, time, message), at the tail of each queue."""
+    def _add(self, draft: Draft, copies: Sequence[Copy]) -> list[int]:
+        """Add *copies* at the tail of their queues; returns their positions."""
         books = draft.books
-        lanes = [books.lane_of(queue) for queue, *_ in copies]  # or an error, before anything has changed
+        for queue, *_ in copies:
+            books.lane_of(queue)  # or an error, before anything has changed
         if books.serial + len(copies) > books.reserved:
             books.reserved = books.serial + len(copies) + RESERVE
             self._living().write("serial", b"", books.reserved)
-        rows = []
-        for lane, (queue, id, spooled_at, message) in zip(lanes, copies, strict=True):
-            position = first_of(lane) + books.serial
-            books.serial += 1
-            books.add(queue, 1, len(message))
-            name = queue.encode("utf-8", "surrogatepass")
-            rows.append(Row.sealed(position, name, id, spooled_at, message))
-        return rows
+        positions = [books.grow(queue, len(message)) for queue, _, _, message in copies]
+        draft.rows += [
+            sealed(position, queue.encode("utf-8", "surrogatepass"), id, spooled_at, message)
+            for position, (queue, id, spooled_at, message) in zip(positions, copies, strict=True)
+        ]
+        return positions
+
+    def write(self, draft: Draft) -> Segment:
+        """Write what was added so far to the file, which may be read after that."""
+        if draft.rows:
+            self._living().insert(draft.rows)
+            draft.rows = []
+        return self._living()
 
     def _take_out(self, draft: Draft, sizes: dict[int, int]) -> Counter[str]:
         """Delete the messages at these positions; returns how many of each queue that are."""
-        self._living().delete(sizes)
+        self.write(draft).delete(sizes)
         draft.gone.update(sizes)
         taken: Counter[str] = Counter()
         for position, size in sizes.items():
             queue = draft.books.lanes[lane_of(position)]
-            draft.books.add(queue, -1, -size)
+            draft.books.shrink(queue, size)
             taken[queue] += 1
         return taken

@@ -45,6 +45,10 @@ class Limits:
     on_full: Literal["drop-oldest", "raise"] = field(default="drop-oldest", validator=_check_on_full)
 
     @property
+    def are_any(self) -> bool:
+        return self.max_messages is not None or self.max_bytes is not None
+
+    @property
     def may_drop(self) -> bool:
         return self.on_full == "drop-oldest"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from connpool import clock
 from connpool.delivery.checkup import log_of
-from connpool.delivery.faults import Damaged, told
-from connpool.delivery.rows import LANES, Note, Row, first_of, lane_of, serial_of
+from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.rows import LANES, Note, Row, first_of, lane_of, sealed, serial_of
 from connpool.delivery.salvage import Salvage
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolError
@@ -78,7 +78,7 @@ def _write(draft: Path, found: Salvage) -> tuple[int, int]:
     """Fill the new file *draft*; returns how many messages that are, and how many are lost."""
     try:
         segment = Segment(draft)
-        with told(draft):
+        with Told(draft):
             notes: dict[tuple[str, bytes], int] = {}
             queues: dict[int, bytes] = {}
             rows = found.rows()
@@ -110,7 +110,7 @@ def _placed(row: Row, queues: dict[int, bytes]) -> Row:
     while queues.setdefault(lane, row.queue) != row.queue:
         lane = (lane + 1) % LANES
     position = first_of(lane) + serial_of(row.position)
-    return row if position == row.position else Row.sealed(position, *row[1:5])
+    return row if position == row.position else sealed(position, *row[1:5])
 
 
 def _swap(path: Path) -> Path:

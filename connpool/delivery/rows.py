@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, Final, NamedTuple
+from zlib import crc32
 
 __all__ = [
     "APPLICATION",
@@ -18,6 +18,7 @@ __all__ = [
     "lane_of",
     "note_from",
     "row_from",
+    "sealed",
     "serial_of",
 ]
 
@@ -40,7 +41,6 @@ MESSAGES: Final = (
 # "merged": from which position on the rows of another file are not here yet.
 NOTES: Final = "CREATE TABLE note (kind TEXT, name BLOB, number INTEGER, checksum INTEGER)"
 SCHEMA: Final = (MESSAGES, NOTES)
-
 
 
 def first_of(lane: int) -> int:
@@ -68,11 +68,6 @@ class Row(NamedTuple):
     message: bytes
     checksum: int
 
-    @classmethod
-    def sealed(cls, position: int, queue: bytes, id: bytes, spooled_at: float, message: bytes) -> Row:
-        """Make a row and its checksum."""
-        return cls(position, queue, id, spooled_at, message, _seal(position, queue, id, spooled_at, message))
-
 
 class Note(NamedTuple):
     """One number that outlives the process."""
@@ -85,19 +80,21 @@ class Note(NamedTuple):
     @classmethod
     def sealed(cls, kind: str, name: bytes, number: int) -> Note:
         """Make a note and its checksum."""
-        return cls(kind, name, number, zlib.crc32(b"%s %d " % (kind.encode(), number) + name))
+        return cls(kind, name, number, crc32(b"%s %d " % (kind.encode(), number) + name))
 
 
-def _seal(position: int, queue: bytes, id: bytes, spooled_at: float, message: bytes) -> int:
-    return zlib.crc32(message, zlib.crc32(b"%d %a %d " % (position, spooled_at, len(queue)) + queue + id))
+def sealed(position: int, queue: bytes, id: bytes, spooled_at: float, message: bytes) -> Row:
+    """Make a row and its checksum."""
+    head = b"%d %a %d " % (position, spooled_at, len(queue))
+    return Row(position, queue, id, spooled_at, message, crc32(message, crc32(head + queue + id)))
 
 
 def row_from(values: tuple[Any, ...]) -> Row | None:
     """The row of these *values*; None: they are not what was written."""
     try:
-        position, queue, id, spooled_at, message, checksum = values
-        row = Row(position, queue, id, float(spooled_at), message, checksum)
-        return row if _seal(*row[:5]) == checksum else None
+        position, queue, id, spooled_at, message, _ = values
+        row = sealed(position, queue, id, float(spooled_at), message)
+        return row if row == values else None
     except (TypeError, ValueError):
         return None
 

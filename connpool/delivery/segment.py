@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from connpool.delivery.checkup import refuse_what_sqlite_would_overwrite, set_up, take_stock
-from connpool.delivery.faults import Damaged, told
+from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.errors import SpoolError
 from connpool.wire import disk
@@ -18,6 +19,9 @@ __all__ = ["Segment"]
 
 BUSY_TIMEOUT: Final = 5.0  # seconds for another program that looks into the file
 SPARE_PAGES: Final = 32  # free ones that a file may keep, besides half of those in use
+INSERTS: Final = tuple(
+    "INSERT INTO message VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows) for rows in range(1, 33)
+)
 STEP: Final = 64  # pages given back after one transaction; moving one costs about as much as writing it
 
 
@@ -37,7 +41,6 @@ class Segment:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._process = os.getpid()
-        self._connection: sqlite3.Connection | None = None
         self._is_durable: bool | None = None
         disk.require_directory(path)
         refuse_what_sqlite_would_overwrite(path)
@@ -45,10 +48,11 @@ class Segment:
             disk.renew(path)  # SQLite's notes on the old one are the parent's
         disk.create(path)
         self._identity = disk.identity(path)
-        with told(path):
+        with Told(path):
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
             )
+            self._is_open = True
             try:
                 set_up(self)
                 self.books = take_stock(self)
@@ -58,19 +62,19 @@ class Segment:
 
     def close(self) -> None:
         """Close it; again: do nothing. What is in its log goes to its place if that is possible."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+        if not self._is_open:
             return
+        self._is_open = False
         if self._process != os.getpid():
-            _FOREIGN.append(connection)
+            _FOREIGN.append(self._connection)
             return
         try:
-            connection.close()
+            self._connection.close()
         except sqlite3.Error:  # whatever is the matter, the next who opens it will see
             pass
 
     def __del__(self) -> None:
-        if hasattr(self, "_connection"):
+        if hasattr(self, "_is_open"):
             self.close()
 
     def disown(self) -> None:
@@ -86,10 +90,10 @@ class Segment:
             # Every commit is in the order of the log, so that a later flush covers the earlier ones too.
             self.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             self._is_durable = is_durable
-        self.execute("BEGIN IMMEDIATE")
+        self._connection.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        self.execute("COMMIT")
+        self._connection.execute("COMMIT")
 
     def roll_back(self) -> None:
         if self.is_in_transaction:
@@ -97,20 +101,15 @@ class Segment:
 
     @property
     def is_in_transaction(self) -> bool:
-        return self._connection is not None and self._connection.in_transaction
+        return self._is_open and self._connection.in_transaction
 
     def execute(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
         """Do *statement*; returns what it gives."""
-        return self._living().execute(statement, tuple(values)).fetchall()
+        return self._connection.execute(statement, tuple(values)).fetchall()
 
     def number(self, statement: str) -> int:
         """The one number that *statement* gives."""
         return int(self.execute(statement)[0][0])
-
-    def _living(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise SpoolError(f"spool {self.path}: it is closed")
-        return self._connection
 
     # -- content
 
@@ -127,7 +126,7 @@ class Segment:
         return self._rows(position, END, limit)
 
     def _rows(self, position: int, end: int, limit: int) -> Iterator[Row]:
-        found = self._living().execute(
+        found = self._connection.execute(
             "SELECT position, queue, id, spooled_at, message, checksum FROM message"
             " WHERE position >= ? AND position < ? ORDER BY position LIMIT ?",
             (position, end, limit),
@@ -140,7 +139,7 @@ class Segment:
 
     def heads(self, lane: int) -> Iterator[tuple[int, int, float]]:
         """Position, size and time of the messages of *lane*, the oldest first."""
-        return self._living().execute(
+        return self._connection.execute(
             "SELECT position, length(message), spooled_at FROM message"
             " WHERE position >= ? AND position < ? ORDER BY position",
             (first_of(lane), first_of(lane + 1)),
@@ -151,15 +150,18 @@ class Segment:
         found = self.execute("SELECT length(message) FROM message WHERE position = ?", (position,))
         return found[0][0] if found else None
 
-    def insert(self, rows: Iterable[Row]) -> None:
-        self._living().executemany("INSERT INTO message VALUES (?, ?, ?, ?, ?, ?)", rows)
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Insert *rows*, many with one statement: each gives other threads the interpreter for a moment."""
+        for at in range(0, len(rows), len(INSERTS)):
+            chunk = rows[at : at + len(INSERTS)]
+            self._connection.execute(INSERTS[len(chunk) - 1], tuple(chain.from_iterable(chunk)))
 
     def restore(self, row: Row) -> None:
         """Insert *row* unless there is one at its position."""
-        self._living().execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._connection.execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def delete(self, positions: Iterable[int]) -> None:
-        self._living().executemany(
+        self._connection.executemany(
             "DELETE FROM message WHERE position = ?", [(position,) for position in positions]
         )
 
@@ -178,10 +180,10 @@ class Segment:
     def write(self, kind: str, name: bytes, number: int) -> None:
         """Set the note *kind* of *name*."""
         self.erase(kind, name)
-        self._living().execute("INSERT INTO note VALUES (?, ?, ?, ?)", Note.sealed(kind, name, number))
+        self._connection.execute("INSERT INTO note VALUES (?, ?, ?, ?)", Note.sealed(kind, name, number))
 
     def erase(self, kind: str, name: bytes) -> None:
-        self._living().execute("DELETE FROM note WHERE kind = ? AND name = ?", (kind, name))
+        self._connection.execute("DELETE FROM note WHERE kind = ? AND name = ?", (kind, name))
 
     # -- space
 

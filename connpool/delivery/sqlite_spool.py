@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from connpool import clock
 from connpool.delivery.books import Draft
-from connpool.delivery.desk import Baton, Desk
+from connpool.delivery.desk import Call, Desk
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Listener, Teller
@@ -138,8 +138,8 @@ class SQLiteSpool:
         Raises:
             SpoolError: a file cannot be read or written. What was not taken over is left for the next call.
         """
-        baton = self._adoption.hold(0)
-        if baton is None:  # another thread is at it
+        call = self._adoption.hold(0)
+        if call is None:  # another thread is at it
             return {}
         try:
             self._do(self._keeper.ledger.keep_within)
@@ -147,7 +147,7 @@ class SQLiteSpool:
             if adopted:
                 self._do(self._keeper.ledger.keep_within)
         finally:
-            baton.pass_on()
+            call.end()
             self._tell()
         self._teller.log_dropped(clock.now())
         return dict(adopted)
@@ -193,13 +193,13 @@ class SQLiteSpool:
 
     # -- fork
 
-    def _hold(self) -> list[Baton]:
+    def _hold(self) -> list[Call]:
         """Let no thread be at the file: SQLite may not be interrupted by a fork."""
         try:
-            batons = [self._adoption.hold(EXIT_GRACE), self._keeper.desk.hold(EXIT_GRACE)]
+            calls = [self._adoption.hold(EXIT_GRACE), self._keeper.desk.hold(EXIT_GRACE)]
         except UsageError:  # it is this very thread: it forks from within a call
             return []
-        return [baton for baton in batons if baton is not None]
+        return [call for call in calls if call is not None]
 
     def _start_clean(self) -> None:
         self._keeper.disown()
@@ -207,7 +207,7 @@ class SQLiteSpool:
 
 
 _ALL: Final[weakref.WeakSet[SQLiteSpool]] = weakref.WeakSet()
-_HELD: Final[list[Baton]] = []
+_HELD: Final[list[Call]] = []
 
 
 def _before_fork() -> None:
@@ -217,7 +217,7 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     while _HELD:
-        _HELD.pop().pass_on()
+        _HELD.pop().end()
 
 
 def _after_fork_in_child() -> None:
