@@ -77,7 +77,7 @@ class Books:
         self.is_oversized = False  # max_size was lowered: what comes back is closed
         self.is_strict = False  # what comes back may have to be closed though it has not expired
         self.lost: deque[Record | tuple[Hold, int]] = deque()  # what was dropped, as finalisers say
-        self.holds: list[Hold] = []  # what is shared, the one joined last at the end
+        self.holds: dict[Hold, None] = {}  # what is shared, in the order in which it became so
         self.departed = 0  # left the pool open: taken or detached
         self.closed: Counter[CloseReason] = Counter()
         self.past_uses = 0  # loans of connections that are gone

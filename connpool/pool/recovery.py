@@ -28,7 +28,8 @@ def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
         record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
         books.lost_loans += 1
         todo.lost.append(record)
-    key = dissolve(books, hold, number)
+    hold.sharers.discard(number)
+    key = dissolve(books, hold)
     if key is not None and record.phase is Phase.OPEN:
         books.doom(key, CloseReason.LOST, todo)
 
