@@ -104,10 +104,11 @@ def dissolve(books: Books, hold: Hold) -> Key | None:
     return key
 
 
-def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
+def pick(books: Books, now: float, waiter: Waiter | None = None, *, anywhere: bool = False) -> Hold | None:
     """The least shared connection that one more may hold; None: none. With the lock held.
 
     Of several the one that was joined longest ago. *waiter*: for whom; None: for one without any wishes.
+    *anywhere*: one to an endpoint that is not lent from just now will do.
     """
     config = books.config
     most, most_uses = config.max_sharers, config.max_uses
@@ -120,19 +121,18 @@ def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
             is_better = (load, hold.joined) < (len(best.sharers), best.joined)
         else:
             is_better = most is None or load < most
-        if is_better and _suits(books, record, waiter):
+        if is_better and _suits(books, record, waiter, anywhere=anywhere):
             best = hold
     return best
 
 
-def _suits(books: Books, record: Record, waiter: Waiter | None) -> bool:
-    if waiter is None:
-        return books.fleet.lends(record.host)
-    if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
-        return False
-    if waiter.pinned is not None:
-        return record.host.endpoint == waiter.pinned
-    return books.fleet.lends(record.host)
+def _suits(books: Books, record: Record, waiter: Waiter | None, *, anywhere: bool) -> bool:
+    if waiter is not None:
+        if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
+            return False
+        if waiter.pinned is not None:
+            return record.host.endpoint == waiter.pinned
+    return anywhere or books.fleet.lends(record.host)
 
 
 def leave(lender: Lender, share: Share) -> None:
