@@ -9,8 +9,9 @@ from pathlib import Path
 import attrs
 
 from benchmarks.adapters import Ours
+from benchmarks.plan import Plan
 from benchmarks.report import Section, as_json, as_text, surroundings
-from benchmarks.workloads import WORKLOADS, Plan
+from benchmarks.workloads import WORKLOADS
 
 USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2)
 QUICK = Plan(repeats=3, seconds=0.15, warm_up=0.1)

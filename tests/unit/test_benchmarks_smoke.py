@@ -6,13 +6,26 @@ from array import array
 
 import pytest
 
-from benchmarks import workloads
+from benchmarks import compare
 from benchmarks.__main__ import main, measure
 from benchmarks.adapters import Ours
+from benchmarks.compare import interleave, spin_all
 from benchmarks.floors import FloorA, FloorB
+from benchmarks.plan import Plan
 from benchmarks.race import Result, TimedResult, Track, race, spin, spin_timed
-from benchmarks.report import Row, Section, Unit, as_json, as_text, at_least, at_most, surroundings
-from benchmarks.workloads import WORKLOADS, Plan, interleave, spin_all
+from benchmarks.report import (
+    Curve,
+    Gap,
+    Row,
+    Section,
+    Unit,
+    as_json,
+    as_text,
+    at_least,
+    at_most,
+    surroundings,
+)
+from benchmarks.workloads import WORKLOADS
 
 BLINK = Plan(repeats=1, seconds=0.03, warm_up=0.01, idle=50)
 
@@ -91,7 +104,7 @@ def timed(*, served=(1,), waits=(0.0,), hold=0.0, away=0.0):
     return TimedResult(served, 1.0, waits=waits, hold=hold, away=away)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", ROWS)
 def test_each_workload_answers_its_question_with_every_row(name):
     section = measure(name, BLINK)
 
@@ -138,7 +151,7 @@ def test_the_threads_of_a_floor_contend_for_one_and_the_same_thing(name):
 
 def test_turns_are_counted_one_by_one_where_threads_wait_for_each_other(monkeypatch):
     bundles = []
-    monkeypatch.setattr(workloads, "spin", lambda *_, bundle: bundles.append(bundle))
+    monkeypatch.setattr(compare, "spin", lambda *_, bundle: bundles.append(bundle))
     spin_all(BLINK, {"floor B": FloorB}, threads=8, size=8)
     spin_all(BLINK, {"floor B": FloorB}, threads=9, size=8)
 
@@ -235,6 +248,21 @@ def test_the_table_shows_each_row_with_its_range_and_its_target():
     assert lines[0].split() == ["ours", "turns", "1.00", "M/s", "(3.0", "k/s", "to", "2.00", "M/s)"]
     assert lines[1].endswith(">= 0.55  MISSED")
     assert lines[2].endswith("<= 5.00 ms  met")
+
+
+def test_what_a_contender_cannot_do_is_said_in_the_table_and_curves_are_kept_for_the_pictures():
+    findings = (Gap("urllib3", "it has no such thing"), Curve("ours", "turns", ((1.0, 2.0),)))
+    section = Section("W9", "Why?", findings)
+    written = json.loads(as_json([section], {}, {}))["workloads"]["W9"]
+
+    assert as_text(section).splitlines()[1].split(maxsplit=2) == ["urllib3", "-", "it has no such thing"]
+    assert written["gaps"] == {"urllib3": "it has no such thing"}
+    assert written["curves"] == [{"who": "ours", "what": "turns", "points": [[1.0, 2.0]]}]
+
+
+def test_every_workload_begins_with_its_question():
+    for name, workload in WORKLOADS.items():
+        assert workload.__doc__.partition("\n")[0].endswith("?"), name
 
 
 def test_the_json_says_where_it_was_measured_and_null_for_what_has_no_end():
