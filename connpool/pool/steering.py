@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from connpool.clock import SystemClock
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
@@ -186,3 +187,15 @@ class Steering:
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
         infos = [connection_info(record, is_idle=record in idle) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
+
+    # -- what upkeep calls
+
+    def _pace(self) -> float | None:
+        is_timed = isinstance(self._lender.clock, SystemClock)
+        return self._lender.config.reap_interval if is_timed else None
+
+    def _take_turn(self, *, is_leap: bool) -> None:
+        self._chores.turn(apart=True, is_leap=is_leap)
+
+    def _close_at_exit(self) -> None:
+        self._doors.close_idle_at_exit()
