@@ -144,6 +144,8 @@ def shown(value: float, unit: Unit) -> str:
             return f"{value / 1e3:.1f} k/s"
         case Unit.RATE:
             return f"{value:.0f} /s"
+        case Unit.SECONDS if value < 1e-5:
+            return f"{value * 1e6:.2f} us"
         case Unit.SECONDS if value < 1e-3:
             return f"{value * 1e6:.0f} us"
         case Unit.SECONDS:
