@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from benchmarks.peers import is_peer, waits_when_full
 from benchmarks.plan import Plan
 from benchmarks.race import Elsewhere, Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
-from benchmarks.report import Curve, Row, Target, Unit
+from benchmarks.report import Curve, Row, Target, Unit, at_least, at_most
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -104,27 +105,26 @@ def versus(results: Mapping[str, Sequence[Result]], who: str, base: str, target:
     )
 
 
-def versus_peers(
-    results: Mapping[str, Sequence[Result]], names: Iterable[str], bound: float | None = None
-) -> Iterable[Row]:
-    """Our turns for each turn of each of *names*."""
-    for name in names:
-        yield versus(results, "ours", name, None if bound is None else Target(">=", bound))
+def versus_peers(results: Mapping[str, Sequence[Result]], bound: float) -> Iterable[Row]:
+    """Our turns for each turn of each peer: *bound* at least, for one that waits when all is lent."""
+    for name in results:
+        if is_peer(name):
+            yield versus(results, "ours", name, at_least(bound) if waits_when_full(name) else None)
 
 
-def versus_fair(results: Mapping[str, Sequence[TimedResult]], names: Iterable[str]) -> Iterable[Row]:
-    """Our p99 wait for each one of the best among *names* that starved nobody in that round.
+def versus_fair(results: Mapping[str, Sequence[TimedResult]]) -> Iterable[Row]:
+    """Our p99 wait for each one of the best among the peers that starved nobody in that round.
 
     Where some threads are never served the others need not wait: that is no short wait to be measured by.
     """
-    rounds = zip(results["ours"], *(results[name] for name in names), strict=True)
+    rounds = zip(results["ours"], *(results[name] for name in results if is_peer(name)), strict=True)
     values = [
         ratio(ours.p99_wait, min(fair))
         for ours, *theirs in rounds
         if (fair := [result.p99_wait for result in theirs if not result.starved])
     ]
     if values:
-        yield Row("ours", "p99 wait x best fair", Unit.RATIO, tuple(values), Target("<=", 1.0))
+        yield Row("ours", "p99 wait x best fair", Unit.RATIO, tuple(values), at_most(1.0))
 
 
 def spread(results: Mapping[str, Sequence[TimedResult]]) -> Iterable[Curve]:

@@ -68,7 +68,7 @@ def w1(plan: Plan) -> list[Finding]:
         versus(results, "ours, through with", "floor A", at_least(0.45)),
         versus(results, "ours, three endpoints", "ours", at_least(0.7)),
         versus(results, "ours, listened to", "floor A", at_least(0.25)),
-        *versus_peers(results, theirs, 2.0),
+        *versus_peers(results, 2.0),
         *cpu(results),
     ]
 
@@ -93,7 +93,7 @@ def w2(plan: Plan) -> list[Finding]:
         versus(results, "ours", "floor A", at_least(2.5)),
         versus(results, "ours", "floor B"),
         versus(results, "ours, three endpoints", "ours", at_least(0.7)),
-        *versus_peers(results, theirs, 2.0),
+        *versus_peers(results, 2.0),
         *cpu(results),
     ]
 
@@ -105,7 +105,7 @@ def w3(plan: Plan) -> list[Finding]:
     return [
         *rates(results),
         versus(results, "ours", "floor B", at_least(1.0)),
-        *versus_peers(results, theirs, 1.0),
+        *versus_peers(results, 1.0),
         *cpu(results),
         *gaps(plan),
     ]
@@ -122,7 +122,7 @@ def w4(plan: Plan) -> list[Finding]:
         versus(results, "ours", "floor B", at_least(2.5)),
         *waits(timed, {"ours": at_most(5 * MILLISECOND)}),
         *starved(results, {"ours": at_most(0, always=True)}),
-        *versus_peers(results, theirs, 1.0),
+        *versus_peers(results, 1.0),
         *cpu(results),
         *gaps(plan),
     ]
@@ -159,7 +159,7 @@ def w5(plan: Plan) -> list[Finding]:
         ),
         *each(results, "most / least served", Unit.RATIO, lambda r: r.most_to_least, {"ours": at_most(1.3)}),
         *starved(results, {"ours": at_most(0, always=True)}),
-        *versus_fair(results, theirs),
+        *versus_fair(results),
         *cpu(results),
         *spread(results),
         *gaps(plan),
@@ -191,7 +191,7 @@ def w6(plan: Plan) -> list[Finding]:
         ),
         *each(results, "most / least served", Unit.RATIO, lambda r: r.most_to_least),
         *starved(results, {"ours": at_most(0, always=True)}),
-        *versus_fair(results, theirs),
+        *versus_fair(results),
         *cpu(results),
         *spread(results),
         *gaps(plan),

@@ -51,6 +51,16 @@ def here() -> dict[str, type[Peer]]:
     return {name: peer for name in PEERS if not isinstance(peer := find(name), Missing)}
 
 
+def is_peer(name: str) -> bool:
+    return name in PEERS or name == Apart.name
+
+
+def waits_when_full(name: str) -> bool:
+    """Whether a checkout from that peer waits while all is lent."""
+    peer = find(name) if name in PEERS else None
+    return not isinstance(peer, Missing) and (peer is None or peer.waits)
+
+
 def lenders(*, must_wait: bool) -> dict[str, Callable[[int], Peer | Elsewhere]]:
     """What opens a pool of so many connections, for each peer that is here."""
     found: dict[str, Callable[[int], Peer | Elsewhere]] = {
