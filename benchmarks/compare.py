@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from benchmarks.peers import is_peer, waits_when_full
 from benchmarks.plan import Plan
-from benchmarks.race import Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
-from benchmarks.report import Row, Target, Unit
+from benchmarks.race import Elsewhere, Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
+from benchmarks.report import Curve, Row, Target, Unit, at_least, at_most
 
 C = TypeVar("C")
 R = TypeVar("R")
 
+SLICES = 200  # of a curve that shows how waits are spread
+
 
 def spin_all(
-    plan: Plan, contenders: Mapping[str, Callable[[int], Spinner]], *, threads: int, size: int
+    plan: Plan, contenders: Mapping[str, Callable[[int], Spinner | Elsewhere]], *, threads: int, size: int
 ) -> dict[str, list[Result]]:
     """Count the turns of every contender, without a look at the clock.
 
@@ -21,7 +24,7 @@ def spin_all(
     """
     bundle = 10 if threads <= size else 1
 
-    def run(open_contender: Callable[[int], Spinner]) -> Result:
+    def run(open_contender: Callable[[int], Spinner | Elsewhere]) -> Result:
         contender = open_contender(size)
         try:
             return spin(contender, threads, plan.seconds, plan.warm_up, bundle=bundle)
@@ -33,7 +36,7 @@ def spin_all(
 
 def spin_all_timed(
     plan: Plan,
-    contenders: Mapping[str, Callable[[int], Queue]],
+    contenders: Mapping[str, Callable[[int], Queue | Elsewhere]],
     *,
     threads: int,
     size: int,
@@ -42,7 +45,7 @@ def spin_all_timed(
 ) -> dict[str, list[TimedResult]]:
     """Time every checkout of every contender."""
 
-    def run(open_contender: Callable[[int], Queue]) -> TimedResult:
+    def run(open_contender: Callable[[int], Queue | Elsewhere]) -> TimedResult:
         contender = open_contender(size)
         try:
             return spin_timed(contender, threads, plan.seconds, plan.warm_up, hold=hold, away=away)
@@ -77,6 +80,10 @@ def rates(results: Mapping[str, Sequence[Result]]) -> Iterable[Row]:
     return each(results, "turns", Unit.RATE, lambda result: result.rate)
 
 
+def cpu(results: Mapping[str, Sequence[Result]]) -> Iterable[Row]:
+    return each(results, "processor a turn", Unit.SECONDS, lambda result: result.cpu_a_turn)
+
+
 def waits(
     results: Mapping[str, Sequence[TimedResult]], targets: Mapping[str, Target] | None = None
 ) -> Iterable[Row]:
@@ -96,3 +103,45 @@ def versus(results: Mapping[str, Sequence[Result]], who: str, base: str, target:
     return Row(
         who, f"x {base}", Unit.RATIO, tuple(ratio(ours.rate, theirs.rate) for ours, theirs in pairs), target
     )
+
+
+def versus_peers(results: Mapping[str, Sequence[Result]], bound: float) -> Iterable[Row]:
+    """Our turns for each turn of each peer: *bound* at least, for one that waits when all is lent."""
+    for name in results:
+        if is_peer(name):
+            yield versus(results, "ours", name, at_least(bound) if waits_when_full(name) else None)
+
+
+def versus_fair(results: Mapping[str, Sequence[TimedResult]]) -> Iterable[Row]:
+    """Our p99 wait for each one of the best among the peers that starved nobody in that round.
+
+    Where some threads are never served the others need not wait: that is no short wait to be measured by.
+    """
+    rounds = zip(results["ours"], *(results[name] for name in results if is_peer(name)), strict=True)
+    values = [
+        ratio(ours.p99_wait, min(fair))
+        for ours, *theirs in rounds
+        if (fair := [result.p99_wait for result in theirs if not result.starved])
+    ]
+    if values:
+        yield Row("ours", "p99 wait x best fair", Unit.RATIO, tuple(values), at_most(1.0))
+
+
+def spread(results: Mapping[str, Sequence[TimedResult]]) -> Iterable[Curve]:
+    """For the pictures: which share of the checkouts waited how long, and how many turns each thread had.
+
+    Waits are those of all rounds; turns are those of the first, for each one of the mean.
+    """
+    for who, runs in results.items():
+        waits = sorted(wait for run in runs for wait in run.waits)
+        last = len(waits) - 1
+        shares = [number / SLICES for number in range(SLICES + 1)]
+        shares[-1:] = [0.996, 0.997, 0.998, 0.999, 0.9995, 1.0]  # where the long waits are
+        yield Curve(who, "waits", tuple((waits[round(share * last)], share) for share in shares))
+        served = sorted(runs[0].served, reverse=True)
+        mean_served = sum(served) / len(served)
+        yield Curve(
+            who,
+            "turns of each thread",
+            tuple((float(rank), ratio(turns, mean_served)) for rank, turns in enumerate(served, start=1)),
+        )

@@ -17,12 +17,14 @@ class Plan:
         seconds: How long turns are counted in each run.
         warm_up: Seconds that each run lasts before they are.
         idle: Connections whose memory is counted.
+        peers: Whether other people's pools run too.
     """
 
     repeats: int
     seconds: float
     warm_up: float
     idle: int = 2_000
+    peers: bool = False
 
 
 #: Answers the question in the first line of its docstring.

@@ -126,12 +126,12 @@ def as_text(section: Section) -> str:
     for row in section.rows:
         spread = statistics.median(row.values), min(row.values), max(row.values)
         middle, low, high = (shown(value, row.unit) for value in spread)
-        line = f"    {row.who:<22}{row.what:<22}{middle:>10}   ({low} to {high})"
+        line = f"    {row.who:<25}{row.what:<27}{middle:>10}   ({low} to {high})"
         if row.target is not None:
             verdict = "met" if row.target.is_met(row.values) else "MISSED"
-            line = f"{line:<84}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
+            line = f"{line:<92}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
         lines.append(line)
-    lines += [f"    {gap.who:<22}-  {gap.why}" for gap in section.gaps]
+    lines += [f"    {gap.who:<25}-  {gap.why}" for gap in section.gaps]
     return "\n".join(lines)
 
 
@@ -144,6 +144,8 @@ def shown(value: float, unit: Unit) -> str:
             return f"{value / 1e3:.1f} k/s"
         case Unit.RATE:
             return f"{value:.0f} /s"
+        case Unit.SECONDS if value < 1e-5:
+            return f"{value * 1e6:.2f} us"
         case Unit.SECONDS if value < 1e-3:
             return f"{value * 1e6:.0f} us"
         case Unit.SECONDS:

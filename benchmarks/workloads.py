@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks import lending
+from benchmarks import lending, wire
 from benchmarks.plan import Workload
 
-WORKLOADS: Mapping[str, Workload] = {**lending.WORKLOADS}
+WORKLOADS: Mapping[str, Workload] = {**lending.WORKLOADS, **wire.WORKLOADS}
