@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 
-from benchmarks import lending, wire
+from benchmarks import lending, many, sharing, wire
 from benchmarks.plan import Workload
 
-WORKLOADS: Mapping[str, Workload] = {**lending.WORKLOADS, **wire.WORKLOADS}
+WORKLOADS: Mapping[str, Workload] = {
+    **lending.WORKLOADS,
+    **wire.WORKLOADS,
+    **sharing.WORKLOADS,
+    **many.WORKLOADS,
+}
