@@ -2,6 +2,8 @@
 
 import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
+from connpool.delivery.memory_spool import MemorySpool
+from connpool.delivery.spool import Spool, SpoolCount, Spooled
 from connpool.errors import (
     CallError,
     CancelledError,
@@ -48,11 +50,13 @@ from connpool.model.events import (
     GroupSwitched,
     LoanHeldLong,
     LoanLost,
+    MessagesDropped,
     PoolCleared,
     PoolClosed,
     PoolOpened,
     PoolPaused,
     PoolResumed,
+    SpoolDamaged,
 )
 from connpool.model.request import Request
 from connpool.model.route import Group, Member, Route
@@ -106,6 +110,8 @@ __all__ = [
     "LoanHeldLong",
     "LoanLost",
     "Member",
+    "MemorySpool",
+    "MessagesDropped",
     "MethodNotSupportedError",
     "NoEndpointError",
     "NoResourceError",
@@ -131,9 +137,13 @@ __all__ = [
     "RouteSyntaxError",
     "SharedConnection",
     "SocketConnector",
+    "Spool",
     "SpoolCorruptError",
+    "SpoolCount",
+    "SpoolDamaged",
     "SpoolError",
     "SpoolFullError",
+    "Spooled",
     "UnknownEndpointError",
     "UnknownPoolError",
     "UsageError",
