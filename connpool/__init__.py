@@ -2,6 +2,7 @@
 
 import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
+from connpool.delivery.broadcaster import Broadcaster
 from connpool.delivery.memory_spool import MemorySpool
 from connpool.delivery.spool import Spool, SpoolCount, Spooled
 from connpool.errors import (
@@ -35,6 +36,7 @@ from connpool.errors import (
     UsageError,
 )
 from connpool.model.config import PoolConfig
+from connpool.model.delivery import Delivery, LinkEvent, LinkInfo, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import (
     CheckedIn,
@@ -70,6 +72,7 @@ from connpool.wire.connector import Connector, SocketConnector
 from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
 
 __all__ = [
+    "Broadcaster",
     "CallError",
     "CancelledError",
     "ChannelClosedError",
@@ -91,6 +94,7 @@ __all__ = [
     "ConnectionOpening",
     "ConnectionPool",
     "Connector",
+    "Delivery",
     "DuplicatePoolError",
     "Endpoint",
     "EndpointDown",
@@ -107,6 +111,9 @@ __all__ = [
     "HandshakeError",
     "LengthPrefixed",
     "Lines",
+    "LinkEvent",
+    "LinkInfo",
+    "LinkState",
     "LoanHeldLong",
     "LoanLost",
     "Member",
@@ -146,6 +153,7 @@ __all__ = [
     "Spooled",
     "UnknownEndpointError",
     "UnknownPoolError",
+    "Unsent",
     "UsageError",
     "repository",
 ]
