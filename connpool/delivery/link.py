@@ -77,7 +77,9 @@ class Link:
         self.failures = 0
         self.retry_at: float | None = None
         self.last_error: BaseException | None = None
-        self.is_tended = False  # a worker is at it
+        self.is_tended = False  # a worker is at it, or about to be
+        self.tended_since = now
+        self.worker: threading.Thread | None = None
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
         # ------------------------------------------------------------------

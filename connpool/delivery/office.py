@@ -30,6 +30,8 @@ __all__ = ["Office", "Plan"]
 
 CHANCE: Final = random.Random()
 
+START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
+
 logger = logging.getLogger("connpool.delivery")
 
 
@@ -219,11 +221,21 @@ class Office:
             if link.is_tended or self.job_locked(link) is None:
                 return
             link.is_tended = True
+            link.tended_since = self.clock.now()
+            link.worker = None
         if not self.start_worker(link):
             with self._lock:
                 link.is_tended = False
                 self.expect_locked(self.clock.now() + 1.0)  # no thread can be had: later perhaps
             self.speak_up()
+
+    def miss_workers(self) -> None:
+        """Find links whose worker never started, because an interrupt struck: they may have another."""
+        with self._lock:
+            for link in self.roster.links.values():
+                is_gone = link.worker is None or not link.worker.is_alive()
+                if link.is_tended and is_gone and self.clock.now() >= link.tended_since + START_GRACE:
+                    link.is_tended = False
 
     def kick_all(self) -> None:
         with self._lock:
