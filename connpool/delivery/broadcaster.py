@@ -87,7 +87,7 @@ class Broadcaster(Admin):
             raise UsageError(f"broadcaster {pool.name!r}: another broadcaster uses the spool", pool=pool.name)
         self.pool = pool
         self.name = pool.name
-        self._spool = spool
+        self._spool: Spool | None = spool
         self._closing = threading.Lock()
         self._begin()
         KEPT.add(self)

@@ -241,7 +241,7 @@ class Link:
 
     # -- for people
 
-    def describe(self) -> LinkInfo:
+    def describe(self, unsent: int) -> LinkInfo:
         """With the office's lock held."""
         return LinkInfo(
             endpoint=self.endpoint,
@@ -252,5 +252,5 @@ class Link:
             failures=self.failures,
             retry_at=self.retry_at,
             last_error=self.last_error,
-            unsent=0 if self.spool is None else self.spool.count(self.queue),
+            unsent=unsent,
         )

@@ -18,7 +18,7 @@ from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.delivery.settings import Settings
 from connpool.delivery.spool import Spool
-from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkState
+from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
@@ -287,3 +287,12 @@ class Office:
     def is_identified(self) -> bool:
         """Whether the peers get to see the ids of messages."""
         return isinstance(self.settings.framing, Identifying)
+
+    def describe_links(self) -> tuple[LinkInfo, ...]:
+        """Each link as it stands."""
+        spool = None if self.is_closed else self.spool
+        with self._lock:
+            return tuple(
+                link.describe(0 if spool is None else spool.count(link.queue))
+                for link in self.roster.links.values()
+            )
