@@ -2,8 +2,11 @@
 
 import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
+from connpool.calls.call_pool import CallPool
+from connpool.calls.channel import Channel, Reply
 from connpool.errors import (
     CallError,
+    CallTimeoutError,
     CancelledError,
     ChannelClosedError,
     CheckoutTimeoutError,
@@ -28,10 +31,20 @@ from connpool.errors import (
     SpoolCorruptError,
     SpoolError,
     SpoolFullError,
+    UnknownChannelError,
     UnknownEndpointError,
     UnknownPoolError,
     UsageError,
 )
+from connpool.model.call_events import (
+    CallEnded,
+    CallRefused,
+    CallStarted,
+    ChannelClosed,
+    ChannelDown,
+    ChannelOpened,
+)
+from connpool.model.channel import ChannelInfo, ChannelState, MethodStats
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import (
@@ -66,9 +79,20 @@ from connpool.wire.connector import Connector, SocketConnector
 from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
 
 __all__ = [
+    "CallEnded",
     "CallError",
+    "CallPool",
+    "CallRefused",
+    "CallStarted",
+    "CallTimeoutError",
     "CancelledError",
+    "Channel",
+    "ChannelClosed",
     "ChannelClosedError",
+    "ChannelDown",
+    "ChannelInfo",
+    "ChannelOpened",
+    "ChannelState",
     "CheckedIn",
     "CheckedOut",
     "CheckoutFailed",
@@ -107,6 +131,7 @@ __all__ = [
     "LoanLost",
     "Member",
     "MethodNotSupportedError",
+    "MethodStats",
     "NoEndpointError",
     "NoResourceError",
     "NotSharableError",
@@ -124,6 +149,7 @@ __all__ = [
     "PoolState",
     "PoolStats",
     "Raw",
+    "Reply",
     "Repository",
     "RepositoryError",
     "Request",
@@ -134,6 +160,7 @@ __all__ = [
     "SpoolCorruptError",
     "SpoolError",
     "SpoolFullError",
+    "UnknownChannelError",
     "UnknownEndpointError",
     "UnknownPoolError",
     "UsageError",
