@@ -4,6 +4,7 @@ import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.calls.call_pool import CallPool
 from connpool.calls.channel import Channel, Reply
+from connpool.calls.socket_channel import SocketChannel
 from connpool.errors import (
     CallError,
     CallTimeoutError,
@@ -156,6 +157,7 @@ __all__ = [
     "Route",
     "RouteSyntaxError",
     "SharedConnection",
+    "SocketChannel",
     "SocketConnector",
     "SpoolCorruptError",
     "SpoolError",

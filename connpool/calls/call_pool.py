@@ -219,6 +219,9 @@ class CallPool(Steering):
             if ended < line.brisk_until and answer.__class__ is not Reply:
                 line.called_at = began
                 line.run = None
+                if line.waiting:
+                    line.switch.pass_on(key)
+                    return answer
                 line.idle.append(key)
                 if line.waiting:  # looked at after that: who waits looks after it has queued up
                     line.switch.serve(line.home())

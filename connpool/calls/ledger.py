@@ -133,6 +133,17 @@ class Ledger:
             self.lay_down(key, now, rest)
         self.serve(line.home(), now)
 
+    def pass_on(self, key: Key) -> bool:
+        """Give a key that is in good order to who came first. False: it is not as simple as that."""
+        line = key.line
+        if self.drains or not line.waiting or line.open_until == -NEVER:
+            return False
+        ticket = line.waiting[0]
+        if not (ticket.is_waiting() and ticket.suits(line)):
+            return False
+        self.hand(ticket, key)
+        return True
+
     def lay_down(self, key: Key, now: float, rest: float = 0.0) -> None:
         """Put down the key of an open line that is free."""
         line = key.line
@@ -240,7 +251,7 @@ class Ledger:
             key.line.run = ticket.thread, ticket.method, NEVER  # it is that thread's from here on
         ticket.key = key
         ticket.resource.dequeue(ticket)
-        ticket.wake()
+        unlock(ticket.gate)
 
     def _set_alarms(self, resource: Resource) -> None:
         """Have the oldest who could use it look again when a rest is over."""

@@ -41,7 +41,7 @@ class Office:
         self._switch.check_outside()
         check(ttl, revive)
         with self._lock:
-            self._switch.check_open_locked()
+            self._switch.check_open()
         line = Line(self._switch, channel, args, ttl=ttl, revive=revive, extra=extra)
         key = Key(line)
         began = self._clock.now()
@@ -62,7 +62,7 @@ class Office:
         name = channel.resource if info.resource is None else info.resource
         methods = methods_of(channel) if info.methods is None else info.methods
         with self._lock:
-            self._switch.check_open_locked()
+            self._switch.check_open()
             if any(other.channel is channel for other in self.known(name)):
                 raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
         line.unclosed.append(None)
@@ -87,7 +87,7 @@ class Office:
         try:
             line.offer(methods_of(line.channel) if methods is None else methods)
             with self._lock:
-                switch.check_open_locked()
+                switch.check_open()
                 self._ledger.add(line, name)
             switch.tell(ChannelOpened, line.id, name, seconds)
             with self._lock:

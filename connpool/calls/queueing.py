@@ -44,13 +44,15 @@ def obtain(
     if key is not None:
         switch.put_down(key)
         key = None  # it is not ours any more
-    require_seconds("timeout", timeout, or_zero=True, or_none=True)
+    if timeout is not None:
+        require_seconds("timeout", timeout, or_zero=True)
     began = switch.clock.now()
     deadline = None if timeout is None else began + timeout
     try:
         key = _queue_up(switch, name, method, where, deadline)
         now = switch.clock.now()
-        switch.tell(CallStarted, key.line.id, name, method, now - began)
+        if switch.ledger.is_heard:
+            switch.tell(CallStarted, key.line.id, name, method, now - began)
     except BaseException as error:
         key = None
         switch.tell(CallRefused, name, method, switch.clock.now() - began, error)
@@ -62,15 +64,14 @@ def _queue_up(
     switch: Switch, name: Hashable, method: Hashable, where: Where | None, deadline: float | None
 ) -> Key:
     ledger = switch.ledger
-    with switch._lock:
-        switch.check_open_locked()
-        resource = ledger.resources.get(name)
-        if resource is None:
-            raise refusal(ledger.name, name, method, False, False)
-        ticket = Ticket(resource, method, next(ledger.numbers))
+    resource = ledger.resources.get(name)
+    if resource is None:
+        switch.check_open()
+        raise refusal(ledger.name, name, method, False, False)
+    ticket = Ticket(resource, method, next(ledger.numbers))
     if where is not None:
         ticket.verdicts = {}
-    _judge(switch, ticket, where)
+        _judge(switch, ticket, where)
     return wait(switch, ticket, deadline, where)
 
 
@@ -81,23 +82,27 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
         CallError: it waited in vain, or too long.
         PoolClosedError: the pool was closed.
     """
-    ledger, clock = switch.ledger, switch.clock
+    ledger, clock, resource = switch.ledger, switch.clock, ticket.resource
     stub = Stub(switch, ticket)
     try:
         with switch._lock:
+            switch.check_open()
             now = clock.now()
             if ledger.lost or ledger.strays:
                 ledger.recover(now)
-            ticket.error = objection(ledger.name, ticket, now)
-            if ticket.error is None:
-                ticket.resource.enqueue(ticket)
-                ledger.serve(ticket.resource, now)
-        switch.carry_out()
+            resource.enqueue(ticket)
+            if resource.idle or resource.resting or ticket.line is not None:
+                ledger.serve(resource, now)
+            if ticket.is_waiting():
+                ticket.error = objection(ledger.name, ticket, now)
+        if ledger.todo:
+            switch.carry_out()
         while ticket.is_waiting():
             until = ticket.alarm_at if deadline is None else min(deadline, ticket.alarm_at)
             is_woken = clock.wait(ticket.gate, None if until == NEVER else max(0.0, until - now))
             if ticket.is_waiting():
-                _judge(switch, ticket, where)
+                if where is not None:
+                    _judge(switch, ticket, where)
                 with switch._lock:
                     now = clock.now()
                     is_late = deadline is not None and (
@@ -130,9 +135,9 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     ledger.serve(ticket.resource, now)
 
 
-def _judge(switch: Switch, ticket: Ticket, where: Where | None) -> None:
+def _judge(switch: Switch, ticket: Ticket, where: Where) -> None:
     """Ask the caller's filter about each channel that it has not seen yet. No lock is held."""
-    while where is not None:
+    while True:
         with switch._lock:
             now = switch.clock.now()
             infos = [(line, describe(switch.ledger, line, now)) for line in ticket.unjudged()]

@@ -27,6 +27,9 @@ def objection(pool: str, ticket: Ticket, now: float) -> ConnPoolError | None:
                 pool=pool,
             )
         return None
+    for line in ticket.resource.members.values():
+        if line.is_live(now) and ticket.suits(line) and not _is_run_by(line, ticket.thread):
+            return None
     lines = [x for x in ticket.resource.members.values() if x.is_live(now) and ticket.may_use(x)]
     offering = [line for line in lines if ticket.method in line.took]
     verdicts = ticket.verdicts

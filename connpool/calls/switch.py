@@ -71,7 +71,7 @@ class Switch:
         """Whether channels are still to be opened."""
         return self.ledger.state is PoolState.OPEN and self.pool() is not None
 
-    def check_open_locked(self) -> None:
+    def check_open(self) -> None:
         """Refuse what needs a pool that is not at its end.
 
         Raises:
@@ -93,6 +93,17 @@ class Switch:
         except BaseException:
             self.wink()
             raise
+
+    def pass_on(self, key: Key) -> None:
+        """A call is over that leaves nothing to be done but to serve the next."""
+        if self.is_inside():
+            key.line.idle.append(key)
+            return
+        with self._lock:
+            if self.ledger.pass_on(key):
+                return
+            key.line.idle.append(key)
+        self.serve(key.line.home())
 
     def receive(self, key: Key, reason: CloseReason | None, rest: float) -> None:
         """The long way back of a key."""
