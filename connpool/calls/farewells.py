@@ -8,6 +8,7 @@ from typing import Final
 
 from connpool.calls.line import Key, Line
 from connpool.calls.queueing import wait
+from connpool.calls.recovery import withdraw
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
@@ -48,7 +49,7 @@ def take_out(
         with switch._lock:
             for stub in stubs:
                 if stub.ticket is not None:
-                    ledger.withdraw(stub.ticket, switch.clock.now())
+                    withdraw(ledger, stub.ticket, switch.clock.now())
                     stub.ticket = None
         raise
     finally:

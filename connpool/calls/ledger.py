@@ -267,50 +267,6 @@ class Ledger:
 
     # -- upkeep and the end
 
-    def recover(self, now: float) -> None:
-        """Find again what interrupts have dropped."""
-        while self.strays:
-            self.withdraw(self.strays[0], now)
-            self.strays.popleft()  # only now: an interrupt before has it done again
-        while self.lost:
-            dropped = self.lost[0]
-            if hasattr(dropped, "line"):
-                key = Key.__new__(Key)
-                key.line = dropped.line  # a finaliser runs once, so another key takes the place of this one;
-                del dropped.line  # and between the two stores no interrupt can strike
-                self.restore(key, now)
-            self.lost.popleft()
-
-    def withdraw(self, ticket: Ticket, now: float) -> None:
-        """*ticket* waits no longer; what it was given goes to the next."""
-        ticket.has_left = True
-        line = ticket.line
-        if line is not None and line.leaving is ticket:
-            line.leaving = None
-            self.refresh(line, now)
-        ticket.resource.dequeue(ticket)
-        key, ticket.key = ticket.key, None
-        if key is not None:
-            self.restore(key, now)
-        self.serve(ticket.resource, now)
-
-    def restore(self, key: Key, now: float) -> None:
-        """Put down a key that comes from nowhere."""
-        line = key.line
-        if line.phase is Phase.GONE:
-            return
-        if line.phase is Phase.DOWN:
-            self.down.setdefault(line, key)
-        elif line.phase is Phase.CLOSING:
-            self.todo.append(key)
-        elif line.fate is not None or line.phase is Phase.OPENING or line.is_begun():
-            self.doom(key, CloseReason.LOST)  # what it was doing nobody knows
-        else:
-            line.run = None
-            if line.leaving is not None and not line.leaving.is_waiting():
-                line.leaving = None  # who was to take it out has gone
-            self.lay_down(key, now)
-
     def expire(self, now: float) -> None:
         """Close whatever has grown too old."""
         for line in list(self.lines.values()):

@@ -10,6 +10,7 @@ from connpool.calls.channel import Channel, methods_of, rest_of
 from connpool.calls.farewells import take_out
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import Where
+from connpool.calls.recovery import recover
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
 from connpool.errors import UnknownChannelError, UsageError
@@ -214,7 +215,7 @@ class Office:
             self._switch.drained(deadline)
         with self._lock:
             now = self._clock.now()
-            ledger.recover(now)
+            recover(ledger, now)
             ledger.fail_all()
             for line in list(ledger.down):
                 ledger.part(line)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from connpool.calls.channel import Reply, retry_after
 from connpool.calls.line import Key, Line
+from connpool.calls.recovery import recover, withdraw
 from connpool.calls.refusals import objection, refusal
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
@@ -89,7 +90,7 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
             switch.check_open()
             now = clock.now()
             if ledger.lost or ledger.strays:
-                ledger.recover(now)
+                recover(ledger, now)
             resource.enqueue(ticket)
             if resource.idle or resource.resting or ticket.line is not None:
                 ledger.serve(resource, now)
@@ -120,7 +121,7 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
     finally:
         if stub.ticket is not None:
             with switch._lock:
-                ledger.withdraw(ticket, clock.now())
+                withdraw(ledger, ticket, clock.now())
             stub.ticket = None
             switch.carry_out()
 
@@ -128,7 +129,7 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
 def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: bool) -> None:
     """Woken without being served: a rest is over, a channel is new, or something was dropped."""
     ledger = switch.ledger
-    ledger.recover(now)
+    recover(ledger, now)
     if ticket.is_waiting() and is_late:
         ticket.has_left = True
     ticket.alarm_at = NEVER

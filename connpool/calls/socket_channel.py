@@ -26,8 +26,9 @@ Decode = Callable[[Any, bytes], Any]
 class SocketChannel:
     """Speaks a protocol of requests and answers over one connection of *pool*, lent while it is open.
 
-    As it stands a request is a line, ``METHOD payload``, and the answer the next line, as bytes. Another protocol
-    is another framing, and either the two callables or a subclass that overrides ``encode`` and ``decode``.
+    As it stands a request is a line, ``METHOD payload``, and the answer the next line, as bytes. Another
+    protocol is another framing, and either the two callables or a subclass that overrides ``encode`` and
+    ``decode``.
 
     Args:
         pool: Where its connections come from. An open channel holds one of them.
@@ -104,7 +105,8 @@ class SocketChannel:
 
         Raises:
             ChannelClosedError: the connection failed, or the peer does not keep to the framing.
-            CallTimeoutError: the answer was not there in time; the channel is of no more use, since it may come yet.
+            CallTimeoutError: the answer was not there in time. As it may come yet, the channel is of no more
+                use.
             Exception: what ``encode`` and ``decode`` raise.
         """
         request = self._framing.encode(self.encode(method, payload))
@@ -141,6 +143,8 @@ class SocketChannel:
             raise ChannelClosedError(f"{self!r} is not open") from None
         self._in_call = conn
         try:
+            if not self._is_open:  # asked after it can be seen: who closes looks for it after saying so
+                raise ConnectionError("it was closed")
             if not is_usable(conn._held().raw):
                 raise ConnectionError("the peer closed the connection, or sent what nobody asked for")
             conn.sendall(request, timeout)

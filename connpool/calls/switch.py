@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.calls.ledger import Ledger
 from connpool.calls.line import Key, Phase
+from connpool.calls.recovery import recover, restore
 from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket
 from connpool.calls.workers import Workers
@@ -118,7 +119,7 @@ class Switch:
         """A key that was taken for a call that cannot begin at once."""
         with self._lock:
             now = self.clock.now()
-            self.ledger.restore(key, now)
+            restore(self.ledger, key, now)
             self.ledger.serve(key.line.home(), now)
         self.carry_out()
 
@@ -152,7 +153,7 @@ class Switch:
         ledger = self.ledger
         with self._lock:
             now = self.clock.now()
-            ledger.recover(now)
+            recover(ledger, now)
             ledger.expire(now)
             self.workers.openings.extend(ledger.due(now))
             for resource in list(ledger.resources.values()):
