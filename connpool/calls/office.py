@@ -229,6 +229,7 @@ class Office:
             for line in running:
                 self._switch.workers.cut_off(line)
         self._switch.carry_out()
+        self._switch.sleep_on()
         return len(running)
 
     def deadline(self, timeout: float | None) -> float | None:

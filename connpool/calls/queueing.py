@@ -156,7 +156,7 @@ def _too_late(pool: str, ticket: Ticket) -> str:
     return (
         f"pool {pool!r}: {what} did not become free in time ({len(lines)} channels:"
         f" {len(resource.resting)} resting, {len(lines) - len(resource.resting) - len(resource.idle)} busy;"
-        f" {len(resource.queue)} wait)"
+        f" {len(resource.queue)} others wait)"
     )
 
 

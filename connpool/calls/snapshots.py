@@ -36,9 +36,6 @@ def describe(ledger: Ledger, line: Line, now: float) -> ChannelInfo:
 def _state(line: Line, rest: float) -> ChannelState:
     if line.phase is not Phase.OPEN:
         return ChannelState.DOWN
-    resource = line.home()
-    if any(key.line is line for key in resource.idle.copy()):
-        return ChannelState.IDLE
-    if any(key.line is line for key in resource.resting):
-        return ChannelState.RESTING if rest > 0 else ChannelState.IDLE
-    return ChannelState.BUSY
+    if line.run is not None:
+        return ChannelState.BUSY
+    return ChannelState.RESTING if rest > 0 else ChannelState.IDLE

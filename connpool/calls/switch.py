@@ -173,6 +173,12 @@ class Switch:
         if pool is not None and at != NEVER:
             watch(pool, at)
 
+    def sleep_on(self) -> None:
+        """Nothing more is due, unless something is left to be closed."""
+        pool = self.pool()
+        if pool is not None:
+            watch(pool, self.clock.now() if self.ledger.todo else NEVER)
+
     def wink(self) -> None:
         """The same soon, for finalisers: takes no lock."""
         pool = self.pool()
