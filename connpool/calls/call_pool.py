@@ -104,6 +104,7 @@ class CallPool(Steering):
         Raises:
             Exception: what ``open`` raised. Nothing was added.
             PoolClosedError: the pool is closed. The channel is, too.
+            UsageError: it is in the pool already.
         """
         return self._office.init(channel, args, ttl, revive, extra)
 

@@ -12,6 +12,7 @@ from connpool.calls.recovery import withdraw
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
+from connpool.errors import CallTimeoutError, PoolClosedError
 from connpool.model.channel import ChannelInfo
 
 __all__ = ["take_out"]
@@ -26,18 +27,10 @@ def take_out(
 
     *is_polite*: who waits already may still use them first.
     """
-    ledger = switch.ledger
-    stubs: list[Stub] = []  # an interrupt that drops them has all of it undone
+    stubs: list[Stub] = []
     try:
         with switch._lock:
-            for line in lines:
-                if line.leaving is None:  # else somebody is quicker
-                    number = next(ledger.numbers) if is_polite else next(_early)
-                    stubs.append(Stub(switch, Ticket(line.home(), None, number, line)))
-                    _say_farewell(line, stubs[-1].ticket)
-            now = switch.clock.now()
-            for line in lines:
-                ledger.serve(line.home(), now)
+            _say_farewell(switch, lines, stubs, is_polite=is_polite)
         tickets = [stub.ticket for stub in stubs if stub.ticket is not None]
         for ticket in tickets:
             _await_key(switch, ticket, deadline)
@@ -45,23 +38,51 @@ def take_out(
             infos = _let_go(switch, tickets)
         for stub in stubs:
             stub.ticket = None
-    except BaseException:
-        with switch._lock:
-            for stub in stubs:
-                if stub.ticket is not None:
-                    withdraw(ledger, stub.ticket, switch.clock.now())
-                    stub.ticket = None
-        raise
     finally:
-        switch.carry_out()
+        _think_better(switch, stubs)
     return infos
 
 
-def _say_farewell(line: Line, ticket: Ticket | None) -> None:
-    """Nobody who comes after *ticket* queues for *line*."""
-    line.leaving = ticket
-    line.open_until = line.brisk_until = -math.inf
-    line.home().is_shrunk = True
+def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
+    """Wait until the calls that run on *lines*, or wait for them, are over, or until *deadline*."""
+    stubs: list[Stub] = []
+    try:
+        with switch._lock:
+            _say_farewell(switch, lines, stubs, is_polite=True)
+        for stub in stubs:
+            if stub.ticket is not None:
+                wait(switch, stub.ticket, deadline)
+    except (CallTimeoutError, PoolClosedError):  # or somebody else closes it at once
+        pass
+    finally:
+        _think_better(switch, stubs)
+
+
+def _say_farewell(switch: Switch, lines: list[Line], stubs: list[Stub], *, is_polite: bool) -> None:
+    """With the lock held: nobody who comes from now on queues for *lines*.
+
+    *stubs* are filled for them; an interrupt that drops those has all of it undone.
+    """
+    ledger = switch.ledger
+    for line in lines:
+        if line.leaving is None:  # else somebody is quicker
+            ticket = Ticket(line.home(), None, next(ledger.numbers) if is_polite else next(_early), line)
+            stubs.append(Stub(switch, ticket))
+            line.leaving = ticket
+            line.open_until = line.brisk_until = -math.inf
+            line.home().is_shrunk = True
+    for line in lines:
+        ledger.serve(line.home(), switch.clock.now())
+
+
+def _think_better(switch: Switch, stubs: list[Stub]) -> None:
+    """What was not let go stays in the pool."""
+    with switch._lock:
+        for stub in stubs:
+            if stub.ticket is not None:
+                withdraw(switch.ledger, stub.ticket, switch.clock.now())
+                stub.ticket = None
+    switch.carry_out()
 
 
 def _await_key(switch: Switch, ticket: Ticket, deadline: float | None) -> None:

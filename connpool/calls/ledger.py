@@ -14,7 +14,6 @@ from connpool.calls.line import Key, Line, Phase
 from connpool.calls.refusals import objection
 from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket, unlock
-from connpool.clock import Gate
 from connpool.errors import PoolClosedError
 from connpool.model.states import CloseReason, PoolState
 
@@ -37,13 +36,13 @@ class Ledger:
         self.state = PoolState.OPEN
         self.is_heard = False  # somebody listens
         self.lines: dict[int, Line] = {}  # by id; open, or to be opened again
+        self.owned: set[int] = set()  # the ids, in Python's sense, of their channels
         self.resources: dict[Hashable, Resource] = {}
         self.idle: dict[Hashable, deque[Key]] = {}  # of each resource: what the fast path looks into
         self.down: dict[Line, Key] = {}
         self.lost: deque[Key] = deque()  # were dropped; appended to without the lock
         self.strays: deque[Ticket] = deque()  # their threads have gone; likewise
         self.todo: deque[Key] = deque()  # to be closed, or opened again
-        self.drains: list[Gate] = []  # of who waits until no call runs or waits any more
         self.numbers = itertools.count(1)  # of tickets, in order of arrival
         self.ids = itertools.count(1)
         self.rng = random.Random()
@@ -60,6 +59,7 @@ class Ledger:
         line.resource, line.idle, line.waiting = resource, resource.idle, resource.queue
         line.id = next(self.ids)
         self.lines[line.id] = line
+        self.owned.add(id(line.channel))
         resource.members[line.id] = line
 
     def admit(self, key: Key, rest: float, now: float, opened_at: float | None = None) -> None:
@@ -84,7 +84,8 @@ class Ledger:
         """*line* is no more the pool's, whatever becomes of its channel."""
         line.move(Phase.GONE)
         line.brisk_until = line.open_until = -NEVER
-        self.lines.pop(line.id, None)
+        if self.lines.pop(line.id, None) is not None:
+            self.owned.discard(id(line.channel))
         self.down.pop(line, None)
         resource = line.resource
         if resource is None:
@@ -136,7 +137,7 @@ class Ledger:
     def pass_on(self, key: Key) -> bool:
         """Give a key that is in good order to who came first. False: it is not as simple as that."""
         line = key.line
-        if self.drains or not line.waiting or line.open_until == -NEVER:
+        if not line.waiting or line.open_until == -NEVER:
             return False
         ticket = line.waiting[0]
         if not (ticket.is_waiting() and ticket.suits(line)):
@@ -160,6 +161,7 @@ class Ledger:
     def refresh(self, line: Line, now: float) -> None:
         """Let calls take the fast path, unless there is a reason to look closer."""
         is_plain = not self.is_heard and line.fate is None and line.leaving is None
+        is_plain = is_plain and self.state is PoolState.OPEN
         line.open_until = line.expires_at if is_plain else -NEVER
         line.brisk_until = min(line.open_until, now + OFTEN)
 
@@ -219,9 +221,6 @@ class Ledger:
                 self._review(resource, now)
             if resource.resting:
                 self._set_alarms(resource)
-        if self.drains and not self.is_busy():
-            for gate in self.drains:
-                unlock(gate)
 
     def _serve_one(self, resource: Resource, ticket: Ticket, now: float) -> None:
         while (key := resource.take_for(ticket)) is not None:
@@ -293,12 +292,3 @@ class Ledger:
                     ticket.error = PoolClosedError(f"pool {self.name!r} was closed", pool=self.name)
                 resource.dequeue(ticket)
                 ticket.wake()
-
-    def n_running(self) -> int:
-        """Channels that a call, or somebody who wants to make one, has in hand."""
-        free = sum(len(resource.idle) + len(resource.resting) for resource in self.resources.values())
-        return sum(line.phase is Phase.OPEN for line in self.lines.values()) - free
-
-    def is_busy(self) -> bool:
-        """Whether a call runs or waits."""
-        return self.n_running() > 0 or any(resource.queue for resource in self.resources.values())

@@ -7,7 +7,7 @@ from typing import Any
 
 from connpool.calls.changes import Change, check
 from connpool.calls.channel import Channel, methods_of, rest_of
-from connpool.calls.farewells import take_out
+from connpool.calls.farewells import drain, take_out
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import Where
 from connpool.calls.recovery import recover
@@ -43,6 +43,7 @@ class Office:
         check(ttl, revive)
         with self._lock:
             self._switch.check_open()
+            self._check_new_locked(channel)
         line = Line(self._switch, channel, args, ttl=ttl, revive=revive, extra=extra)
         key = Key(line)
         began = self._clock.now()
@@ -64,8 +65,7 @@ class Office:
         methods = methods_of(channel) if info.methods is None else info.methods
         with self._lock:
             self._switch.check_open()
-            if any(other.channel is channel for other in self.known(name)):
-                raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
+            self._check_new_locked(channel)
         line.unclosed.append(None)
         key = Key(line)
         try:
@@ -73,6 +73,10 @@ class Office:
         except BaseException:
             line.unclosed.clear()  # it stays the caller's
             raise
+
+    def _check_new_locked(self, channel: Channel) -> None:
+        if id(channel) in self._ledger.owned:
+            raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
 
     def _enrol(
         self,
@@ -211,8 +215,9 @@ class Office:
         with self._lock:
             is_first = ledger.state is PoolState.OPEN
             ledger.state = PoolState.CLOSED
+            lines = [line for line in ledger.lines.values() if line.phase is Phase.OPEN]
         if is_first and deadline is not None:
-            self._switch.drained(deadline)
+            drain(self._switch, lines, deadline)
         with self._lock:
             now = self._clock.now()
             recover(ledger, now)

@@ -212,18 +212,3 @@ class Switch:
         for line in list(self.ledger.lines.values()):
             self.workers.close_channel(line)
             line.phase = Phase.GONE
-
-    def drained(self, deadline: float | None) -> None:
-        """Wait until no call runs or waits, or until *deadline*."""
-        gate = threading.Lock()
-        gate.acquire()
-        with self._lock:
-            self.ledger.drains.append(gate)
-        try:
-            while self.ledger.is_busy():
-                left = None if deadline is None else deadline - self.clock.now()
-                if (left is not None and left <= 0) or not self.clock.wait(gate, left):
-                    return
-        finally:
-            with self._lock:
-                self.ledger.drains.remove(gate)

@@ -85,9 +85,9 @@ class Held:
 class Caller(threading.Thread):
     """A thread that makes one call, whose outcome the test asks for."""
 
-    def __init__(self, pool: CallPool, payload: Any = None, **options: Any) -> None:
+    def __init__(self, pool: CallPool, payload: Any = None, method: str = "get", **options: Any) -> None:
         super().__init__(daemon=True)
-        self._job = lambda: pool.call(RESOURCE, "get", payload, **options)
+        self._job = lambda: pool.call(RESOURCE, method, payload, **options)
         self._value: Any = None
         self._error: BaseException | None = None
         self.start()
@@ -122,14 +122,16 @@ def queue_up(pool: CallPool, payloads: Any, **options: Any) -> list[Caller]:
 
 def is_settled(pool: CallPool) -> bool:
     """Whether nothing is being closed or opened."""
-    return not any(thread.name.startswith(("connpool-close", "connpool-open")) for thread in threading.enumerate())
+    return not any(
+        thread.name.startswith(("connpool-close", "connpool-open")) for thread in threading.enumerate()
+    )
 
 
 class TextChannel(SocketChannel):
-    """GET, INC and STOP, one line each."""
+    """GET, INC and STOP, one line each; and HUSH, which is not answered."""
 
     def __init__(self, pool: ConnectionPool, resource: Any = RESOURCE) -> None:
-        super().__init__(pool, resource, {"GET", "INC", "STOP"})
+        super().__init__(pool, resource, {"GET", "INC", "STOP", "HUSH"})
 
     def decode(self, method: str, message: bytes) -> Any:
         word, _, rest = message.decode().partition(" ")
@@ -152,7 +154,7 @@ def text_server() -> ScriptedServer:
                     connection.send(b"ok\n")
                     connection.close()
                     return
-                else:
+                elif method != "HUSH":
                     count += int(payload or 1) if method == "INC" else 0
                     connection.send(f"{count}\n".encode())
 

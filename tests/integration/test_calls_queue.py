@@ -341,7 +341,9 @@ def test_waiting_ends_in_time_and_the_call_is_not_made(pool):
     pool.init(tape)
     running = Caller(pool, 1)
     assert held.begun.acquire(timeout=10)
-    with pytest.raises(CallTimeoutError, match=r"pool 'tapes': 'get' of 'clock' .* 1 busy; 0 others wait") as caught:
+    with pytest.raises(
+        CallTimeoutError, match=r"pool 'tapes': 'get' of 'clock' .* 1 busy; 0 others wait"
+    ) as caught:
         pool.call(RESOURCE, "get", 2, timeout=0.02)
     assert isinstance(caught.value, TimeoutError)
     assert n_waiting(pool) == 0
@@ -373,7 +375,9 @@ def test_a_timeout_that_is_none_is_refused(pool, timeout):
 
 def test_a_channel_that_takes_a_timeout_is_given_what_is_left(clock):
     class Timed(Tape):
-        budgets: list[float | None] = []
+        def __init__(self):
+            super().__init__()
+            self.budgets = []
 
         def call(self, method, payload, timeout=17.0):
             self.budgets.append(timeout)

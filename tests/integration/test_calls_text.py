@@ -1,4 +1,4 @@
-"""A text protocol over real servers: which channel is called, which error is raised, what is looked at and changed."""
+"""A text protocol over real servers: which channel is called, what is refused, looked at and changed."""
 
 from __future__ import annotations
 
