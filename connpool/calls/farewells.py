@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from typing import Final
 
 from connpool.calls.line import Key, Line
@@ -36,10 +37,16 @@ def take_out(
             _await_key(switch, ticket, deadline)
         with switch._lock:
             infos = _let_go(switch, tickets)
-        for stub in stubs:
-            stub.ticket = None
-    finally:
+        switch.carry_out()
+    except BaseException:
         _think_better(switch, stubs)
+        raise
+    claims = [ticket.farewell_line().unclosed for ticket in tickets]
+    list(
+        map(deque.clear, claims)
+    )  # in one go, which no interrupt divides: now they are the caller's to close
+    for stub in stubs:
+        stub.ticket = None
     return infos
 
 
@@ -76,7 +83,7 @@ def _say_farewell(switch: Switch, lines: list[Line], stubs: list[Stub], *, is_po
 
 
 def _think_better(switch: Switch, stubs: list[Stub]) -> None:
-    """What was not let go stays in the pool."""
+    """What the caller has not got stays in the pool, or is closed if it has left it."""
     with switch._lock:
         for stub in stubs:
             if stub.ticket is not None:
@@ -86,9 +93,8 @@ def _think_better(switch: Switch, stubs: list[Stub]) -> None:
 
 
 def _await_key(switch: Switch, ticket: Ticket, deadline: float | None) -> None:
-    assert ticket.line is not None
     with switch._lock:
-        parked = switch.ledger.down.pop(ticket.line, None)
+        parked = switch.ledger.down.pop(ticket.farewell_line(), None)
         if parked is not None:
             ticket.key = parked
     if parked is None:
@@ -104,6 +110,5 @@ def _let_go(switch: Switch, tickets: list[Ticket]) -> list[ChannelInfo]:
     infos = [describe(ledger, key.line, now) for key in keys]
     for key in keys:
         ledger.part(key.line)
-        key.line.unclosed.clear()  # it is the caller's to close
         ledger.serve(key.line.home(), now)
     return infos

@@ -81,20 +81,21 @@ class Ledger:
         line.expires_at = NEVER if line.ttl is None else born + line.ttl
 
     def part(self, line: Line) -> None:
-        """*line* is no more the pool's, whatever becomes of its channel."""
-        line.move(Phase.GONE)
+        """*line* leaves the pool, whatever becomes of its channel. May be done again, to be finished."""
+        if line.phase is not Phase.GONE:
+            line.move(Phase.GONE)
         line.brisk_until = line.open_until = -NEVER
-        if self.lines.pop(line.id, None) is not None:
-            self.owned.discard(id(line.channel))
+        self.owned.discard(id(line.channel))
         self.down.pop(line, None)
         resource = line.resource
         if resource is None:
             return
         resource.members.pop(line.id, None)
         resource.is_shrunk = True
-        if not resource.members and not resource.queue:
+        if not resource.members and not resource.queue and self.resources.get(resource.name) is resource:
             self.resources.pop(resource.name, None)
             self.idle.pop(resource.name, None)
+        self.lines.pop(line.id, None)  # the last: until then upkeep finds what an interrupt has left undone
 
     def condemn(self, line: Line, reason: CloseReason, now: float) -> None:
         """Have *line* closed: now if it is free, else when its call is over. Nobody queues for it now."""
@@ -168,6 +169,8 @@ class Ledger:
     def closed(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""
         line = key.line
+        if line.phase is Phase.GONE:
+            return False
         if self._is_revived(line):
             line.move(Phase.DOWN)
             return True
@@ -214,9 +217,8 @@ class Ledger:
                     if not resource.idle and not resource.resting:
                         break
                     self._serve_one(resource, ticket, now)
-                else:  # an interrupt kept somebody from finishing with it
-                    resource.dequeue(ticket)
-                    ticket.wake()
+                else:
+                    resource.finish(ticket)
             if resource.is_shrunk:
                 self._review(resource, now)
             if resource.resting:
@@ -241,16 +243,15 @@ class Ledger:
         for ticket in resource.queue.copy():
             if ticket.is_waiting() and (error := objection(self.name, ticket, now)) is not None:
                 ticket.error = error
-                resource.dequeue(ticket)
-                ticket.wake()
+                resource.finish(ticket)
 
     def hand(self, ticket: Ticket, key: Key) -> None:
         """Give *key* to *ticket*."""
         if ticket.line is None:
             key.line.run = ticket.thread, ticket.method, NEVER  # it is that thread's from here on
         ticket.key = key
-        ticket.resource.dequeue(ticket)
         unlock(ticket.gate)
+        ticket.resource.dequeue(ticket)  # the last: until then ``tidy`` finds what an interrupt leaves undone
 
     def _set_alarms(self, resource: Resource) -> None:
         """Have the oldest who could use it look again when a rest is over."""
@@ -269,7 +270,9 @@ class Ledger:
     def expire(self, now: float) -> None:
         """Close whatever has grown too old."""
         for line in list(self.lines.values()):
-            if line.phase is Phase.OPEN and now >= line.expires_at and line.fate is None:
+            if line.phase is Phase.GONE:
+                self.part(line)
+            elif line.phase is Phase.OPEN and now >= line.expires_at and line.fate is None:
                 self.condemn(line, CloseReason.EXPIRED, now)
 
     def due(self, now: float) -> Iterator[Key]:
@@ -290,5 +293,4 @@ class Ledger:
             for ticket in resource.queue.copy():
                 if ticket.is_waiting():
                     ticket.error = PoolClosedError(f"pool {self.name!r} was closed", pool=self.name)
-                resource.dequeue(ticket)
-                ticket.wake()
+                resource.finish(ticket)

@@ -43,8 +43,9 @@ def restore(ledger: Ledger, key: Key, now: float) -> None:
     """Put down a key that comes from nowhere."""
     line = key.line
     if line.phase is Phase.GONE:
-        return
-    if line.phase is Phase.DOWN:
+        if line.unclosed:  # it was on its way out when an interrupt came
+            ledger.todo.append(key)
+    elif line.phase is Phase.DOWN:
         ledger.down.setdefault(line, key)
     elif line.phase is Phase.CLOSING:
         ledger.todo.append(key)

@@ -64,6 +64,17 @@ class Resource:
         """Those that came before *ticket*."""
         return (other for other in self.queue if other.number < ticket.number)
 
+    def finish(self, ticket: Ticket) -> None:
+        """Let go a ticket of which something was decided."""
+        ticket.wake()
+        self.dequeue(ticket)
+
+    def tidy(self) -> None:
+        """Finish with those that an interrupt has left half done."""
+        for ticket in self.queue.copy():
+            if not ticket.is_waiting():
+                self.finish(ticket)
+
     def dequeue(self, ticket: Ticket) -> None:
         _remove(self.queue, ticket)
 

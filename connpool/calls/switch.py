@@ -157,6 +157,7 @@ class Switch:
             ledger.expire(now)
             self.workers.openings.extend(ledger.due(now))
             for resource in list(ledger.resources.values()):
+                resource.tidy()
                 ledger.serve(resource, now)
             n_doomed = len(ledger.todo)
         self.carry_out(apart=apart)

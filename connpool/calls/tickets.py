@@ -55,6 +55,11 @@ class Ticket:
         """Whether nothing was decided yet. Without the lock a True may be out of date, a False never."""
         return self.key is None and self.error is None and not self.has_left
 
+    def farewell_line(self) -> Line:
+        """The line that is to be taken out."""
+        assert self.line is not None
+        return self.line
+
     def may_use(self, line: Line) -> bool:
         """Whether *line* is not on its way out, as far as this ticket is concerned."""
         return line.leaving is None or line.leaving is self or self.number < line.leaving.number
