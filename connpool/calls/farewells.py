@@ -42,9 +42,7 @@ def take_out(
         _think_better(switch, stubs)
         raise
     claims = [ticket.farewell_line().unclosed for ticket in tickets]
-    list(
-        map(deque.clear, claims)
-    )  # in one go, which no interrupt divides: now they are the caller's to close
+    list(map(deque.clear, claims))  # in one go, which no interrupt divides: they are the caller's now
     for stub in stubs:
         stub.ticket = None
     return infos

@@ -19,8 +19,9 @@ class Outlook:
         self.line = line
         self.wait = max(0.0, line.rest_until - now)  # seconds until a further call could begin
         self.n_calls = self.n_queued = 0
-        if line.run is not None:
-            self.add(line.run[1])
+        run = line.run  # looked at once: a call may end meanwhile
+        if run is not None:
+            self.add(run[1])
 
     def add(self, method: Hashable) -> None:
         self.wait += duration(self.line, method)

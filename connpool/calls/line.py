@@ -151,7 +151,8 @@ class Line:
 
     def is_begun(self) -> bool:
         """Whether a call has begun on it, and its key was not merely given to one."""
-        return self.run is not None and self.run[2] != NEVER
+        run = self.run  # looked at once: a call may end meanwhile
+        return run is not None and run[2] != NEVER
 
     def last_called_at(self) -> float | None:
         """When its last call began."""

@@ -60,4 +60,5 @@ def refusal(pool: str, name: Hashable, method: Hashable, has_lines: bool, is_off
 
 
 def _is_run_by(line: Line, thread: int) -> bool:
-    return line.run is not None and line.run[0] == thread
+    run = line.run  # looked at once: a call may end meanwhile
+    return run is not None and run[0] == thread

@@ -38,7 +38,7 @@ class Workers:
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
         self.openings: deque[Key] = deque()  # to be opened again, now
-        self._openers: deque[weakref.ref[threading.Thread]] = deque()
+        self._openers: set[weakref.ref[threading.Thread]] = set()
 
     # -- closing
 
@@ -119,11 +119,11 @@ class Workers:
         """Open what is due, on threads of their own. Without a thread the next turn tries again."""
         for reference in self._openers.copy():
             if (thread := reference()) is None or not thread.is_alive():
-                self._openers.remove(reference)
+                self._openers.discard(reference)
         for _ in range(min(len(self.openings), MOST - len(self._openers))):
             name = f"connpool-open-{self._switch.name}"
             thread = threading.Thread(target=self._open_in_turn, name=name, daemon=True)
-            self._openers.append(weakref.ref(thread))
+            self._openers.add(weakref.ref(thread))
             threads.start(thread)
 
     def _open_in_turn(self) -> None:

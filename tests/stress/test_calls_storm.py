@@ -118,7 +118,12 @@ def test_each_call_has_one_outcome_whatever_channels_do(seed: int) -> None:
     known = {id(info.channel) for info in pool.map(RESOURCE, lambda info: info)}
     until(lambda: all(not tape.is_open or id(tape) in known for tape in tapes), "everything closed")
     assert not any(tape.is_open for tape in tapes)
-    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("connpool-")], "no thread left")
+    until(lambda: not background(), "the end of the threads")
+
+
+def background() -> list[str]:
+    """The names of the pool's threads."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("connpool-")]
 
 
 @pytest.mark.parametrize("seed", range(2))
