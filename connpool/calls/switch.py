@@ -119,7 +119,10 @@ class Switch:
         """A key that was taken for a call that cannot begin at once."""
         with self._lock:
             now = self.clock.now()
-            restore(self.ledger, key, now)
+            if key.line.is_live(now):
+                key.line.idle.appendleft(key)  # where it lay
+            else:
+                restore(self.ledger, key, now)
             self.ledger.serve(key.line.home(), now)
         self.carry_out()
 
