@@ -12,6 +12,7 @@ from benchmarks.adapters import (
     OursThroughWith,
     bytes_per_idle_connection,
 )
+from benchmarks.calls import LockedCalls, PooledCalls, PooledWork, QueuedWork
 from benchmarks.floors import FloorA, FloorB, FloorC
 from benchmarks.race import Lender, Queue, Result, Spinner, TimedResult, ratio, spin, spin_timed
 from benchmarks.report import Row, Target, Unit, at_least, at_most
@@ -149,6 +150,38 @@ def w6(plan: Plan) -> list[Row]:
     ]
 
 
+def c1(plan: Plan) -> list[Row]:
+    """What does a call through the pool cost one thread, on a channel that answers at once?"""
+    results = spin_all(plan, {"locked call": LockedCalls, "ours": PooledCalls}, threads=1, size=1)
+    return [*rates(results), versus(results, "ours", "locked call", at_least(1 / 6))]
+
+
+def c2(plan: Plan) -> list[Row]:
+    """Do 8 threads keep 4 channels busy, whose calls take 1 ms?"""
+    size = 4
+
+    def run(contender: Callable[[int], PooledWork | QueuedWork]) -> TimedResult:
+        worked = contender(size)
+        try:
+            result = spin(worked, 8, plan.seconds, plan.warm_up)
+            return TimedResult(result.served, result.seconds, waits=(), hold=worked.hold, away=0.0)
+        finally:
+            worked.close()
+
+    contenders: dict[str, Callable[[int], PooledWork | QueuedWork]] = {
+        "floor C": QueuedWork,
+        "ours": PooledWork,
+    }
+    results = interleave(contenders, run, plan.repeats)
+    ideal = {"ours": at_least(0.95)}
+    return [
+        *rates(results),
+        *each(results, "mean hold", Unit.SECONDS, lambda r: r.hold),
+        *each(results, "x ideal rate", Unit.RATIO, lambda r: r.rate / r.ideal_rate(size), ideal),
+        *starved(results),
+    ]
+
+
 def memory(plan: Plan) -> list[Row]:
     """What does the pool keep for an idle connection, besides what the connector opened?"""
     kept = tuple(bytes_per_idle_connection(plan.idle) for _ in range(plan.repeats))
@@ -162,6 +195,8 @@ WORKLOADS: Mapping[str, Callable[[Plan], list[Row]]] = {
     "W4": w4,
     "W5": w5,
     "W6": w6,
+    "C1": c1,
+    "C2": c2,
     "memory": memory,
 }
 

@@ -27,18 +27,21 @@ class Channel(Protocol):
     ``parse(data)`` is for the other end, where the same class reads requests: it takes in bytes and gives the
     calls that they complete.
 
-    Attributes:
-        resource: What it offers, hashable; calls ask for it.
-        methods: What can be done with it, hashable each; or a callable that asks the peer for
-            that, once, after the channel was opened.
-
     Source: the Conn protocol of conn_pool (Elixir).
     """
 
-    resource: Hashable
-    methods: Iterable[Hashable] | Callable[[], Iterable[Hashable]]
+    @property
+    def resource(self) -> Hashable:
+        """What it offers; calls ask for it."""
 
-    def open(self, *args: Any) -> object:
+    @property
+    def methods(self) -> Iterable[Hashable] | Callable[[], Iterable[Hashable]]:
+        """What can be done with it; or a callable that asks the peer for that.
+
+        It is looked at once, when the channel is open.
+        """
+
+    def open(self, *args: Any, **never: Any) -> object:
         """Open it, for the first time or again.
 
         Returns:
@@ -49,7 +52,7 @@ class Channel(Protocol):
                 how many seconds it may be tried again, ``math.inf``: never.
         """
 
-    def call(self, method: Hashable, payload: Any) -> Any:
+    def call(self, method: Any, payload: Any) -> Any:
         """Do *method* and give the answer, or a ``Reply`` with it.
 
         One that also takes ``timeout`` is given the seconds that its caller has left, or None.

@@ -33,6 +33,8 @@ TARGETS = {
     ("W5", "ours", "p99 wait x ideal"): ("<=", 1.3),
     ("W5", "ours", "most / least served"): ("<=", 1.3),
     ("W6", "ours", "p99 wait x ideal"): ("<=", 1.5),
+    ("C1", "ours", "x locked call"): (">=", 1 / 6),
+    ("C2", "ours", "x ideal rate"): (">=", 0.95),
     ("memory", "ours", "per idle connection"): ("<=", 400),
 }
 
@@ -83,6 +85,12 @@ ROWS = {
     ],
     "W5": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
     "W6": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
+    "C1": [("locked call", "turns"), ("ours", "turns"), ("ours", "x locked call")],
+    "C2": [
+        (who, what)
+        for what in ("turns", "mean hold", "x ideal rate", "starved threads")
+        for who in ("floor C", "ours")
+    ],
     "memory": [("ours", "per idle connection")],
 }
 
