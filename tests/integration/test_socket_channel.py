@@ -136,10 +136,11 @@ def test_a_peer_that_does_not_keep_to_the_protocol_closes_the_channel(pool, sock
 def test_a_late_answer_is_never_taken_for_the_next_ones(pool, sockets, server):
     server.script = Silence()
     pool.init(SocketChannel(sockets, "upper", {"say"}), revive=True)
+    server.until_accepts(1)
+    server.script = UPPER
     with pytest.raises(CallTimeoutError) as caught:
         pool.call("upper", "say", timeout=0.05)
     assert isinstance(caught.value.__cause__, TimeoutError)
-    server.script = UPPER
     until(lambda: pool.resources() == ["upper"])
     assert pool.call("upper", "say", timeout=5) == b"SAY"
     assert server.accepts == 2
