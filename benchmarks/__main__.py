@@ -8,13 +8,16 @@ from pathlib import Path
 
 import attrs
 
+from benchmarks import peers
 from benchmarks.adapters import Ours
+from benchmarks.peers.apart import Apart
+from benchmarks.plan import Plan
 from benchmarks.report import Section, as_json, as_text, surroundings
-from benchmarks.workloads import WORKLOADS, Plan
+from benchmarks.workloads import WORKLOADS
 
-USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2)
-QUICK = Plan(repeats=3, seconds=0.15, warm_up=0.1)
-FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2)
+USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2, peers=True)
+QUICK = Plan(repeats=2, seconds=0.1, warm_up=0.05, peers=True)
+FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, peers=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ours.is_kept_up = options.upkeep
     if options.repeats is not None:
         plan = attrs.evolve(plan, repeats=options.repeats)
+    if options.alone:
+        plan = attrs.evolve(plan, peers=False)
+    Apart.python = options.pypi
     where = surroundings()
+    if plan.peers:
+        where["peers"] = peers.versions()
     say(heading(plan, where))
     sections = []
     for name in options.only:
@@ -47,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const=QUICK,
         default=USUAL,
-        help="a first impression, in under 20 seconds",
+        help="a first impression, in under 90 seconds",
     )
     length.add_argument(
         "--full", dest="plan", action="store_const", const=FULL, help="figures to publish, in some minutes"
@@ -62,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         "--upkeep",
         action="store_true",
         help="give our pools lifetimes, validation and a reserve, so that the reaper is always busy",
+    )
+    made.add_argument("--alone", action="store_true", help="without other people's pools")
+    made.add_argument(
+        "--pypi",
+        metavar="PYTHON",
+        help="the interpreter of an environment that has the project called connpool on PyPI, and attrs",
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     return made

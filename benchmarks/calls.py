@@ -1,10 +1,14 @@
 """Callers of channels: through a pool, and with the least that keeps two calls apart."""
 
 import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.compare import each, interleave, rates, spin_all, starved, versus
 from benchmarks.floors import FloorC
-from benchmarks.race import Running, Track, mean, timed_sleep
+from benchmarks.plan import Plan, Workload
+from benchmarks.race import Running, TimedResult, Track, mean, spin, timed_sleep
+from benchmarks.report import Row, Unit, at_least
 from connpool import CallPool
 
 
@@ -111,3 +115,38 @@ class QueuedWork:
 
     def close(self) -> None:
         """Nothing was opened."""
+
+
+def c1(plan: Plan) -> list[Row]:
+    """What does a call through the pool cost one thread, on a channel that answers at once?"""
+    results = spin_all(plan, {"locked call": LockedCalls, "ours": PooledCalls}, threads=1, size=1)
+    return [*rates(results), versus(results, "ours", "locked call", at_least(1 / 6))]
+
+
+def c2(plan: Plan) -> list[Row]:
+    """Do 8 threads keep 4 channels busy, whose calls take 1 ms?"""
+    size = 4
+
+    def run(contender: Callable[[int], PooledWork | QueuedWork]) -> TimedResult:
+        worked = contender(size)
+        try:
+            result = spin(worked, 8, plan.seconds, plan.warm_up)
+            return TimedResult(result.served, result.seconds, waits=(), hold=worked.hold, away=0.0)
+        finally:
+            worked.close()
+
+    contenders: dict[str, Callable[[int], PooledWork | QueuedWork]] = {
+        "floor C": QueuedWork,
+        "ours": PooledWork,
+    }
+    results = interleave(contenders, run, plan.repeats)
+    ideal = {"ours": at_least(0.95)}
+    return [
+        *rates(results),
+        *each(results, "mean hold", Unit.SECONDS, lambda r: r.hold),
+        *each(results, "x ideal rate", Unit.RATIO, lambda r: r.rate / r.ideal_rate(size), ideal),
+        *starved(results),
+    ]
+
+
+WORKLOADS: Mapping[str, Workload] = {"C1": c1, "C2": c2}

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 
 class Unit(enum.Enum):
@@ -73,12 +74,50 @@ class Row:
 
 
 @frozen
+class Gap:
+    """Why a contender has no figure here."""
+
+    who: str
+    why: str
+
+
+@frozen
+class Curve:
+    """Many figures of one contender, to be drawn.
+
+    Attributes:
+        who: The contender.
+        what: What is drawn.
+        points: Where, and how much there.
+    """
+
+    who: str
+    what: str
+    points: tuple[tuple[float, float], ...]
+
+
+Finding: TypeAlias = Row | Gap | Curve
+
+
+@frozen
 class Section:
-    """One workload's question and the rows that answer it."""
+    """One workload's question and what answers it."""
 
     name: str
     question: str
-    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [finding for finding in self.findings if isinstance(finding, Row)]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [finding for finding in self.findings if isinstance(finding, Gap)]
+
+    @property
+    def curves(self) -> list[Curve]:
+        return [finding for finding in self.findings if isinstance(finding, Curve)]
 
 
 def as_text(section: Section) -> str:
@@ -87,11 +126,12 @@ def as_text(section: Section) -> str:
     for row in section.rows:
         spread = statistics.median(row.values), min(row.values), max(row.values)
         middle, low, high = (shown(value, row.unit) for value in spread)
-        line = f"    {row.who:<22}{row.what:<22}{middle:>10}   ({low} to {high})"
+        line = f"    {row.who:<25}{row.what:<27}{middle:>10}   ({low} to {high})"
         if row.target is not None:
             verdict = "met" if row.target.is_met(row.values) else "MISSED"
-            line = f"{line:<84}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
+            line = f"{line:<92}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
         lines.append(line)
+    lines += [f"    {gap.who:<25}-  {gap.why}" for gap in section.gaps]
     return "\n".join(lines)
 
 
@@ -104,6 +144,8 @@ def shown(value: float, unit: Unit) -> str:
             return f"{value / 1e3:.1f} k/s"
         case Unit.RATE:
             return f"{value:.0f} /s"
+        case Unit.SECONDS if value < 1e-5:
+            return f"{value * 1e6:.2f} us"
         case Unit.SECONDS if value < 1e-3:
             return f"{value * 1e6:.0f} us"
         case Unit.SECONDS:
@@ -122,7 +164,12 @@ def as_json(sections: Sequence[Section], plan: Mapping[str, float], where: Mappi
         **where,
         "plan": plan,
         "workloads": {
-            section.name: {"question": section.question, "rows": [row_as_dict(row) for row in section.rows]}
+            section.name: {
+                "question": section.question,
+                "rows": [row_as_dict(row) for row in section.rows],
+                "gaps": {gap.who: gap.why for gap in section.gaps},
+                "curves": [asdict(curve) for curve in section.curves],
+            }
             for section in sections
         },
     }

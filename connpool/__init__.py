@@ -5,6 +5,9 @@ import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.calls.call_pool import CallPool
 from connpool.calls.channel import Channel, Reply
 from connpool.calls.socket_channel import SocketChannel
+from connpool.delivery.broadcaster import Broadcaster
+from connpool.delivery.memory_spool import MemorySpool
+from connpool.delivery.spool import Spool, SpoolCount, Spooled
 from connpool.errors import (
     CallError,
     CallTimeoutError,
@@ -47,6 +50,7 @@ from connpool.model.call_events import (
 )
 from connpool.model.channel import ChannelInfo, ChannelState, MethodStats
 from connpool.model.config import PoolConfig
+from connpool.model.delivery import Delivery, LinkEvent, LinkInfo, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import (
     CheckedIn,
@@ -62,11 +66,13 @@ from connpool.model.events import (
     GroupSwitched,
     LoanHeldLong,
     LoanLost,
+    MessagesDropped,
     PoolCleared,
     PoolClosed,
     PoolOpened,
     PoolPaused,
     PoolResumed,
+    SpoolDamaged,
 )
 from connpool.model.request import Request
 from connpool.model.route import Group, Member, Route
@@ -80,6 +86,7 @@ from connpool.wire.connector import Connector, SocketConnector
 from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
 
 __all__ = [
+    "Broadcaster",
     "CallEnded",
     "CallError",
     "CallPool",
@@ -112,6 +119,7 @@ __all__ = [
     "ConnectionOpening",
     "ConnectionPool",
     "Connector",
+    "Delivery",
     "DuplicatePoolError",
     "Endpoint",
     "EndpointDown",
@@ -128,9 +136,14 @@ __all__ = [
     "HandshakeError",
     "LengthPrefixed",
     "Lines",
+    "LinkEvent",
+    "LinkInfo",
+    "LinkState",
     "LoanHeldLong",
     "LoanLost",
     "Member",
+    "MemorySpool",
+    "MessagesDropped",
     "MethodNotSupportedError",
     "MethodStats",
     "NoEndpointError",
@@ -159,12 +172,17 @@ __all__ = [
     "SharedConnection",
     "SocketChannel",
     "SocketConnector",
+    "Spool",
     "SpoolCorruptError",
+    "SpoolCount",
+    "SpoolDamaged",
     "SpoolError",
     "SpoolFullError",
+    "Spooled",
     "UnknownChannelError",
     "UnknownEndpointError",
     "UnknownPoolError",
+    "Unsent",
     "UsageError",
     "repository",
 ]

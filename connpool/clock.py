@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "Gate", "SystemClock", "now"]
+__all__ = ["Clock", "Gate", "SystemClock", "now", "wall"]
 
 
 class Gate(Protocol):
@@ -58,3 +58,8 @@ class SystemClock:
 def now() -> float:
     """Real monotonic seconds, whatever clock a pool was given: what sockets go by."""
     return time.monotonic()
+
+
+def wall() -> float:
+    """Seconds since the epoch, for what outlives the process. It may go backwards."""
+    return time.time()

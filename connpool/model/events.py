@@ -29,11 +29,13 @@ __all__ = [
     "GroupSwitched",
     "LoanHeldLong",
     "LoanLost",
+    "MessagesDropped",
     "PoolCleared",
     "PoolClosed",
     "PoolOpened",
     "PoolPaused",
     "PoolResumed",
+    "SpoolDamaged",
 ]
 
 
@@ -238,6 +240,39 @@ class GroupSwitched(Event):
 
     old: int | None
     new: int | None
+
+
+# -- messages that wait --------------------------------------------------------
+
+
+@frozen
+class MessagesDropped(Event):
+    """A limit of the spool has cost messages: the oldest that nobody had claimed.
+
+    Attributes:
+        queue: Whose they were: an endpoint's text, or ``""`` for nobody's in particular.
+        count: How many.
+    """
+
+    queue: str
+    count: int
+
+
+@frozen
+class SpoolDamaged(Event):
+    """A spool's file was damaged. It was set aside, and what could be read goes on in a new one.
+
+    Attributes:
+        path: The file.
+        aside: Where the damaged one lies now.
+        recovered: Messages that go on.
+        lost: Messages that are known to be lost.
+    """
+
+    path: str
+    aside: str
+    recovered: int
+    lost: int
 
 
 EVENTS: Final[tuple[type[Event], ...]] = tuple(

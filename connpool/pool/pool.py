@@ -29,7 +29,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.loose import open_file, run, share
 from connpool.pool.observed import observe
 from connpool.pool.record import Key, Record
-from connpool.pool.shared import SharedConnection
+from connpool.pool.shared import SharedConnection, share_at_hand
 from connpool.pool.sharing import Hold, Share
 from connpool.pool.steering import Steering
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
@@ -71,6 +71,7 @@ class ConnectionPool(Steering):
     _return_until: float
     _brief_for: float
     _is_awaited: bool
+    _shares_at_hand: bool  # a share may be had without the long way
     _when_closed: Callable[[], object] | None = None  # told with no lock held
 
     def __init__(
@@ -237,6 +238,8 @@ class ConnectionPool(Steering):
 
         Source: share_from_pool (evlua).
         """
+        if req is None and self._shares_at_hand and (conn := share_at_hand(self)) is not None:
+            return conn
         return share(self._lender, req, timeout)
 
     def run(

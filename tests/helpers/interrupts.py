@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import random
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
@@ -91,7 +93,30 @@ class Strike:
             raise self._raised
 
 
-def at_every_bytecode(*things: Any, step: int = 1) -> Iterator[Strike]:
+@cache
+def signal_points(code: CodeType) -> frozenset[int]:
+    """Offsets at which the interpreter, having looked for signals, may find one.
+
+    It looks after calls, on entering a function and on going round a loop, and nowhere else: between
+    the last line of a ``with lock`` and the call that unlocks there is no such point.
+    """
+    points, looked = set(), True
+    for instruction in dis.get_instructions(code):
+        if looked:
+            points.add(instruction.offset)
+        looked = instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
+    return frozenset(points)
+
+
+class SignalStrike(Strike):
+    """Strikes where a real signal could."""
+
+    def _on_instruction(self, code: CodeType, offset: int) -> None:
+        if offset in signal_points(code):
+            super()._on_instruction(code, offset)
+
+
+def at_every_bytecode(*things: Any, step: int = 1, kind: type[Strike] = Strike) -> Iterator[Strike]:
     """Give one ``Strike`` after the other until one finds no bytecode left to strike.
 
     ::
@@ -105,11 +130,12 @@ def at_every_bytecode(*things: Any, step: int = 1) -> Iterator[Strike]:
     Args:
         things: Functions, classes, modules or code objects to strike in.
         step: 1 strikes at each bytecode, 7 at every seventh.
+        kind: ``SignalStrike`` leaves out those before which no signal is looked for.
     """
     codes = codes_of(*things)
     n = 1
     while True:
-        strike = Strike(n, codes)
+        strike = kind(n, codes)
         yield strike
         if strike.where is None:
             return

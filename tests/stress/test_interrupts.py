@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import gc
 import importlib
 import pkgutil
@@ -11,14 +10,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from functools import cache
-from types import CodeType
 
 import pytest
 
 import connpool.pool
 from connpool import ConnectionPool, ConnPoolError
-from tests.helpers.interrupts import Strike, codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import SignalStrike, Strike, codes_of, needs_monitoring, struck_at_random
 from tests.stress.scenes import SCENES, Scene
 from tests.stress.works import A, TellingClock, Works, assert_ended, assert_whole
 
@@ -42,29 +39,6 @@ def in_finalisers(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]
 
     monkeypatch.setattr(sys, "unraisablehook", on_unraisable)
     return raised
-
-
-@cache
-def signal_points(code: CodeType) -> frozenset[int]:
-    """Offsets at which the interpreter, having looked for signals, may find one.
-
-    It looks after calls, on entering a function and on going round a loop, and nowhere else: between
-    the last line of a ``with lock`` and the call that unlocks there is no such point.
-    """
-    points, looked = set(), True
-    for instruction in dis.get_instructions(code):
-        if looked:
-            points.add(instruction.offset)
-        looked = instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
-    return frozenset(points)
-
-
-class SignalStrike(Strike):
-    """Strikes where a real signal could."""
-
-    def _on_instruction(self, code: CodeType, offset: int) -> None:
-        if offset in signal_points(code):
-            super()._on_instruction(code, offset)
 
 
 def strikes(scene: type[Scene]) -> Iterator[tuple[Strike, Scene]]:

@@ -1,0 +1,31 @@
+"""How long to measure."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from attrs import frozen
+
+from benchmarks.report import Finding
+
+
+@frozen
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        repeats: How often each contender runs; they take turns.
+        seconds: How long turns are counted in each run.
+        warm_up: Seconds that each run lasts before they are.
+        idle: Connections whose memory is counted.
+        peers: Whether other people's pools run too.
+    """
+
+    repeats: int
+    seconds: float
+    warm_up: float
+    idle: int = 2_000
+    peers: bool = False
+
+
+#: Answers the question in the first line of its docstring.
+Workload: TypeAlias = Callable[[Plan], Sequence[Finding]]

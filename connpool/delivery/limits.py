@@ -1,0 +1,112 @@
+"""How much a spool may hold, and who is told when the oldest had to go."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias
+
+from attrs import Attribute, field, frozen
+
+from connpool import clock
+from connpool.errors import ConfigError, SpoolFullError
+from connpool.model.checks import count, seconds
+from connpool.model.events import Event, MessagesDropped
+
+__all__ = ["Limits", "Listener", "Teller"]
+
+Listener: TypeAlias = Callable[[Any], object]
+
+logger = logging.getLogger("connpool.spool")
+
+BURST: Final = 10.0  # seconds in which drops are told in one line of the log
+
+
+def _check_on_full(_: object, attribute: Attribute[Any], value: Any) -> None:
+    if value not in ("drop-oldest", "raise"):
+        raise ConfigError(f"{attribute.name} must be 'drop-oldest' or 'raise', got {value!r}")
+
+
+@frozen(kw_only=True)
+class Limits:
+    """How much one spool may hold, in all its queues together. None: no limit.
+
+    Attributes:
+        max_messages: Most messages.
+        max_bytes: Most bytes of messages.
+        max_age: Seconds after which a message is worth nothing any more.
+        on_full: Whether the oldest are dropped for a new one, or the new one is refused.
+    """
+
+    max_messages: int | None = field(default=None, validator=count(1, or_none=True))
+    max_bytes: int | None = field(default=None, validator=count(1, or_none=True))
+    max_age: float | None = field(default=None, validator=seconds(or_none=True))
+    on_full: Literal["drop-oldest", "raise"] = field(default="drop-oldest", validator=_check_on_full)
+
+    @property
+    def may_drop(self) -> bool:
+        return self.on_full == "drop-oldest"
+
+    def holds(self, messages: int, size: int) -> bool:
+        """Whether that many *messages* of *size* bytes together are within the limits."""
+        return (self.max_messages is None or messages <= self.max_messages) and (
+            self.max_bytes is None or size <= self.max_bytes
+        )
+
+    def youngest_expired(self, now: float) -> float | None:
+        """What was spooled then or earlier is too old at *now*; None: nothing is ever."""
+        return None if self.max_age is None else now - self.max_age
+
+    def full(self, spool: str, messages: int, size: int, copies: int, each: int) -> SpoolFullError:
+        """Make the error for *copies* of *each* bytes that *spool* has no room for."""
+        most = self.max_messages, self.max_bytes
+        limits = [f"{limit} {what}" for limit, what in zip(most, ("messages", "bytes"), strict=True) if limit]
+        return SpoolFullError(
+            f"spool {spool}: no room for {copies} of {each} bytes "
+            f"(it holds {messages} messages of {size} bytes; limit {', '.join(limits)})"
+        )
+
+
+class Teller:
+    """Tells a listener what a spool had to do, and writes it to the log. Never under a lock.
+
+    Drops come in bursts: the first is logged at once, then one line every ``BURST`` seconds.
+    """
+
+    def __init__(self, spool: str, listener: Listener | None) -> None:
+        if listener is not None and not callable(listener):
+            raise ConfigError(f"spool {spool}: a listener must be callable, got {listener!r}")
+        self._spool = spool
+        self._listener = listener
+        self._lock = threading.Lock()  # guards the two below
+        self._unlogged = 0
+        self._log_at = -BURST
+
+    def tell(self, event: Event) -> None:
+        """Let the listener have *event*; what it raises is logged."""
+        if self._listener is not None:
+            try:
+                self._listener(event)
+            except Exception:
+                logger.exception("spool %s: the listener failed at %r", self._spool, event)
+
+    def tell_dropped(self, dropped: Mapping[str, int]) -> None:
+        """Tell how many messages each queue has lost to a limit."""
+        if not dropped:
+            return
+        now = clock.now()
+        for queue, messages in dropped.items():
+            self.tell(MessagesDropped("", now, queue, messages))
+        with self._lock:
+            self._unlogged += sum(dropped.values())
+        self.log_dropped(now)
+
+    def log_dropped(self, now: float, *, is_last: bool = False) -> None:
+        """Write the line that is due; *is_last*: now, since there will be no other chance."""
+        with self._lock:
+            if not self._unlogged or (now < self._log_at and not is_last):
+                return
+            messages, self._unlogged = self._unlogged, 0
+            self._log_at = now + BURST
+        logger.warning("spool %s: %d message(s) dropped to keep within its limits", self._spool, messages)
