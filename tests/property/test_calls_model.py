@@ -101,8 +101,16 @@ class Calls(RuleBasedStateMachine):
         part = Part(offers, colour)
         part.id = self.pool.init(part.tape, extra=colour)
         self.parts.append(part)
-        self.idle.append(part)
-        self.serve()
+        suited = [wanted for wanted in self.queue if wanted.suits(part)]
+        if not suited:
+            self.idle.append(part)
+            return
+        assert part.held.begun.acquire(timeout=10), "nobody uses the new channel"
+        first = next(wanted for wanted in suited if wanted.number == part.tape.calls[-1])
+        # A filter has yet to see the channel, and who has none need not wait for that.
+        assert all(wanted.colour for wanted in suited if wanted.number < first.number)
+        self.queue.remove(first)
+        part.call = first
 
     @precondition(lambda self: len(self.queue) < 6)
     @rule(method=METHODS, colour=st.sampled_from([None, None, "a", "b"]))
