@@ -97,7 +97,7 @@ def test_four_calls_at_once_are_split_between_two_channels(pool):
         tape.doing = sleeping(0.1)
         pool.init(tape)
     seconds = took(*[get(pool)] * 4)
-    assert 0.2 <= seconds < 0.45
+    assert 0.2 <= seconds < 2.0
     assert [len(tape.calls) for tape in tapes] == [2, 2]
 
 
@@ -161,11 +161,11 @@ def test_what_will_come_to_each_channel_is_foreseen_from_what_its_calls_took(clo
 # -- rests
 
 
-@pytest.mark.parametrize(("n_channels", "least", "most"), [(1, 0.2, 0.4), (2, 0.1, 0.18)])
+@pytest.mark.parametrize(("n_channels", "least", "most"), [(1, 0.6, 3.0), (2, 0.3, 0.59)])
 def test_a_channel_that_asks_for_a_rest_gets_it(pool, n_channels, least, most):
     for _ in range(n_channels):
         tape = Tape()
-        tape.doing = lambda method, payload: Reply(payload, retry_after=0.1)
+        tape.doing = lambda method, payload: Reply(payload, retry_after=0.3)
         pool.init(tape)
     assert least <= took(*[get(pool)] * 3) < most
 
