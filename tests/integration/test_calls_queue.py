@@ -17,6 +17,7 @@ from connpool import (
     ChannelInfo,
     ConfigError,
     FilteredOutError,
+    MethodNotSupportedError,
     NoResourceError,
     Reply,
     UsageError,
@@ -535,3 +536,29 @@ def test_what_a_clock_that_stands_still_cannot_say_a_wait_does(pool):
         frozen.init(tape)
         with pytest.raises(CallTimeoutError):
             frozen.call(RESOURCE, "get", timeout=5)
+
+
+# -- changes while calls wait
+
+
+def test_who_waits_for_a_method_that_is_taken_away_is_told_so(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool)
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, [1])[0]
+    pool.update(RESOURCE, lambda info: attrs.evolve(info, methods={"set"}))
+    assert isinstance(waiting.outcome(), MethodNotSupportedError)
+    held.may_end.release()
+    running.outcome()
+
+
+def test_an_idle_channel_can_be_sent_to_rest(clock):
+    with CallPool(clock=clock) as pool:
+        pool.init(Tape())
+        pool.update(RESOURCE, lambda info: attrs.evolve(info, rest_left=5.0))
+        with pytest.raises(CallTimeoutError):
+            pool.call(RESOURCE, "get", timeout=0)
+        clock.advance(5)
+        assert pool.call(RESOURCE, "get", 1, timeout=0) == 1
