@@ -520,9 +520,10 @@ def test_a_forked_child_starts_empty_and_says_nothing_on_the_parents_channels(po
             answer = pool.call("own", "get", 5)
             pool.close()
             gc.collect()
-            return answer, own.closes, tape.closes
+            return answer, own.closes, tape.closes, inherited() is not None
 
-        assert in_child(in_it) == (5, 1, 0)
+        inherited = weakref.ref(pool.map(RESOURCE, lambda info: info.channel)[0])
+        assert in_child(in_it) == (5, 1, 0, True)  # not even its finaliser may speak
         assert pool.call(RESOURCE, "GET") == "1"
         assert server.connections[0].ending is None
 
