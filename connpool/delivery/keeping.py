@@ -180,7 +180,7 @@ class Keeping:
 
         def is_done() -> bool:
             living = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
-            return not any(link.is_tended for link in living)
+            return not any(link.is_tended and not link.is_stuck for link in living)
 
         with office.settled:
             office.settled.wait_for(is_done, None if until is None else max(0.0, until - real.now()))

@@ -80,6 +80,7 @@ class Link:
         self.is_tended = False  # a worker is at it, or about to be
         self.tended_since = now
         self.worker: threading.Thread | None = None
+        self.is_stuck = False  # what waits for it cannot be read or framed, for reasons of our own
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
         # ------------------------------------------------------------------

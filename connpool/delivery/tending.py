@@ -82,11 +82,15 @@ class Tending:
                     self._open(link)
                 else:
                     self._flush(link)
+                    link.is_stuck = False
             except Exception as error:
                 logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
                 if job == "open":
                     office.not_opened(link, link.endpoint, error)
                 else:
+                    with office._lock:
+                        link.is_stuck = True
+                        office.settled.notify_all()
                     self._pause(BREATH)
 
     def _pause(self, seconds: float) -> None:
