@@ -8,6 +8,7 @@ from connpool.calls.socket_channel import SocketChannel
 from connpool.delivery.broadcaster import Broadcaster
 from connpool.delivery.memory_spool import MemorySpool
 from connpool.delivery.spool import Spool, SpoolCount, Spooled
+from connpool.delivery.sqlite_spool import SQLiteSpool
 from connpool.errors import (
     CallError,
     CallTimeoutError,
@@ -170,6 +171,7 @@ __all__ = [
     "Request",
     "Route",
     "RouteSyntaxError",
+    "SQLiteSpool",
     "SharedConnection",
     "SocketChannel",
     "SocketConnector",
