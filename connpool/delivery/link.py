@@ -79,6 +79,7 @@ class Link:
         self.last_error: BaseException | None = None
         self.is_tended = False  # a worker is at it
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
+        self.was_awaited = False  # a message has waited for its first dial: no other does
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
         # ------------------------------------------------------------------
         self.writing = threading.Lock()
