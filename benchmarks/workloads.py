@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from benchmarks import lending, many, sharing, wire
+from benchmarks import calls, lending, many, sharing, wire
 from benchmarks.plan import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     **lending.WORKLOADS,
     **wire.WORKLOADS,
     **sharing.WORKLOADS,
+    **calls.WORKLOADS,
     **many.WORKLOADS,
 }

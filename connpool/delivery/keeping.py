@@ -59,6 +59,7 @@ class Keeping:
         if now >= min(self._adopt_at, self._beat_at):
             self._do_apart()
         office.refresh()
+        office.miss_workers()
         office.kick_all()
         with office._lock:
             retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]

@@ -185,8 +185,7 @@ class Sending:
 
     def _nobody(self) -> NoEndpointError:
         office = self._office
-        with office._lock:
-            infos = [link.describe() for link in office.roster.links.values()]
+        infos = office.describe_links()
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
         told = "; ".join(f"{endpoint}: {error}" for endpoint, error in causes) or "the route has no members"

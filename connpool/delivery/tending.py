@@ -55,7 +55,7 @@ class Tending:
     def start(self, link: Link) -> bool:
         """Have a worker tend *link*. False: no thread can be had."""
         name = f"connpool-link-{self._office.name}-{link.queue}"
-        thread = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
+        thread = link.worker = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:

@@ -48,6 +48,8 @@ TARGETS = {
     ("W5", "ours", "starved threads"): ("<=", 0),
     ("W6", "ours", "p99 wait x ideal"): ("<=", 1.5),
     ("W6", "ours", "starved threads"): ("<=", 0),
+    ("C1", "ours", "x locked call"): (">=", 1 / 6),
+    ("C2", "ours", "x ideal rate"): (">=", 0.95),
     ("memory", "ours", "per idle connection"): ("<=", 400),
 }
 
@@ -104,6 +106,12 @@ ROWS = {
     ],
     "W5": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
     "W6": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
+    "C1": [("locked call", "turns"), ("ours", "turns"), ("ours", "x locked call")],
+    "C2": [
+        (who, what)
+        for what in ("turns", "mean hold", "x ideal rate", "starved threads")
+        for who in ("floor C", "ours")
+    ],
     "memory": [("ours", "per idle connection")],
 }
 
