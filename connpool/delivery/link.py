@@ -82,6 +82,7 @@ class Link:
         self.worker: threading.Thread | None = None
         self.is_stuck = False  # what waits for it cannot be read or framed, for reasons of our own
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
+        self.was_awaited = False  # a message has waited for its first dial: no other does
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
         # ------------------------------------------------------------------
         self.writing = threading.Lock()

@@ -103,7 +103,7 @@ class Office:
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
             link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
             self._publish_locked()
-            is_stray = self.is_closed or link.queue not in self.roster.links
+            is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()
         logger.info("broadcaster %r: %s is connected", self.name, strand.endpoint)
         self.speak_up()
@@ -170,7 +170,7 @@ class Office:
         """Decide when the next attempt to open *link* is made."""
         link.failures += 1
         delay = delay_after(link.failures, error, self.pool.config, self.pool._lender.books.rng)
-        is_tried = self.settings.reconnect and not self.is_closed and link.queue in self.roster.links
+        is_tried = self.settings.reconnect and not self.is_closed and self.roster.has(link)
         link.retry_at = self.clock.now() + delay if is_tried and delay < math.inf else None
         if link.retry_at is not None:
             self.expect_locked(link.retry_at)
@@ -246,7 +246,7 @@ class Office:
     def job_locked(self, link: Link) -> str | None:
         """What there is to do for *link*: ``"open"`` it, ``"flush"`` what waits for it, or nothing."""
         if link.state is not LinkState.ALIVE:
-            if self.is_closed or link.queue not in self.roster.links:
+            if self.is_closed or not self.roster.has(link):
                 return None
             is_due = link.retry_at is not None and self.clock.now() >= link.retry_at
             return "open" if link.is_wanted or is_due else None
