@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks import lending, many, sharing, wire
+from benchmarks import delivery, lending, many, sharing, wire
 from benchmarks.plan import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -10,4 +10,5 @@ WORKLOADS: Mapping[str, Workload] = {
     **wire.WORKLOADS,
     **sharing.WORKLOADS,
     **many.WORKLOADS,
+    **delivery.WORKLOADS,
 }
