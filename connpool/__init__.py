@@ -69,7 +69,7 @@ from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
 from connpool.repository import Repository, repository
 from connpool.wire.connector import Connector, SocketConnector
-from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
+from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Raw
 
 __all__ = [
     "Broadcaster",
@@ -109,6 +109,7 @@ __all__ = [
     "Group",
     "GroupSwitched",
     "HandshakeError",
+    "Identified",
     "LengthPrefixed",
     "Lines",
     "LinkEvent",

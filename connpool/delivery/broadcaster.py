@@ -21,6 +21,7 @@ from connpool.delivery.spool import Spool
 from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
+from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
@@ -89,9 +90,10 @@ class Broadcaster(Admin):
         office = self._office = Office(self.pool, self._spool, self._settings)
         self._tending = Tending(office)
         self._watch = Watch(office)
-        self._sending = Sending(office)
+        writing = Writing(office)
+        self._sending = Sending(office, writing)
         self._telling = Telling(self, office)
-        self._keeping = Keeping(office, self._sending)
+        self._keeping = Keeping(office, writing)
         settings = self._settings
         self._deferred = Deferred(
             self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
@@ -124,7 +126,7 @@ class Broadcaster(Admin):
         Locking: one lock for each member; no wait for a peer unless there is no spool, or a ``confirm``.
         Source: prelude_connection_pool_broadcast (libprelude).
         """
-        return self._sending.deliver(bytes_of(message))
+        return self._sending.deliver(message if type(message) is bytes else bytes_of(message))
 
     def broadcast_async(self, message: bytes) -> Future[Delivery]:
         """Send *message* on another thread, after all that were given to this method before.

@@ -10,7 +10,7 @@ from typing import Final
 from connpool import clock as real
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.sending import Sending
+from connpool.delivery.writing import Writing
 from connpool.errors import SpoolError, UnknownEndpointError
 from connpool.model.delivery import LinkState
 from connpool.model.endpoint import Endpoint
@@ -30,9 +30,9 @@ logger = logging.getLogger("connpool.delivery")
 class Keeping:
     """Turns of upkeep: attempts to connect, heartbeats, adoptions; and flushing and closing."""
 
-    def __init__(self, office: Office, sending: Sending) -> None:
+    def __init__(self, office: Office, writing: Writing) -> None:
         self._office = office
-        self._sending = sending
+        self._writing = writing
         self._adopts = getattr(office.spool, "adopts", office.spool is not None)
         self._adopt_at = math.inf
         self._beat_at = math.inf
@@ -121,11 +121,10 @@ class Keeping:
         if heartbeat is None:
             return
         message = bytes_of(heartbeat[1]() if callable(heartbeat[1]) else heartbeat[1])
-        data = office.encode(message)
         with office._lock:
             links = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
         for link in links:
-            self._sending.send_once(link, data, message)
+            self._writing.write_once(link, message)
 
     # -- flushing and the end
 

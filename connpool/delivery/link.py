@@ -110,12 +110,13 @@ class Link:
             strand = self.strand
             if strand is None:
                 return Outcome.DEAD
-            if self.holder is not None or self.is_flushing or self._has_older(position):
+            if (
+                self.holder is not None
+                or self.is_flushing
+                or (self.spool is not None and self._has_older(position))
+            ):
                 return Outcome.BEHIND
-            line = strand.line
-            if not line.is_alive():
-                return Outcome.DEAD
-            n_sent = line.push(data)
+            n_sent = strand.line.look_and_push(data)
             if n_sent == len(data):
                 if position:
                     self.done.add(position)
@@ -145,7 +146,8 @@ class Link:
             strand = self.strand
             if strand is None:
                 return Outcome.DEAD
-            if self.holder is not None or self.is_flushing or self._has_older(position):
+            is_behind = self.spool is not None and self._has_older(position)
+            if self.holder is not None or self.is_flushing or is_behind:
                 return Outcome.BEHIND
             if not strand.line.is_alive():
                 return Outcome.DEAD
@@ -155,8 +157,7 @@ class Link:
 
     def _has_older(self, position: int) -> bool:
         """Whether anything waits in the spool that must be sent before, or that somebody sends just now."""
-        if self.spool is None:
-            return False
+        assert self.spool is not None
         if position and position <= self.taken:
             return True  # a worker has it in hand
         return self.spool.count(self.queue) > len(self.own) + len(self.done)
@@ -198,10 +199,10 @@ class Link:
 
     # -- a connection's beginning and end
 
-    def open(self, strand: Strand) -> None:
-        with self.writing:
-            self.unfinished = None
-            self.strand = strand
+    def adopt(self, strand: Strand) -> None:
+        """Have *strand* from now on. Only the worker does this, while there is none: it needs no lock."""
+        self.unfinished = None
+        self.strand = strand
 
     def drop(self, strand: Strand) -> tuple[bool, Strand | None]:
         """Let nobody use *strand* any more, and have everybody who waits at it stop.

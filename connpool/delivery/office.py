@@ -24,6 +24,7 @@ from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
 from connpool.pool.census import Kept, watch
 from connpool.pool.pool import ConnectionPool
+from connpool.wire.framing import Identifying
 
 __all__ = ["Office", "Plan"]
 
@@ -36,6 +37,7 @@ logger = logging.getLogger("connpool.delivery")
 class Plan:
     """Where a message goes while nothing is out of order: to each of these links, and that is all."""
 
+    number: int
     links: tuple[Link, ...]
     delivery: Delivery
 
@@ -97,8 +99,7 @@ class Office:
             link.last_error = None
             link.is_wanted = False
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
-        link.open(strand)  # only now: whoever finds it broken comes after what is told of it
-        with self._lock:
+            link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
             self._publish_locked()
             is_stray = self.is_closed or link.queue not in self.roster.links
             self.settled.notify_all()
@@ -196,7 +197,7 @@ class Office:
         links = groups[active]
         if not self.is_closed and all(link.state is LinkState.ALIVE for link in links):
             sent = tuple(link.endpoint for link in links)
-            self.plan = Plan(links, Delivery(sent=sent, group=active))
+            self.plan = Plan(active, links, Delivery(sent=sent, group=active))
 
     def refresh(self) -> None:
         """Look again which group is active."""
@@ -261,5 +262,16 @@ class Office:
             logger.info("broadcaster %r: sends to group %s, before to %s", self.name, after, before)
         self.mailbox.wake()
 
-    def encode(self, message: bytes) -> bytes:
-        return self.settings.framing.encode(message)
+    def encode(self, message: bytes, id: bytes) -> bytes:
+        """*message* as it goes over the wire, with its *id* if the framing carries that.
+
+        Raises:
+            FramingError: it cannot be framed.
+        """
+        framing = self.settings.framing
+        return framing.encode_as(message, id) if isinstance(framing, Identifying) else framing.encode(message)
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the peers get to see the ids of messages."""
+        return isinstance(self.settings.framing, Identifying)

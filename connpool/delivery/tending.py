@@ -210,7 +210,7 @@ class Tending:
         began = real.now()
         arrived: list[int] = []
         try:
-            frames = [office.encode(each.message) for each in batch]
+            frames = [office.encode(each.message, each.id) for each in batch]
             data = b"".join(frames)
             n_sent = strand.line.push_all(data, office.settings.send_timeout)
             whole = 0

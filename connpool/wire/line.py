@@ -32,7 +32,7 @@ class Line:
         error: Why it is broken; None: it is not, or the peer has ended it.
     """
 
-    __slots__ = ("_is_tls", "_poll", "_raw", "_stream", "error", "fd", "is_over")
+    __slots__ = ("_is_tls", "_look", "_raw", "_send", "_stream", "error", "fd", "is_over")
 
     def __init__(self, stream: object) -> None:
         if not isinstance(stream, Stream):
@@ -48,22 +48,36 @@ class Line:
         self.fd = raw.fileno()
         self.error: Exception | None = None
         self.is_over = False
-        self._poll = select.poll()
-        self._poll.register(self.fd, _HUNG_UP)
+        poll = select.poll()
+        poll.register(self.fd, _HUNG_UP)
+        self._look = poll.poll
+        self._send = raw.send
 
     def is_alive(self) -> bool:
         """Whether the peer still listens, as far as the system knows by now."""
-        if self._poll.poll(0) or self.error is not None or self.is_over:
+        if self._look(0) or self.error is not None or self.is_over:
             self._find_error()
             return False
         return True
+
+    def look_and_push(self, data: bytes) -> int:
+        """``push``, if it is alive; else BROKEN."""
+        if self._is_tls or self.error is not None or self._look(0):
+            return self.push(data) if self.is_alive() else BROKEN
+        try:
+            return self._send(data, _AT_ONCE)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._break(error)
+            return BROKEN
 
     def push(self, data: bytes | memoryview) -> int:
         """Write what is taken at once. Returns how many bytes were; BROKEN: it is at its end."""
         done = 0
         try:
             if not self._is_tls:
-                return self._raw.send(data, _AT_ONCE)
+                return self._send(data, _AT_ONCE)
             while done < len(data):
                 done += self._stream.try_write([memoryview(data)[done:]], eager=True)
             return done
