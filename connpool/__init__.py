@@ -5,6 +5,7 @@ import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.delivery.broadcaster import Broadcaster
 from connpool.delivery.memory_spool import MemorySpool
 from connpool.delivery.spool import Spool, SpoolCount, Spooled
+from connpool.delivery.sqlite_spool import SQLiteSpool
 from connpool.errors import (
     CallError,
     CancelledError,
@@ -143,6 +144,7 @@ __all__ = [
     "Request",
     "Route",
     "RouteSyntaxError",
+    "SQLiteSpool",
     "SharedConnection",
     "SocketConnector",
     "Spool",

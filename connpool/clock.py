@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "Gate", "SystemClock", "now", "wall"]
+__all__ = ["Clock", "Gate", "SystemClock", "now", "stamp", "wall"]
 
 
 class Gate(Protocol):
@@ -63,3 +63,8 @@ def now() -> float:
 def wall() -> float:
     """Seconds since the epoch, for what outlives the process. It may go backwards."""
     return time.time()
+
+
+def stamp() -> str:
+    """The present moment as part of a file's name: ``20261121T183000Z``."""
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

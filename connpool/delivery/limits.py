@@ -45,6 +45,10 @@ class Limits:
     on_full: Literal["drop-oldest", "raise"] = field(default="drop-oldest", validator=_check_on_full)
 
     @property
+    def are_any(self) -> bool:
+        return self.max_messages is not None or self.max_bytes is not None
+
+    @property
     def may_drop(self) -> bool:
         return self.on_full == "drop-oldest"
 
@@ -54,9 +58,9 @@ class Limits:
             self.max_bytes is None or size <= self.max_bytes
         )
 
-    def youngest_expired(self, now: float) -> float | None:
-        """What was spooled then or earlier is too old at *now*; None: nothing is ever."""
-        return None if self.max_age is None else now - self.max_age
+    def is_expired(self, spooled_at: float, now: float) -> bool:
+        """Whether what was spooled at that moment is too old at *now*."""
+        return self.max_age is not None and spooled_at <= now - self.max_age
 
     def full(self, spool: str, messages: int, size: int, copies: int, each: int) -> SpoolFullError:
         """Make the error for *copies* of *each* bytes that *spool* has no room for."""

@@ -192,13 +192,14 @@ class MemorySpool:
 
     def _expired_locked(self, now: float) -> list[Spooled]:
         """What is too old, at the head of each queue."""
-        until = self._limits.youngest_expired(now)
-        if until is None:
+        if self._limits.max_age is None:
             return []
         return [
             item
             for queue in self._queues.values()
-            for item in itertools.takewhile(lambda i: i.spooled_at <= until, self._unclaimed_locked(queue))
+            for item in itertools.takewhile(
+                lambda item: self._limits.is_expired(item.spooled_at, now), self._unclaimed_locked(queue)
+            )
         ]
 
     def _unclaimed_locked(self, queue: _Queue) -> Iterator[Spooled]:

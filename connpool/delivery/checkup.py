@@ -1,0 +1,117 @@
+"""Makes a new file, or finds out whether an old one is what was written, and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from connpool.delivery.books import Books, Tally
+from connpool.delivery.faults import Damaged
+from connpool.delivery.rows import APPLICATION, FORMAT, PAGE_SIZE, SCHEMA, first_of, lane_of, serial_of
+from connpool.delivery.salvage import LOG_HEADER, has_more
+from connpool.errors import SpoolError
+from connpool.wire import disk
+
+if TYPE_CHECKING:
+    from connpool.delivery.segment import Segment
+
+__all__ = ["log_of", "refuse_what_sqlite_would_overwrite", "set_up", "take_stock"]
+
+MAGIC: Final = b"SQLite format 3\0"
+LOG_PAGES: Final = 64  # in the write-ahead log before they go to their places
+HIGHEST_FORMAT: Final = 99  # what claims to be of a later format than that is damaged
+
+PRAGMAS: Final = (
+    f"page_size = {PAGE_SIZE}",
+    "auto_vacuum = INCREMENTAL",
+    "journal_mode = WAL",
+    f"wal_autocheckpoint = {LOG_PAGES}",
+    f"journal_size_limit = {LOG_PAGES * PAGE_SIZE}",
+    "secure_delete = ON",  # what was removed must not come back when a damaged file is read page by page
+    "cell_size_check = ON",
+    "trusted_schema = OFF",
+)
+
+
+def log_of(path: Path) -> Path:
+    """The write-ahead log of the database *path*."""
+    return path.with_name(path.name + "-wal")
+
+
+def refuse_what_sqlite_would_overwrite(path: Path) -> None:
+    """SQLite takes an all too short file for a new one, and removes the log of an empty one."""
+    size, log_size = disk.size_of(path), disk.size_of(log_of(path))
+    if not size:
+        if log_size is not None and log_size > LOG_HEADER.size:
+            raise Damaged("it is empty, and its log is not")
+        return
+    with disk.reading(path) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise Damaged("it does not begin as a SQLite file does")
+
+
+def set_up(segment: Segment) -> None:
+    """Have SQLite do what we rely on; see that the file is whole and ours, or make it if it is new.
+
+    Raises:
+        Damaged: it is not what was written.
+        SpoolError: it is another program's, or of a later format.
+    """
+    for pragma in PRAGMAS:
+        segment.execute(f"PRAGMA {pragma}")
+    (verdict,) = segment.execute("PRAGMA quick_check(1)")[0]
+    if verdict != "ok":
+        raise Damaged(verdict)
+    _, frames, _ = segment.execute("PRAGMA wal_checkpoint(PASSIVE)")[0]
+    if disk.size_of(log_of(segment.path)) is not None:
+        with disk.reading(log_of(segment.path)) as log:
+            if has_more(log, max(frames, 0)):
+                raise Damaged("its log holds commits that cannot be read")
+    tables = dict(segment.execute("SELECT name, sql FROM sqlite_master"))
+    application, version = (segment.number(f"PRAGMA {what}") for what in ("application_id", "user_version"))
+    if not tables and (application, version) == (0, 0):
+        _make(segment)
+    elif tables and application != APPLICATION and "message" not in tables:
+        raise SpoolError(f"spool {segment.path}: it is the database of another program")
+    elif FORMAT < version <= HIGHEST_FORMAT:
+        raise SpoolError(
+            f"spool {segment.path}: its format is {version}, of a later release; this one reads {FORMAT}"
+        )
+    elif (application, version) != (APPLICATION, FORMAT) or tuple(tables.values()) != SCHEMA:
+        raise Damaged("its tables are not as they were made")
+
+
+def _make(segment: Segment) -> None:
+    segment.begin(is_durable=True)
+    for statement in SCHEMA:
+        segment.execute(statement)
+    segment.execute(f"PRAGMA application_id = {APPLICATION}")
+    segment.execute(f"PRAGMA user_version = {FORMAT}")
+    segment.commit()
+
+
+def take_stock(segment: Segment) -> Books:
+    """Count what is there."""
+    books = Books()
+    serial, lane = 1, 0
+    while found := segment.execute(
+        "SELECT position FROM message WHERE position >= ? ORDER BY position LIMIT 1", (first_of(lane),)
+    ):
+        ((first,),) = found
+        lane = lane_of(first)
+        (row,) = segment.rows(first, 1)
+        messages, size, last = segment.execute(
+            "SELECT count(*), total(length(message)), max(position) FROM message"
+            " WHERE position >= ? AND position < ?",
+            (first, first_of(lane + 1)),
+        )[0]
+        books.put(row.queue.decode("utf-8", "surrogatepass"), Tally(lane, messages, int(size), 0))
+        serial = max(serial, serial_of(last) + 1)
+        lane += 1
+    for note in segment.notes():
+        if note.kind == "dropped":
+            books.note_dropped(note.name.decode("utf-8", "surrogatepass"), note.number)
+        elif note.kind == "serial":
+            serial = max(serial, note.number)
+    books.serial = books.reserved = serial
+    return books

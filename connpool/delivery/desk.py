@@ -1,0 +1,167 @@
+"""Calls from many threads on one file: one of them does what all of them want."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from connpool import clock
+from connpool.clock import Gate, SystemClock
+from connpool.delivery.books import Draft
+from connpool.errors import UsageError
+
+__all__ = ["Call", "Desk", "Job"]
+
+_wait = SystemClock().wait
+
+
+class Job:
+    """What one call wants done.
+
+    Attributes:
+        work: Does it, within a transaction; None: the caller will, when nobody else is at the file.
+        is_durable: Whether it is to survive that the power fails.
+        is_done: Whether ``outcome`` or ``error`` is what the call ends with.
+    """
+
+    __slots__ = ("error", "gate", "is_done", "is_durable", "outcome", "thread", "work")
+
+    def __init__(self, work: Callable[[Draft], Any] | None, is_durable: bool = False) -> None:
+        self.work = work
+        self.is_durable = is_durable
+        self.thread = threading.get_ident()
+        self.gate: Gate | None = None  # there is one once its thread waits
+        self.outcome: Any = None
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def wake(self) -> None:
+        """Let its thread look: it is done, or it may be its turn."""
+        if self.gate is not None:
+            try:
+                self.gate.release()
+            except RuntimeError:  # it is told already
+                pass
+
+
+class Call:
+    """A job that is on the desk, and perhaps has the file.
+
+    Both end with ``end``, or when it is dropped: an interrupt leaves nobody waiting.
+    """
+
+    __slots__ = ("_desk", "_job")
+
+    def __init__(self, desk: Desk, job: Job) -> None:
+        self._desk = desk
+        self._job = job
+        desk.jobs[job.thread] = job
+
+    def has_file(self) -> bool:
+        """Try to have the file to itself; False: another has it, and will wake the job."""
+        users, loners = self._desk.users, self._desk.loners
+        if loners and loners[0] is not self._job:
+            return False
+        while not users:
+            users.append(self._job)
+            if users[0] is self._job:
+                return True
+            users.remove(self._job)  # and look again: the other may have left in that very moment
+        return False
+
+    def end(self) -> None:
+        """Let another have the file, and take the job off the desk; more than once does nothing."""
+        desk, job = self._desk, self._job
+        if job in desk.users:
+            desk.users.remove(job)
+        if job in desk.loners:
+            desk.loners.remove(job)
+        if desk.jobs.get(job.thread) is job:
+            del desk.jobs[job.thread]
+            if desk.jobs:
+                desk.wake_next()
+
+    __del__ = end
+
+
+class Desk:
+    """Jobs in the order of arrival, and who has the file.
+
+    There is no lock. Who has a job puts it on the desk, *then* looks whether the
+    file is free; who leaves the file does that first, and looks for jobs *then*.
+    So one of the two sees the other. Who has the file does all jobs that are
+    there: one commit serves all that came while the last was on its way to the disk.
+
+    A job stays on the desk until its own thread takes it off. So a signal handler
+    or a finaliser that calls from within a call of its own thread is found out,
+    and turned away: it would wait for itself.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, Job] = {}  # by thread
+        self.users: deque[Job] = deque()  # the left one has the file
+        self.loners: deque[Job] = deque()  # who want it alone, and so before all others
+
+    def do(self, job: Job, run: Callable[[Sequence[Job]], None]) -> Any:
+        """Have *job* done, by this thread or another; returns its outcome.
+
+        Args:
+            run: Does jobs and marks them as done. Those that an interrupt keeps it
+                from marking are there again the next time.
+
+        Raises:
+            UsageError: it comes from within another call of the same thread.
+        """
+        call = self._join(job)
+        try:
+            if (call.has_file() or self._wait(call, job, None)) and not job.is_done:
+                run([job for job in self.jobs.copy().values() if not job.is_done and job.work])
+        finally:
+            call.end()
+        if job.error is not None:
+            raise job.error
+        return job.outcome
+
+    def hold(self, timeout: float | None = None) -> Call | None:
+        """Wait until nobody is at the file, and keep others away until the call ends.
+
+        Returns:
+            None: *timeout* seconds were too short.
+
+        Raises:
+            UsageError: it comes from within another call of the same thread.
+        """
+        job = Job(None)
+        call = self._join(job)
+        self.loners.append(job)
+        return call if self._wait(call, job, timeout) else None
+
+    def _join(self, job: Job) -> Call:
+        if job.thread in self.jobs:
+            raise UsageError("a spool is used from within a call to it")
+        return Call(self, job)
+
+    def _wait(self, call: Call, job: Job, timeout: float | None) -> bool:
+        """Wait for the file, or until *job* is done. False: *timeout* is over."""
+        until = None if timeout is None else clock.now() + timeout
+        job.gate = gate = threading.Lock()
+        gate.acquire()
+        while not job.is_done:
+            if call.has_file():
+                return True
+            if until is None:
+                gate.acquire()
+            elif not _wait(gate, until - clock.now()):
+                return False
+        return True
+
+    def wake_next(self) -> None:
+        """Tell who comes next that the file may be free."""
+        if self.users:
+            return
+        for job in *self.loners.copy(), *self.jobs.copy().values():
+            if not job.is_done:
+                job.wake()
+                return

@@ -1,0 +1,229 @@
+"""Has one file of a spool: opens it when it is needed, does jobs on it, and mends it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from connpool.delivery.books import Books, Draft
+from connpool.delivery.desk import Desk, Job
+from connpool.delivery.faults import Damaged, Told, told
+from connpool.delivery.ledger import Ledger
+from connpool.delivery.limits import Limits
+from connpool.delivery.mend import mend, open_whole, remove_file
+from connpool.delivery.segment import Segment
+from connpool.errors import SpoolCorruptError, SpoolError
+from connpool.model.events import SpoolDamaged
+from connpool.wire import disk
+from connpool.wire.disk import FileLock
+
+__all__ = ["Keeper", "News", "lock_of"]
+
+News: TypeAlias = dict[str, int] | tuple[SpoolDamaged, str]
+
+
+def lock_of(path: Path) -> Path:
+    """The file whose lock its owner has."""
+    return path.with_name(path.name + ".lock")
+
+
+class Keeper:
+    """One file that this process has to itself.
+
+    Attributes:
+        base: The path that the spool was given. Others' files are called like it.
+        path: The file; None: it has none yet.
+        books: What is in it. Replaced as a whole, never changed: to be read by any thread.
+        desk: Where calls wait for each other.
+        ledger: What jobs call.
+        news: What happened and is still to be told.
+        shunned: Files of dead owners that could not be taken over so far.
+    """
+
+    def __init__(self, base: Path, limits: Limits) -> None:
+        self.base = base
+        self._limits = limits
+        self.shunned: set[Path] = set()
+        self.is_closed = False
+        self.start_clean()
+
+    def start_clean(self) -> None:
+        """Begin anew, without a file: in a forked child it is the parent's."""
+        self.path: Path | None = None
+        self.books = Books()
+        self.desk = Desk()
+        self.ledger = Ledger(self._limits, str(self.base))
+        self.news: deque[News] = deque()
+        self._lock: FileLock | None = None
+        self._is_at_it = False  # a transaction has begun and is not settled
+        self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
+
+    def disown(self) -> None:
+        """In a forked child: let go of the parent's file and begin anew."""
+        if self.ledger.segment is not None:
+            self.ledger.segment.disown()
+        if self._lock is not None:
+            self._lock.abandon()
+        self.start_clean()
+
+    def own(self, path: Path, lock: FileLock) -> None:
+        """Have the file *path*, whose *lock* is ours."""
+        self._lock = lock
+        self.path = path
+
+    def close(self, timeout: float | None = None) -> None:
+        """Close the file, and let others have it; an empty one of a second owner is removed."""
+        self.is_closed = True
+        call = self.desk.hold(timeout)
+        if call is None:
+            return
+        try:
+            self._settle()
+            segment, self.ledger.segment = self.ledger.segment, None
+            if segment is not None:
+                is_of_use = segment.path == self.base or self.books.tallies
+                segment.close()
+                if not is_of_use:
+                    remove_file(segment.path)
+            if self._lock is not None:
+                self._lock.end()
+        finally:
+            call.end()
+
+    def open(self) -> Segment:
+        """Open the file unless it is. With nobody else at it.
+
+        Raises:
+            SpoolError: it cannot be opened, or the keeper is closed.
+        """
+        if self.is_closed:
+            raise SpoolError(f"spool {self.base} is closed")
+        if self.ledger.segment is None:
+            if self.path is None:
+                disk.require_directory(self.base)
+                self._find()
+            assert self.path is not None
+            segment = open_whole(self.path, self._note)
+            self.books = segment.books
+            self.ledger.segment = segment
+        return self.ledger.segment
+
+    def _find(self) -> None:
+        """Have the first file that nobody has: *base*, or one called like it and a number."""
+        number = 1
+        path = self.base
+        while (lock := FileLock.try_take(lock_of(path))) is None:
+            number += 1
+            path = self.base.with_name(f"{self.base.name}.{number}")
+        self.own(path, lock)
+
+    def _note(self, event: SpoolDamaged, why: str) -> None:
+        self.news.append((event, why))
+
+    # -- jobs
+
+    def do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
+        """Do *work* within a transaction, on this thread or another; returns its outcome.
+
+        Raises:
+            SpoolError: it failed, and has changed nothing.
+        """
+        return self.desk.do(Job(work, is_durable), self._run)
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Do *jobs* in one transaction; if that fails, each in one of its own."""
+        if self._is_at_it:
+            self._settle()
+            jobs = [job for job in jobs if not job.is_done]
+        try:
+            self._transact(jobs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is for the thread whose job it is
+            self._roll_back()
+            if len(jobs) == 1:
+                jobs[0].error = error
+                jobs[0].is_done = True
+                jobs[0].wake()
+                return
+            for job in jobs:
+                self._run([job])
+
+    def _transact(self, jobs: Sequence[Job]) -> None:
+        for is_mended in (False, True):
+            segment = self.open()
+            try:
+                self._attempt(segment, jobs)
+                return
+            except (sqlite3.Error, Damaged) as error:
+                damage = told(error, segment.path) if isinstance(error, sqlite3.Error) else error
+                if isinstance(damage, SpoolError):
+                    raise damage from error
+                if is_mended:
+                    raise SpoolCorruptError(f"spool {segment.path}: damaged again: {damage}") from error
+                self._mend(segment, str(damage))
+
+    def _attempt(self, segment: Segment, jobs: Sequence[Job]) -> None:
+        draft = Draft(self.books)
+        is_durable = False
+        for job in jobs:
+            is_durable = is_durable or job.is_durable
+        self._is_at_it = True
+        segment.begin(is_durable=is_durable)
+        for job in jobs:
+            assert job.work is not None
+            job.error = None
+            try:
+                job.outcome = job.work(draft)
+            except SpoolError as error:  # it has changed nothing that must be undone
+                job.error = error
+        self.ledger.write(draft)
+        if draft.gone:
+            segment.tidy()
+        self._unsettled = jobs, draft
+        segment.commit()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring to its end what a transaction has left: its own thread does, or after an interrupt the next.
+
+        Once the commit has begun, the file alone knows whether it has come to its end.
+        """
+        segment = self.ledger.segment
+        if segment is not None and segment.is_in_transaction:
+            self._roll_back()
+        if self._unsettled is None:
+            self._is_at_it = False
+            return
+        jobs, draft = self._unsettled
+        self.books = draft.books
+        self.ledger.claimed.update(draft.claimed)
+        for position in draft.gone:
+            self.ledger.claimed.pop(position, None)
+        if draft.dropped:
+            self.news.append(draft.dropped)
+            draft.dropped = {}
+        for job in jobs:
+            job.is_done = True
+            job.wake()
+        self._unsettled = None
+        self._is_at_it = False
+
+    def _roll_back(self) -> None:
+        self._unsettled = None
+        segment = self.ledger.segment
+        if segment is not None:
+            try:
+                with Told(segment.path):
+                    segment.roll_back()
+            except (Damaged, SpoolError):  # the next who opens it will see what is the matter
+                self.ledger.segment = None
+                segment.close()
+
+    def _mend(self, segment: Segment, why: str) -> None:
+        self._unsettled = None
+        self.ledger.segment = None
+        segment.close()
+        self.ledger.segment = mend(segment.path, why, self._note, self.books.messages)
+        self.books = self.ledger.segment.books

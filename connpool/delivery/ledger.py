@@ -1,0 +1,230 @@
+"""What is done with messages in a file, within a transaction: put, look, remove, move, drop."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, TypeAlias
+
+from connpool import clock
+from connpool.delivery.books import Draft
+from connpool.delivery.faults import Damaged
+from connpool.delivery.limits import Limits
+from connpool.delivery.rows import PAGE_SIZE, Row, first_of, lane_of, sealed, serial_of
+from connpool.delivery.segment import Segment
+from connpool.delivery.spool import Spooled
+
+__all__ = ["Ledger"]
+
+RESERVE: Final = 1 << 20  # serials that are noted as given out at a time
+ROOM: Final = 1 << 20  # bytes that a file may take beyond its limit on messages, or a tenth of that limit
+
+Head: TypeAlias = tuple[int, int, float]  # position, size, when it was spooled
+Copy: TypeAlias = tuple[str, bytes, float, bytes]  # queue, id, when it was spooled, message
+
+
+class Ledger:
+    """The messages of one segment. On the thread that has the baton, within a transaction.
+
+    Attributes:
+        claimed: Positions that limits spare, and the size of each message.
+    """
+
+    def __init__(self, limits: Limits, name: str) -> None:
+        self._limits = limits
+        self._name = name
+        self.claimed: dict[int, int] = {}
+        self.segment: Segment | None = None
+
+    # -- what callers want
+
+    def put(self, draft: Draft, queues: Sequence[str], message: bytes, id: bytes) -> list[int]:
+        now = clock.wall()
+        self.expire(draft, now)
+        self._make_room(draft, len(queues), len(message))
+        return self._add(draft, [(queue, id, now, message) for queue in queues])
+
+    def peek(self, draft: Draft, queue: str, max_messages: int, max_bytes: int) -> list[Spooled]:
+        now = clock.wall()
+        self.expire(draft, now)
+        tally = draft.books.tallies.get(queue)
+        if tally is None or not tally.messages:
+            return []
+        oldest: list[Spooled] = []
+        size = 0
+        for row in self.write(draft).rows(first_of(tally.lane), max(max_messages, 1)):
+            if self._limits.is_expired(row.spooled_at, now) and not self._is_claimed(draft, row.position):
+                continue
+            size += len(row.message)
+            if oldest and size > max_bytes:
+                break
+            oldest.append(Spooled(row.position, row.id, row.message, row.spooled_at))
+            draft.claimed[row.position] = len(row.message)
+        if not oldest:
+            raise Damaged(f"{tally.messages} message(s) of queue {queue!r} are not where they were")
+        return oldest
+
+    def remove(self, draft: Draft, positions: Iterable[int]) -> None:
+        sizes = {}
+        for position in positions:
+            size = self.claimed.get(position)
+            if size is None:
+                size = self.write(draft).size_at(position)
+            if size is not None and position not in draft.gone:
+                sizes[position] = size
+        self._take_out(draft, sizes)
+
+    def move(self, draft: Draft, source: str, targets: Sequence[str], max_messages: int) -> int:
+        tally = draft.books.tallies.get(source)
+        if tally is None or max_messages < 1:
+            return 0
+        leaving = list(self.write(draft).rows(first_of(tally.lane), max_messages))
+        copies = [(queue, row.id, row.spooled_at, row.message) for row in leaving for queue in targets]
+        self._add(draft, copies)
+        self._take_out(draft, {row.position: len(row.message) for row in leaving})
+        return len(leaving)
+
+    def take_in(self, draft: Draft, leftovers: Iterable[Row]) -> Counter[str]:
+        """Put *leftovers* of another file at the tail of their queues; returns how many of each."""
+        copies = [
+            (row.queue.decode("utf-8", "surrogatepass"), row.id, row.spooled_at, row.message)
+            for row in leftovers
+        ]
+        self._add(draft, copies)
+        draft.books.expires_at = 0.0
+        return Counter(queue for queue, *_ in copies)
+
+    def keep_within(self, draft: Draft) -> None:
+        """Drop what is too old, and the oldest of what is too much."""
+        self.expire(draft, clock.wall())
+        if self._limits.may_drop:
+            self._evict(draft, 0, 0)
+
+    # -- limits
+
+    def expire(self, draft: Draft, now: float) -> None:
+        """Drop what is too old at the head of each queue."""
+        max_age = self._limits.max_age
+        if max_age is None or now < draft.books.expires_at:
+            return
+        doomed, oldest_left = [], now
+        for tally in draft.books.tallies.values():
+            for position, size, spooled_at in self.write(draft).heads(tally.lane):
+                is_claimed = self._is_claimed(draft, position)
+                if is_claimed or not self._limits.is_expired(spooled_at, now):
+                    oldest_left = min(oldest_left, spooled_at)
+                if not self._limits.is_expired(spooled_at, now):
+                    break
+                if not is_claimed:
+                    doomed.append((position, size))
+        self._drop(draft, doomed)
+        draft.books.expires_at = oldest_left + max_age
+
+    def _make_room(self, draft: Draft, copies: int, each: int) -> None:
+        """Drop the oldest until *copies* of *each* bytes are within the limits.
+
+        Raises:
+            SpoolFullError: they cannot be, or nothing may be dropped.
+        """
+        if not self._limits.are_any:
+            return
+        books = draft.books
+        can_ever = self._limits.holds(copies, copies * each)
+        if not (can_ever and self._evict(draft, copies, copies * each)):
+            raise self._limits.full(self._name, books.messages, books.bytes, copies, each)
+
+    def _evict(self, draft: Draft, messages: int, size: int) -> bool:
+        """Drop the oldest until there is room for so much more; False: there is none, and nothing dropped."""
+        books = draft.books
+        messages, size = messages + books.messages, size + books.bytes
+        doomed: list[Head] = []
+        if not self._limits.holds(messages, size):
+            if not self._limits.may_drop:
+                return False
+            for head in self._unclaimed(draft):
+                doomed.append(head)
+                messages, size = messages - 1, size - head[1]
+                if self._limits.holds(messages, size):
+                    break
+            else:
+                return False
+            self._drop(draft, [head[:2] for head in doomed])
+        return self._fit(draft, size - books.bytes)
+
+    def _fit(self, draft: Draft, size: int) -> bool:
+        """The same for the file itself, which small messages make larger than their bytes."""
+        limit = self._limits.max_bytes
+        if limit is None:
+            return True
+        most = limit + max(limit // 10, ROOM)
+        while (excess := self.write(draft).used() + size - most) > 0:
+            if not self._limits.may_drop:
+                return False
+            doomed = []
+            for position, freed, _ in self._unclaimed(draft):
+                doomed.append((position, freed))
+                excess -= freed
+                if excess <= -PAGE_SIZE:
+                    break
+            if not doomed:
+                return False
+            self._drop(draft, doomed)
+        return True
+
+    def _unclaimed(self, draft: Draft) -> Iterator[Head]:
+        """What may be dropped, the oldest of all queues first."""
+        segment = self.write(draft)
+        heads = (segment.heads(t.lane) for t in draft.books.tallies.values() if t.messages)
+        oldest = heapq.merge(*heads, key=lambda head: serial_of(head[0]))
+        return (head for head in oldest if not self._is_claimed(draft, head[0]))
+
+    def _is_claimed(self, draft: Draft, position: int) -> bool:
+        return position in self.claimed or position in draft.claimed
+
+    def _drop(self, draft: Draft, doomed: Sequence[tuple[int, int]]) -> None:
+        """Take out what a limit costs, and note it down."""
+        dropped = self._take_out(draft, dict(doomed))
+        for queue, messages in dropped.items():
+            total = draft.books.note_dropped(queue, messages)
+            self._living().write("dropped", queue.encode("utf-8", "surrogatepass"), total)
+            draft.dropped[queue] = draft.dropped.get(queue, 0) + messages
+
+    # -- the file
+
+    def _living(self) -> Segment:
+        assert self.segment is not None
+        return self.segment
+
+    def _add(self, draft: Draft, copies: Sequence[Copy]) -> list[int]:
+        """Add *copies* at the tail of their queues; returns their positions."""
+        books = draft.books
+        for queue, *_ in copies:
+            books.lane_of(queue)  # or an error, before anything has changed
+        if books.serial + len(copies) > books.reserved:
+            books.reserved = books.serial + len(copies) + RESERVE
+            self._living().write("serial", b"", books.reserved)
+        positions = [books.grow(queue, len(message)) for queue, _, _, message in copies]
+        draft.rows += [
+            sealed(position, queue.encode("utf-8", "surrogatepass"), id, spooled_at, message)
+            for position, (queue, id, spooled_at, message) in zip(positions, copies, strict=True)
+        ]
+        return positions
+
+    def write(self, draft: Draft) -> Segment:
+        """Write what was added so far to the file, which may be read after that."""
+        if draft.rows:
+            self._living().insert(draft.rows)
+            draft.rows = []
+        return self._living()
+
+    def _take_out(self, draft: Draft, sizes: dict[int, int]) -> Counter[str]:
+        """Delete the messages at these positions; returns how many of each queue that are."""
+        self.write(draft).delete(sizes)
+        draft.gone.update(sizes)
+        taken: Counter[str] = Counter()
+        for position, size in sizes.items():
+            queue = draft.books.lanes[lane_of(position)]
+            draft.books.shrink(queue, size)
+            taken[queue] += 1
+        return taken

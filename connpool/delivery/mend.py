@@ -1,0 +1,136 @@
+"""Opens a file whatever has happened to it: what a damaged one held goes on in a new one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from connpool import clock
+from connpool.delivery.checkup import log_of
+from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.rows import LANES, Note, Row, first_of, lane_of, sealed, serial_of
+from connpool.delivery.salvage import Salvage
+from connpool.delivery.segment import Segment
+from connpool.errors import SpoolError
+from connpool.model.events import SpoolDamaged
+from connpool.wire import disk
+
+__all__ = ["mend", "open_whole", "remove_file"]
+
+ATTACHED = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
+CHUNK = 10_000  # messages in one transaction
+
+Tell = Callable[[SpoolDamaged, str], None]
+
+
+def open_whole(path: Path, tell: Tell) -> Segment:
+    """Open the file *path*, which the caller has locked; mend it first if need be.
+
+    Args:
+        tell: Called with what was found, and why it was thought damaged.
+
+    Raises:
+        SpoolError: it cannot be opened, for a reason that is no damage.
+    """
+    if disk.size_of(_mended(path)) is not None:  # the process was ended in the midst of it
+        aside = _swap(path)
+        segment = Segment(path)
+        tell(_event(path, aside, segment.books.messages, 0), "it was being mended")
+        return segment
+    try:
+        return Segment(path)
+    except Damaged as damage:
+        return mend(path, str(damage), tell)
+
+
+def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
+    """Set the damaged file *path* aside; what can be read of it goes on in a new one of that name.
+
+    Positions, ids and order stay. Whenever the process ends meanwhile, the
+    next ``open_whole`` begins again or goes on.
+
+    Args:
+        known: How many messages it should hold, if that is known.
+    """
+    draft = path.with_name(path.name + ".mending")
+    remove_file(draft)
+    with ExitStack() as files:
+        database, log = (
+            None if disk.size_of(part) is None else files.enter_context(disk.reading(part))
+            for part in (path, log_of(path))
+        )
+        recovered, lost = _write(draft, Salvage(database, log))
+    disk.rename(draft, _mended(path))  # from here on it is this one that counts
+    aside = _swap(path)
+    tell(_event(path, aside, recovered, max(lost, known - recovered)), why)
+    return Segment(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove *path* and what belongs to it."""
+    for ending in (*ATTACHED, ""):
+        disk.remove(path.with_name(path.name + ending))
+
+
+def _write(draft: Path, found: Salvage) -> tuple[int, int]:
+    """Fill the new file *draft*; returns how many messages that are, and how many are lost."""
+    try:
+        segment = Segment(draft)
+        with Told(draft):
+            notes: dict[tuple[str, bytes], int] = {}
+            queues: dict[int, bytes] = {}
+            rows = found.rows()
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                segment.begin(is_durable=False)
+                for item in chunk:
+                    if isinstance(item, Note):
+                        key = item.kind, item.name
+                        notes[key] = max(notes.get(key, 0), item.number)
+                    else:
+                        segment.restore(_placed(item, queues))
+                segment.commit()
+            segment.begin(is_durable=True)
+            for (kind, name), number in notes.items():
+                segment.write(kind, name, number)
+            segment.commit()
+            recovered = segment.number("SELECT count(*) FROM message")
+            lost = sum(segment.size_at(position) is None for position in found.suspects)
+            segment.settle()
+        segment.close()
+    except Damaged as damage:
+        raise SpoolError(f"spool {draft}: the disk does not keep what is written: {damage}") from damage
+    return recovered, lost
+
+
+def _placed(row: Row, queues: dict[int, bytes]) -> Row:
+    """*row*, in a lane of its queue's own: what is found may be from the time of another."""
+    lane = lane_of(row.position)
+    while queues.setdefault(lane, row.queue) != row.queue:
+        lane = (lane + 1) % LANES
+    position = first_of(lane) + serial_of(row.position)
+    return row if position == row.position else sealed(position, *row[1:5])
+
+
+def _swap(path: Path) -> Path:
+    """Call the mended file *path*, and what has that name now something else; returns what."""
+    stamp = clock.stamp()
+    name = f"{path.name}.damaged-{stamp}"
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    aside = next(free for free in map(path.with_name, names) if disk.size_of(free) is None)
+    # The log first: without the file it would be taken for the log of the next one.
+    for ending in (*ATTACHED, ""):
+        old = path.with_name(path.name + ending)
+        if disk.size_of(old) is not None:
+            disk.rename(old, aside.with_name(aside.name + ending))
+    disk.rename(_mended(path), path)
+    return aside
+
+
+def _mended(path: Path) -> Path:
+    return path.with_name(path.name + ".mended")
+
+
+def _event(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamaged:
+    return SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost)

@@ -1,0 +1,208 @@
+"""One SQLite file that one spool at a time has to itself."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final
+
+from connpool.delivery.checkup import refuse_what_sqlite_would_overwrite, set_up, take_stock
+from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
+from connpool.errors import SpoolError
+from connpool.wire import disk
+
+__all__ = ["Segment"]
+
+BUSY_TIMEOUT: Final = 5.0  # seconds for another program that looks into the file
+SPARE_PAGES: Final = 32  # free ones that a file may keep, besides half of those in use
+INSERTS: Final = tuple(
+    "INSERT INTO message VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows) for rows in range(1, 33)
+)
+STEP: Final = 64  # pages given back after one transaction; moving one costs about as much as writing it
+
+
+class Segment:
+    """An open file. All calls but ``close`` on the thread that has the spool's baton.
+
+    Attributes:
+        path: Where it is.
+        books: What is in it, as of the last commit.
+        is_durable: Whether commits are flushed to the disk before they return.
+
+    Raises:
+        Damaged: the file must be mended first.
+        SpoolError: it cannot be opened: permission, a directory, another program's, a later format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._process = os.getpid()
+        self._is_durable: bool | None = None
+        disk.require_directory(path)
+        refuse_what_sqlite_would_overwrite(path)
+        if (identity := disk.identity(path)) is not None and identity in _INHERITED:
+            disk.renew(path)  # SQLite's notes on the old one are the parent's
+        disk.create(path)
+        self._identity = disk.identity(path)
+        with Told(path):
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+            self._is_open = True
+            try:
+                set_up(self)
+                self.books = take_stock(self)
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Close it; again: do nothing. What is in its log goes to its place if that is possible."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._process != os.getpid():
+            _FOREIGN.append(self._connection)
+            return
+        try:
+            self._connection.close()
+        except sqlite3.Error:  # whatever is the matter, the next who opens it will see
+            pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "_is_open"):
+            self.close()
+
+    def disown(self) -> None:
+        """In a forked child: never touch it. SQLite would take the parent's locks for its own."""
+        _INHERITED.add(self._identity)
+        self.close()
+
+    # -- transactions
+
+    def begin(self, *, is_durable: bool) -> None:
+        """Begin a transaction; *is_durable*: its end is to survive that the power fails."""
+        if is_durable != self._is_durable:
+            # Every commit is in the order of the log, so that a later flush covers the earlier ones too.
+            self.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
+            self._is_durable = is_durable
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def roll_back(self) -> None:
+        if self.is_in_transaction:
+            self.execute("ROLLBACK")
+
+    @property
+    def is_in_transaction(self) -> bool:
+        return self._is_open and self._connection.in_transaction
+
+    def execute(self, statement: str, values: Iterable[Any] = ()) -> list[Any]:
+        """Do *statement*; returns what it gives."""
+        return self._connection.execute(statement, tuple(values)).fetchall()
+
+    def number(self, statement: str) -> int:
+        """The one number that *statement* gives."""
+        return int(self.execute(statement)[0][0])
+
+    # -- content
+
+    def rows(self, position: int, limit: int) -> Iterator[Row]:
+        """The messages of one lane from *position* on.
+
+        Raises:
+            Damaged: when it comes to one that is not what was written.
+        """
+        return self._rows(position, first_of(lane_of(position) + 1), limit)
+
+    def rows_of_all(self, position: int, limit: int) -> Iterator[Row]:
+        """The same, of all lanes: first all that are in the lane of *position*, then those of the next."""
+        return self._rows(position, END, limit)
+
+    def _rows(self, position: int, end: int, limit: int) -> Iterator[Row]:
+        found = self._connection.execute(
+            "SELECT position, queue, id, spooled_at, message, checksum FROM message"
+            " WHERE position >= ? AND position < ? ORDER BY position LIMIT ?",
+            (position, end, limit),
+        )
+        for values in found:
+            row = row_from(values)
+            if row is None:
+                raise Damaged(f"message {values[0]} is not what was written")
+            yield row
+
+    def heads(self, lane: int) -> Iterator[tuple[int, int, float]]:
+        """Position, size and time of the messages of *lane*, the oldest first."""
+        return self._connection.execute(
+            "SELECT position, length(message), spooled_at FROM message"
+            " WHERE position >= ? AND position < ? ORDER BY position",
+            (first_of(lane), first_of(lane + 1)),
+        )
+
+    def size_at(self, position: int) -> int | None:
+        """Size of the message at *position*; None: there is none."""
+        found = self.execute("SELECT length(message) FROM message WHERE position = ?", (position,))
+        return found[0][0] if found else None
+
+    def insert(self, rows: Sequence[Row]) -> None:
+        """Insert *rows*, many with one statement: each gives other threads the interpreter for a moment."""
+        for at in range(0, len(rows), len(INSERTS)):
+            chunk = rows[at : at + len(INSERTS)]
+            self._connection.execute(INSERTS[len(chunk) - 1], tuple(chain.from_iterable(chunk)))
+
+    def restore(self, row: Row) -> None:
+        """Insert *row* unless there is one at its position."""
+        self._connection.execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def delete(self, positions: Iterable[int]) -> None:
+        self._connection.executemany(
+            "DELETE FROM message WHERE position = ?", [(position,) for position in positions]
+        )
+
+    def notes(self) -> Iterator[Note]:
+        """All notes.
+
+        Raises:
+            Damaged: when it comes to one that is not what was written.
+        """
+        for values in self.execute("SELECT kind, name, number, checksum FROM note"):
+            note = note_from(values)
+            if note is None:
+                raise Damaged(f"the note {values[:3]} is not what was written")
+            yield note
+
+    def write(self, kind: str, name: bytes, number: int) -> None:
+        """Set the note *kind* of *name*."""
+        self.erase(kind, name)
+        self._connection.execute("INSERT INTO note VALUES (?, ?, ?, ?)", Note.sealed(kind, name, number))
+
+    def erase(self, kind: str, name: bytes) -> None:
+        self._connection.execute("DELETE FROM note WHERE kind = ? AND name = ?", (kind, name))
+
+    # -- space
+
+    def settle(self) -> None:
+        """See to it that the file holds everything without its log, even if the power fails."""
+        busy, frames, settled = self.execute("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if busy or frames != settled:
+            raise SpoolError(f"spool {self.path}: another program keeps it from being settled")
+
+    def used(self) -> int:
+        """Bytes of the file that are in use."""
+        return (self.number("PRAGMA page_count") - self.number("PRAGMA freelist_count")) * PAGE_SIZE
+
+    def tidy(self) -> None:
+        """Give some of the space back that is no longer in use. Within a transaction."""
+        free = self.number("PRAGMA freelist_count")
+        if free > SPARE_PAGES and free - SPARE_PAGES > self.used() // PAGE_SIZE // 2:
+            self.execute(f"PRAGMA incremental_vacuum({STEP})")
+
+
+_INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open
+_FOREIGN: Final[list[sqlite3.Connection]] = []  # its connections, kept so that nobody closes them

@@ -1,0 +1,239 @@
+"""A spool in a file, which survives the process."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from connpool import clock
+from connpool.delivery.books import Draft
+from connpool.delivery.desk import Call, Desk
+from connpool.delivery.heirs import adopt
+from connpool.delivery.keeper import Keeper
+from connpool.delivery.limits import Limits, Listener, Teller
+from connpool.delivery.spool import SpoolCount, Spooled, check_message
+from connpool.errors import SpoolError, UsageError
+from connpool.model.events import SpoolDamaged
+
+__all__ = ["SQLiteSpool"]
+
+EXIT_GRACE: Final = 5.0  # seconds that the end of a program, or a fork, waits for a call to end
+
+logger = logging.getLogger("connpool.spool")
+
+
+class SQLiteSpool:
+    """A spool in a file. What a killed process has left, the next one has.
+
+    Several processes, and several spools of one process, may use the same
+    *path*: each has a file of its own (the second one ``PATH.2``, ...) and sees
+    its own messages only, until the others are closed or dead. ``docs/spool.md``
+    tells what is durable when.
+
+    Args:
+        path: The file; made if there is none, in a directory that exists, on a local disk.
+        max_messages: Most messages in all queues of this spool together; None: no limit.
+        max_bytes: Most bytes of messages in them. The file takes at most a tenth
+            more, or 1 MiB if that is more. None: no limit.
+        max_age: Seconds after which a message is dropped; None: never.
+        on_full: ``"drop-oldest"``: a new message takes the place of the oldest
+            that nobody has claimed. ``"raise"``: it is refused.
+        durable: True: a message that was put survives that the power fails.
+            False: only that the process or the system's other processes die.
+        listener: Called with ``MessagesDropped`` and ``SpoolDamaged``, on the thread
+            that noticed, with no lock held.
+
+    Attributes:
+        path: As given, absolute.
+        damage: What was last found damaged; None: nothing was.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        SpoolError: the file cannot be used: no directory, no permission, no space,
+            another program's, a later format. Damage is no reason: see ``damage``.
+
+    Locking: no lock; one thread at a time is at the file, and does what all want.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_messages: int | None = None,
+        max_bytes: int | None = None,
+        max_age: float | None = None,
+        on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
+        durable: bool = True,
+        listener: Listener | None = None,
+    ) -> None:
+        limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
+        self.path = Path(os.path.abspath(path))
+        self.damage: SpoolDamaged | None = None
+        self._is_durable = durable
+        self._teller = Teller(str(self.path), listener)
+        self._keeper = Keeper(self.path, limits)
+        self._adoption = Desk()
+        _ALL.add(self)
+        try:
+            self.adopt()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<SQLiteSpool {self.path}: {self._keeper.books.messages} message(s)>"
+
+    def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
+        check_message(message, id)
+        work = partial(self._keeper.ledger.put, queues=queues, message=message, id=id)
+        positions: Sequence[int] = self._do(work, is_durable=self._is_durable)
+        return positions
+
+    def peek(self, queue: str, max_messages: int, max_bytes: int) -> Sequence[Spooled]:
+        if queue not in self._keeper.books.tallies:
+            self._require_open()
+            return []
+        work = partial(self._keeper.ledger.peek, queue=queue, max_messages=max_messages, max_bytes=max_bytes)
+        oldest: Sequence[Spooled] = self._do(work)
+        return oldest
+
+    def remove(self, positions: Sequence[int]) -> None:
+        self._do(partial(self._keeper.ledger.remove, positions=positions))
+
+    def release(self, positions: Sequence[int]) -> None:
+        self._require_open()
+        for position in positions:
+            self._keeper.ledger.claimed.pop(position, None)
+
+    def move(self, source: str, targets: Sequence[str], max_messages: int) -> int:
+        work = partial(self._keeper.ledger.move, source=source, targets=targets, max_messages=max_messages)
+        moved: int = self._do(work)
+        return moved
+
+    def count(self, queue: str) -> int:
+        self._require_open()
+        tally = self._keeper.books.tallies.get(queue)
+        return tally.messages if tally else 0
+
+    def counts(self) -> Mapping[str, SpoolCount]:
+        self._require_open()
+        tallies = self._keeper.books.tallies
+        return {
+            queue: SpoolCount(tally.messages, tally.bytes, tally.dropped)
+            for queue, tally in tallies.items()
+            if tally.messages or tally.dropped
+        }
+
+    def adopt(self) -> Mapping[str, int]:
+        """Take over what others have left at this path: killed processes, and spools that were closed.
+
+        Returns:
+            How many messages of each queue are ours from now on.
+
+        Raises:
+            SpoolError: a file cannot be read or written. What was not taken over is left for the next call.
+        """
+        call = self._adoption.hold(0)
+        if call is None:  # another thread is at it
+            return {}
+        try:
+            self._do(self._keeper.ledger.keep_within)
+            adopted = adopt(self._keeper)
+            if adopted:
+                self._do(self._keeper.ledger.keep_within)
+        finally:
+            call.end()
+            self._tell()
+        self._teller.log_dropped(clock.now())
+        return dict(adopted)
+
+    def close(self) -> None:
+        """Give no more out and take no more in; again: do nothing. What is in the file stays for the next."""
+        self._close(None)
+
+    def _close(self, timeout: float | None) -> None:
+        try:
+            self._keeper.close(timeout)
+        finally:
+            self._tell()
+            self._teller.log_dropped(clock.now(), is_last=True)
+
+    def _require_open(self) -> None:
+        if self._keeper.is_closed:
+            raise SpoolError(f"spool {self.path} is closed")
+
+    def _do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
+        try:
+            return self._keeper.do(work, is_durable=is_durable)
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell what has happened, with nobody kept waiting."""
+        while self._keeper.news:
+            try:
+                news = self._keeper.news.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            if isinstance(news, tuple):
+                event, why = news
+                self.damage = event
+                logger.error(
+                    "spool %s is damaged (%s): set aside as %s; %d message(s) recovered, %d known to be lost",
+                    event.path, why, event.aside, event.recovered, event.lost,
+                )  # fmt: skip
+                self._teller.tell(event)
+            else:
+                self._teller.tell_dropped(news)
+
+    # -- fork
+
+    def _hold(self) -> list[Call]:
+        """Let no thread be at the file: SQLite may not be interrupted by a fork."""
+        try:
+            calls = [self._adoption.hold(EXIT_GRACE), self._keeper.desk.hold(EXIT_GRACE)]
+        except UsageError:  # it is this very thread: it forks from within a call
+            return []
+        return [call for call in calls if call is not None]
+
+    def _start_clean(self) -> None:
+        self._keeper.disown()
+        self._adoption = Desk()
+
+
+_ALL: Final[weakref.WeakSet[SQLiteSpool]] = weakref.WeakSet()
+_HELD: Final[list[Call]] = []
+
+
+def _before_fork() -> None:
+    for spool in list(_ALL):
+        _HELD.extend(spool._hold())
+
+
+def _after_fork_in_parent() -> None:
+    while _HELD:
+        _HELD.pop().end()
+
+
+def _after_fork_in_child() -> None:
+    for spool in list(_ALL):
+        spool._start_clean()
+    _HELD.clear()
+
+
+def _end() -> None:
+    """The end of the program: no connection is left for the interpreter to complain about."""
+    for spool in list(_ALL):
+        spool._close(EXIT_GRACE)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
+atexit.register(_end)

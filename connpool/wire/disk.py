@@ -1,0 +1,178 @@
+"""Files that one owner at a time has to itself: locks, renames, directories."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, TypeAlias
+
+from connpool.errors import SpoolError
+
+__all__ = [
+    "FileLock",
+    "Identity",
+    "create",
+    "identity",
+    "names_like",
+    "reading",
+    "remove",
+    "rename",
+    "renew",
+    "require_directory",
+    "size_of",
+]
+
+Identity: TypeAlias = tuple[int, int]  # device and inode: which file it is, whatever its name
+
+PRIVATE: Final = 0o600
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Let what the system says become an error that names *path*."""
+    try:
+        yield
+    except OSError as error:
+        raise SpoolError(f"spool {path}: {error.strerror or error}") from error
+
+
+class FileLock:
+    """An exclusive lock that ends with its process, however that ends.
+
+    It belongs to one open descriptor, so that two owners in one process exclude each other too.
+    """
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self._path = path
+        self._fd = fd
+
+    @classmethod
+    def try_take(cls, path: Path) -> FileLock | None:
+        """Take the lock of the file *path*, made if need be; None: somebody has it.
+
+        Raises:
+            SpoolError: the file cannot be made or locked.
+        """
+        while True:
+            with _told(path):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+            lock = cls(path, fd)
+            try:
+                with _told(path):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except SpoolError as error:
+                lock.abandon()
+                if isinstance(error.__cause__, BlockingIOError):
+                    return None
+                raise
+            if identity(path) == _identity(os.fstat(fd)):
+                return lock
+            lock.abandon()  # who had it before has removed the file: it excludes nobody any more
+
+    def end(self) -> None:
+        """Let another have it, and remove the file; again: do nothing."""
+        if self._fd >= 0:
+            remove(self._path)  # while it is locked: who has opened it meanwhile will look again
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor. In a forked child that ends nothing: the parent has it open still."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.abandon()
+
+
+def _identity(facts: os.stat_result) -> Identity:
+    return facts.st_dev, facts.st_ino
+
+
+def identity(path: Path) -> Identity | None:
+    """Which file *path* is; None: there is none."""
+    with _told(path):
+        try:
+            return _identity(path.stat())
+        except FileNotFoundError:
+            return None
+
+
+def require_directory(path: Path) -> None:
+    """See that *path* can be a file.
+
+    Raises:
+        SpoolError: its directory does not exist, or it is one itself.
+    """
+    if not path.parent.is_dir():
+        raise SpoolError(f"spool {path}: there is no directory {path.parent}")
+    if path.is_dir():
+        raise SpoolError(f"spool {path}: it is a directory, a file is wanted")
+
+
+def create(path: Path) -> None:
+    """Make the empty file *path*, for its owner's eyes only, unless there is one.
+
+    Raises:
+        SpoolError: it cannot be made; or it is there, and cannot be read and written.
+    """
+    with _told(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
+
+
+def size_of(path: Path) -> int | None:
+    """Size of *path* in bytes; None: there is no such file."""
+    with _told(path):
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """Open *path* to be read."""
+    with _told(path), path.open("rb") as file:
+        yield file
+
+
+def remove(path: Path) -> None:
+    """Remove the file *path* if there is one."""
+    with _told(path):
+        path.unlink(missing_ok=True)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Call *old* *new* from now on, even if the power fails in the next moment."""
+    with _told(old):
+        old.rename(new)
+        directory = os.open(new.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def renew(path: Path) -> None:
+    """Put a copy in the place of *path*: the same bytes, another identity."""
+    copy = path.with_name(path.name + ".copy")
+    with _told(path):
+        shutil.copyfile(path, copy)
+        shutil.copymode(path, copy)
+        with copy.open("rb+") as file:
+            os.fsync(file.fileno())
+    rename(copy, path)
+
+
+def names_like(path: Path, ending: str) -> list[Path]:
+    """Files beside *path* that are called like it, and then something that matches *ending*; sorted."""
+    pattern = re.compile(re.escape(path.name) + ending)
+    with _told(path):
+        return sorted(path.with_name(name) for name in os.listdir(path.parent) if pattern.fullmatch(name))
