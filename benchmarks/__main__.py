@@ -17,7 +17,7 @@ from benchmarks.workloads import WORKLOADS
 
 USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2, peers=True)
 QUICK = Plan(repeats=2, seconds=0.1, warm_up=0.05, peers=True)
-FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, peers=True)
+FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, backlog=100_000, peers=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

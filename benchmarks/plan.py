@@ -17,6 +17,7 @@ class Plan:
         seconds: How long turns are counted in each run.
         warm_up: Seconds that each run lasts before they are.
         idle: Connections whose memory is counted.
+        backlog: Messages that wait when their receiver comes.
         peers: Whether other people's pools run too.
     """
 
@@ -24,6 +25,7 @@ class Plan:
     seconds: float
     warm_up: float
     idle: int = 2_000
+    backlog: int = 20_000
     peers: bool = False
 
 

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 from attrs import frozen
 
-from benchmarks import echo
+from benchmarks import echo, sink
 
 try:
     import trustme
@@ -30,26 +30,31 @@ HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 10.0
 
 
-class EchoServer:
-    """A context manager. It keeps its port when it is started again.
+class Program:
+    """A program that says its port. A context manager; it keeps its port when it is started again.
 
     Args:
-        certificate: A file with a key and its chain; None: no TLS.
+        path: Of a script that needs nothing but the standard library.
+        options: What it is given beside the port.
     """
 
-    def __init__(self, certificate: Path | None = None) -> None:
+    def __init__(self, path: str, *options: str) -> None:
         self.port = 0
-        self._certificate = certificate
+        self._path = path
+        self._options = options
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it; returns when it listens."""
-        command = [sys.executable, "-I", echo.__file__, f"--port={self.port}"]
-        if self._certificate is not None:
-            command.append(f"--certificate={self._certificate}")
+        command = [sys.executable, "-I", self._path, f"--port={self.port}", *self._options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = int(self.hear())
+
+    def hear(self) -> str:
+        """The next line that it says; waits for it."""
+        assert self._process is not None
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        return self._process.stdout.readline()
 
     def kill(self) -> None:
         """End it as a crash does."""
@@ -64,6 +69,28 @@ class EchoServer:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+class EchoServer(Program):
+    """Sends back what it is sent.
+
+    Args:
+        certificate: A file with a key and its chain; None: no TLS.
+    """
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        super().__init__(echo.__file__, *([] if certificate is None else [f"--certificate={certificate}"]))
+
+
+class Sink(Program):
+    """Reads what it is sent, and says nothing to it.
+
+    Args:
+        expected: It says "all" whenever one connection has brought so many bytes.
+    """
+
+    def __init__(self, expected: int | None = None) -> None:
+        super().__init__(sink.__file__, *([] if expected is None else [f"--expect={expected}"]))
 
 
 @frozen

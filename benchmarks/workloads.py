@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 
-from benchmarks import calls, lending, many, sharing, wire
+from benchmarks import calls, delivery, lending, many, sharing, spool, wire
 from benchmarks.plan import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     **lending.WORKLOADS,
     **wire.WORKLOADS,
     **sharing.WORKLOADS,
-    **calls.WORKLOADS,
     **many.WORKLOADS,
+    **spool.WORKLOADS,
+    **calls.WORKLOADS,
+    **delivery.WORKLOADS,
 }
