@@ -121,6 +121,15 @@ def test_of_idle_channels_the_one_called_least_recently_is_taken(pool):
     assert [tape.calls for tape in tapes] == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_a_channel_that_a_call_cannot_use_keeps_its_place(pool):
+    tapes = [Tape(methods={"get"}), Tape(methods={"set"}), Tape(methods={"get"})]
+    for tape in tapes:
+        pool.init(tape)
+    pool.call(RESOURCE, "set", 1)
+    pool.call(RESOURCE, "get", 2)
+    assert [tape.calls for tape in tapes] == [[2], [1], []]
+
+
 def test_a_call_goes_past_a_busy_channel_that_it_may_not_use(pool):
     first, second = Tape(methods={"get"}), Tape(methods={"set"})
     held = Held()
