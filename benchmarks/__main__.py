@@ -16,7 +16,7 @@ from benchmarks.report import Section, as_json, as_text, surroundings
 from benchmarks.workloads import WORKLOADS
 
 USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2, peers=True)
-QUICK = Plan(repeats=2, seconds=0.1, warm_up=0.05, peers=True)
+QUICK = Plan(repeats=2, seconds=0.1, warm_up=0.05, pools=1_000, strikes=60, peers=True)
 FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, peers=True)
 
 

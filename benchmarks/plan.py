@@ -17,6 +17,8 @@ class Plan:
         seconds: How long turns are counted in each run.
         warm_up: Seconds that each run lasts before they are.
         idle: Connections whose memory is counted.
+        pools: So many of them in one repository, at most.
+        strikes: Interrupts of each pool, at most.
         peers: Whether other people's pools run too.
     """
 
@@ -24,6 +26,8 @@ class Plan:
     seconds: float
     warm_up: float
     idle: int = 2_000
+    pools: int = 10_000
+    strikes: int = 400
     peers: bool = False
 
 

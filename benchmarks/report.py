@@ -24,7 +24,7 @@ class Unit(enum.Enum):
     RATIO = "ratio"
     SECONDS = "s"
     BYTES = "bytes"
-    COUNT = "threads"
+    COUNT = "count"
 
 
 @frozen

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from benchmarks import lending, wire
+from benchmarks import footprint, growth, interrupts, lending, outages, wire
 from benchmarks.plan import Workload
 
-WORKLOADS: Mapping[str, Workload] = {**lending.WORKLOADS, **wire.WORKLOADS}
+WORKLOADS: Mapping[str, Workload] = {
+    **lending.WORKLOADS,
+    **wire.WORKLOADS,
+    **outages.WORKLOADS,
+    **growth.WORKLOADS,
+    **footprint.WORKLOADS,
+    **interrupts.WORKLOADS,
+}
