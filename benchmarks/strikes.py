@@ -40,7 +40,7 @@ def name_of(code: CodeType, offset: int) -> str:
 
 
 class Strike:
-    """Raises KeyboardInterrupt before the *n*-th bytecode that this thread executes below the code that struck.
+    """Raises KeyboardInterrupt before the *n*-th bytecode that this thread executes below our own code.
 
     A context manager.
 
