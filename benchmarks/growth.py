@@ -74,7 +74,8 @@ def w11(plan: Plan) -> list[Finding]:
     def rate(make: OpenSpinner, threads: int, size: int) -> float:
         contender = make(size)
         try:
-            return spin(contender, threads, plan.seconds / 2, plan.warm_up, bundle=10).rate
+            warm_up = max(plan.warm_up, threads / 2_000)  # a thousand threads take their time to start
+            return spin(contender, threads, max(plan.seconds / 3, warm_up / 2), warm_up, bundle=10).rate
         finally:
             contender.close()
 

@@ -25,7 +25,7 @@ def w13(plan: Plan) -> list[Finding]:
     if plan.peers and Apart.python is not None:
         victims[Apart.name] = (Apart.python, "benchmarks.peers.pypi_connpool", "Pool")
     with ThreadPoolExecutor(AT_ONCE) as strikers:
-        answers = strikers.map(lambda victim: strike(*victim, plan.strikes), victims.values())
+        answers = strikers.map(lambda victim: strike(victim, plan.strikes), victims.values())
         told = dict(zip(victims, answers, strict=True))
     return [
         *(
@@ -50,8 +50,9 @@ def row(who: str, what: str, lost: int, struck: int) -> Row:
     return Row(who, what, Unit.COUNT, (share,), at_most(0) if who == "ours" else None)
 
 
-def strike(python: str, module: str, name: str, most: int) -> dict[str, int]:
-    """What came of strikes at that pool, in a process of its own."""
+def strike(victim: tuple[str, str, str], most: int) -> dict[str, int]:
+    """What came of strikes at a pool (its interpreter, module and class), in a process of its own."""
+    python, module, name = victim
     answer = subprocess.run(
         [python, "-P", str(Path(strikes.__file__)), module, name, str(most)],
         capture_output=True,

@@ -1,7 +1,7 @@
 """The pictures, drawn from a file of figures: ``python -m benchmarks.pictures figures.json docs/img``.
 
-No colour means anything by itself: ours is thick and blue, a floor is dotted, everybody else is grey, and each
-line has its name at its end.
+No colour means anything by itself: ours is thick and blue, a floor is dotted, everybody else is grey, and
+each line has its name at its end.
 """
 
 import json
@@ -23,7 +23,7 @@ WIDTH = 8.3  # inches; at 100 dots each it is as wide as a README
 SHARP = 200  # dots an inch of a PNG
 BLUE, GREY, DARK, PALE = "#0063a6", "#8c8c8c", "#333333", "#d9d9d9"
 STYLES = ("-", "--", "-.", ":")
-THREAD_ROWS = (
+FEW = (
     "ours",
     "psycopg_pool",
     "SQLAlchemy",
@@ -178,7 +178,7 @@ def waiting(document: Mapping[str, Any]) -> Any:
     lines = {
         who: points
         for who, points in curves(document, "W5", "waits").items()
-        if who in THREAD_ROWS or who == "floor C"
+        if who in FEW or who == "floor C"
     }
     starved = figures(document, "W5", "starved threads")
     figure, ((axes,),) = sheet(4.6, "How long checkouts wait: 32 threads, 8 connections held for 1 ms")
@@ -205,7 +205,7 @@ def waiting(document: Mapping[str, Any]) -> Any:
 
 def starvation(document: Mapping[str, Any]) -> Any:
     lines = curves(document, "W5", "turns of each thread")
-    shown = [who for who in THREAD_ROWS if who in lines]
+    shown = [who for who in FEW if who in lines]
     rows = -(-len(shown) // 4)
     figure, grid = sheet(
         1.1 + 1.45 * rows,

@@ -37,5 +37,5 @@ def as_markdown(sections: Sequence[Section]) -> str:
 def cell(found: Mapping[tuple[str, str, str], Row], key: tuple[str, str, str]) -> str:
     row = found.get(key)
     if row is None:
-        return "–"
+        return "-"
     return shown(statistics.median(row.values), row.unit)
