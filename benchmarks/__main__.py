@@ -13,7 +13,7 @@ from benchmarks import peers, pictures
 from benchmarks.adapters import Ours
 from benchmarks.peers.apart import Apart
 from benchmarks.plan import Plan
-from benchmarks.report import Section, as_json, as_text, surroundings
+from benchmarks.report import Gap, Section, as_json, as_text, surroundings
 from benchmarks.summary import as_markdown
 from benchmarks.workloads import WORKLOADS
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(heading(plan, where))
     sections = []
     for name in options.only:
-        sections.append(measure(name, plan))
+        sections.append(measure_or_tell(name, plan))
         say(as_text(sections[-1]) + "\n")
     figures = as_json(sections, attrs.asdict(plan), where)
     if options.json is not None:
@@ -127,6 +127,14 @@ def measure(name: str, plan: Plan) -> Section:
     workload = WORKLOADS[name]
     question = (inspect.getdoc(workload) or "").partition("\n")[0]
     return Section(name, question, tuple(workload(plan)))
+
+
+def measure_or_tell(name: str, plan: Plan) -> Section:
+    """The same; what fails is told in its place, and the other workloads run."""
+    try:
+        return measure(name, plan)
+    except Exception as error:  # noqa: BLE001 - somebody else's pool may raise anything
+        return Section(name, "failed", (Gap("all", repr(error)),))
 
 
 def heading(plan: Plan, where: Mapping[str, object]) -> str:

@@ -297,6 +297,19 @@ def test_a_run_by_hand_prints_what_was_asked_for_and_writes_it_down(tmp_path, ca
     assert "x floor B" in printed
 
 
+def test_a_workload_that_fails_is_told_and_the_others_run(monkeypatch, capsys):
+    def fail(plan):
+        """Why?"""
+        raise LookupError("no such pool")
+
+    monkeypatch.setitem(WORKLOADS, "W1", fail)
+
+    assert main(["--quick", "--alone", "--repeats", "1", "--only", "W1,W3"]) == 0
+    printed = capsys.readouterr().out
+    assert "LookupError('no such pool')" in printed
+    assert "x floor B" in printed
+
+
 def test_with_upkeep_the_reaper_is_at_work_and_without_it_is_not(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(Ours, "is_kept_up", False)
