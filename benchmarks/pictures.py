@@ -6,6 +6,7 @@ each line has its name at its end.
 
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ try:
 
     mpl.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 except ImportError:
     pyplot = None
 
 WIDTH = 8.3  # inches; at 100 dots each it is as wide as a README
+CAPTION = 165  # letters of a line below a picture
 SHARP = 200  # dots an inch of a PNG
 BLUE, GREY, DARK, PALE = "#0063a6", "#8c8c8c", "#333333", "#d9d9d9"
 STYLES = ("-", "--", "-.", ":")
@@ -71,7 +73,7 @@ def caption(document: Mapping[str, Any]) -> str:
         f"{python['implementation']} {python['version']}, {machine['cpus']} cores, {machine['cpu']}; "
         f"connpool {document['commit']}, {document['began'][:10]}"
     )
-    return "\n".join([first, ", ".join(peers)] if peers else [first])
+    return "\n".join([first, *textwrap.wrap(", ".join(peers), CAPTION)])
 
 
 # -- what is in the file
@@ -161,6 +163,7 @@ def plot_rates(axes: Any, lines: Mapping[str, Points], size: float = 8) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(as_count))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(as_rate))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=PALE, linewidth=0.6)
     name_lines(axes, [(*points[-1], who) for who, points in lines.items()], size)
 
@@ -168,7 +171,7 @@ def plot_rates(axes: Any, lines: Mapping[str, Points], size: float = 8) -> None:
 def throughput(document: Mapping[str, Any]) -> Any:
     lines = curves(document, "W11", "threads on 8 connections")
     figure, ((axes,),) = sheet(4.9, "Turns a second, by threads that share 8 connections")
-    figure.subplots_adjust(left=0.075, right=0.79, top=0.92, bottom=0.17)
+    figure.subplots_adjust(left=0.075, right=0.79, top=0.92, bottom=0.19)
     plot_rates(axes, lines)
     axes.set_xlabel("threads")
     return figure
@@ -249,8 +252,8 @@ def failover(document: Mapping[str, Any]) -> Any:
         back = -2 * points[0][0]
         for at, text in ((0.0, " killed"), (back, " back")):
             axes.axvline(at, color=DARK, linewidth=0.9, linestyle="--")
-            axes.text(at, 1.62, text, fontsize=7.5, color=DARK, va="top")
-        axes.set_ylim(0, 1.65)
+            axes.text(at, 2.08, text, fontsize=7.5, color=DARK, va="top")
+        axes.set_ylim(0, 2.1)
         axes.set_xlim(xs[0], xs[-1])
         axes.set_yticks([0, 1])
         lost = failed.get(who) or 0

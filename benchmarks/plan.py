@@ -27,7 +27,7 @@ class Plan:
     warm_up: float
     idle: int = 2_000
     pools: int = 10_000
-    strikes: int = 400
+    strikes: int = 200
     peers: bool = False
 
 
