@@ -18,6 +18,7 @@ from benchmarks.plan import Plan
 from benchmarks.race import Result, TimedResult, Track
 from benchmarks.report import Curve, Gap, Row, Section, Unit
 from benchmarks.summary import as_markdown
+from benchmarks.workloads import WORKLOADS
 
 BLINK = Plan(repeats=1, seconds=0.02, warm_up=0.01, peers=True)
 
@@ -246,3 +247,19 @@ def test_the_table_for_people_has_a_line_for_each_contender_and_a_dash_for_what_
         "| ours | 2.00 M/s | 0 |",
         "| urllib3 | 2.00 M/s | - |",
     ]
+
+
+ALONE = Plan(repeats=1, seconds=0.03, warm_up=0.02)
+
+
+@pytest.mark.parametrize("name", ["W7", "W8", "W9"])
+def test_a_workload_with_real_servers_has_figures_for_us_and_leaves_none_running(name):
+    findings = WORKLOADS[name](ALONE)
+    ours = {row.what: row.values for row in findings if isinstance(row, Row) and row.who == "ours"}
+    told = [finding.why for finding in findings if isinstance(finding, Gap)]
+
+    assert all(value >= 0 for values in ours.values() for value in values)
+    assert ours or told
+    if name == "W9":
+        assert ours["dials"][0] >= 1
+        assert ours["all served again after"][0] < 1.8
