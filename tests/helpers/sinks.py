@@ -1,4 +1,4 @@
-"""The receivers of a broadcaster: servers that write down every line, by connection, and fail when told to."""
+"""The receivers of a broadcaster: servers that write down every line, and fail when told to."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Sink(ScriptedServer):
         last: Lines after which, all in all, it resets the connection that brought the last; None: none.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, answers: bool = False, small: bool = False) -> None:
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, answers: bool = False, small: bool = False
+    ) -> None:
         super().__init__(script=self._take_lines, tls=tls)
         self.answers = answers
         self.small = small
@@ -267,7 +269,7 @@ def refused() -> Iterator[str]:
     """An address at which nobody listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        yield "127.0.0.1:%d" % sock.getsockname()[1]
+        yield f"127.0.0.1:{sock.getsockname()[1]}"
 
 
 def fill(broadcaster: Broadcaster, is_enough: Callable[[], object], line: bytes = b"f" * MUCH) -> int:
