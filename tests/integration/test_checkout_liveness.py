@@ -190,4 +190,4 @@ def test_where_the_connector_has_no_look_of_its_own_no_thread_is_started_for_one
         clock.advance(1)
         monkeypatch.setattr(threading.Thread, "start", note)
         pool.try_connect().release()
-    assert started == []
+        assert started == []
