@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import attrs
@@ -89,6 +90,24 @@ def test_who_comes_when_others_wait_does_not_go_before_them(pool):
     assert tape.calls == ["first", "second", "third"]
 
 
+def test_who_queues_up_in_the_moment_in_which_a_channel_comes_back_is_served(pool):
+    class Slow(deque):
+        """Lets somebody queue up, who finds nothing, just before it takes a key in."""
+
+        def append(self, key):
+            if not late:
+                late.extend(queue_up(pool, ["late"]))
+            super().append(key)
+
+    late: list[Caller] = []
+    pool.init(Tape())
+    ledger = pool._switch.ledger
+    resource = ledger.resources[RESOURCE]
+    resource.idle = ledger.idle[RESOURCE] = ledger.lines[1].idle = Slow(resource.idle)
+    assert pool.call(RESOURCE, "get", "early") == "early"
+    assert late[0].outcome() == "late"
+
+
 # -- choice
 
 
@@ -159,7 +178,9 @@ def test_what_will_come_to_each_channel_is_foreseen_from_what_its_calls_took(clo
         callers = [Caller(pool), Caller(pool)]
         for held in helds:
             assert held.begun.acquire(timeout=10)
-        callers += queue_up(pool, range(5))
+        callers += queue_up(pool, range(3))
+        assert [pool.info(id).queued for id in ids] == [0, 3]  # what runs counts
+        callers += queue_up(pool, range(2))
         assert [pool.info(id).queued for id in ids] == [1, 4]  # waits of 10 and 20 there, of 3, 6, 9, 12 here
         for held in helds:
             for _ in range(7):
