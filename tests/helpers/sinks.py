@@ -39,7 +39,9 @@ class Sink(ScriptedServer):
         last: Lines after which, all in all, it resets the connection that brought the last; None: none.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, answers: bool = False, small: bool = False) -> None:
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, answers: bool = False, small: bool = False
+    ) -> None:
         super().__init__(script=self._take_lines, tls=tls)
         self.answers = answers
         self.small = small
