@@ -16,11 +16,11 @@ from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket, unlock
 from connpool.errors import PoolClosedError
 from connpool.model.states import CloseReason, PoolState
+from connpool.pool.backoff import doubling
 
 __all__ = ["Ledger"]
 
 OFTEN: Final = 0.1  # seconds after which durations are counted in: until then they are a list
-JITTER: Final = 0.1  # a back-off lasts between 90 % and 100 % of its nominal time
 NEVER: Final = math.inf
 
 
@@ -192,9 +192,7 @@ class Ledger:
         line.move(Phase.DOWN)
         line.failures += 1
         if after is None:
-            initial, longest = self.back_off
-            doubled = initial * 2.0 ** min(line.failures - 1, 64)
-            after = min(doubled, longest) * (1 - JITTER * self.rng.random())
+            after = doubling(line.failures, *self.back_off, self.rng)
         if line.leaving is not None:
             self.hand(line.leaving, key)
         elif self.state is not PoolState.OPEN or after == NEVER:
