@@ -4,12 +4,13 @@ from __future__ import annotations  # array[float] is no expression before 3.12
 
 import gc
 import math
+import resource
 import threading
 from array import array
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter, sleep
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import Factory, define, field, frozen
 
@@ -84,6 +85,22 @@ class Lender(Spinner, Queue, Protocol):
     """A spinner with waits to measure."""
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A contender that runs its races in another process, and tells how they ended."""
+
+    def spin_there(self, threads: int, seconds: float, warm_up: float, bundle: int) -> Result:
+        """What ``spin`` came to there."""
+
+    def spin_timed_there(
+        self, threads: int, seconds: float, warm_up: float, hold: float, away: float
+    ) -> TimedResult:
+        """What ``spin_timed`` came to there."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
 @frozen
 class Result:
     """What one race came to.
@@ -91,15 +108,22 @@ class Result:
     Attributes:
         served: Turns of each thread.
         seconds: How long the turns were counted.
+        cpu: Seconds of processor time that the process spent meanwhile.
     """
 
     served: tuple[int, ...]
     seconds: float
+    cpu: float = field(default=0.0, kw_only=True)
 
     @property
     def rate(self) -> float:
         """Turns a second, of all threads together."""
         return sum(self.served) / self.seconds
+
+    @property
+    def cpu_a_turn(self) -> float:
+        """Seconds of processor time for each turn."""
+        return ratio(self.cpu, sum(self.served))
 
     @property
     def starved(self) -> int:
@@ -150,16 +174,28 @@ class TimedResult(Result):
         return (len(self.served) / size - 1) * self.hold - self.away
 
 
-def spin(spinner: Spinner, threads: int, seconds: float, warm_up: float, *, bundle: int = 1) -> Result:
+def spin(
+    spinner: Spinner | Elsewhere, threads: int, seconds: float, warm_up: float, *, bundle: int = 1
+) -> Result:
     """Let *threads* take turns as fast as they can; nobody looks at the clock meanwhile."""
-    tracks, elapsed = race(spinner.spin, threads, seconds, warm_up, bundle)
-    return Result(tuple(track.served for track in tracks), elapsed)
+    if isinstance(spinner, Elsewhere):
+        return spinner.spin_there(threads, seconds, warm_up, bundle)
+    tracks, elapsed, cpu = race(spinner.spin, threads, seconds, warm_up, bundle)
+    return Result(tuple(track.served for track in tracks), elapsed, cpu=cpu)
 
 
 def spin_timed(
-    lender: Queue, threads: int, seconds: float, warm_up: float, *, hold: float = 0.0, away: float = 0.0
+    lender: Queue | Elsewhere,
+    threads: int,
+    seconds: float,
+    warm_up: float,
+    *,
+    hold: float = 0.0,
+    away: float = 0.0,
 ) -> TimedResult:
     """Let *threads* take turns: hold for *hold* seconds, stay away for *away*, and time every checkout."""
+    if isinstance(lender, Elsewhere):
+        return lender.spin_timed_there(threads, seconds, warm_up, hold, away)
 
     def take_turns(running: Running, track: Track) -> None:
         while running:
@@ -173,10 +209,11 @@ def spin_timed(
             if away:
                 track.aways.append(timed_sleep(away))
 
-    tracks, elapsed = race(take_turns, threads, seconds, warm_up)
+    tracks, elapsed, cpu = race(take_turns, threads, seconds, warm_up)
     return TimedResult(
         tuple(track.served for track in tracks),
         elapsed,
+        cpu=cpu,
         waits=tuple(wait for track in tracks for wait in track.waits),
         hold=mean(hold for track in tracks for hold in track.holds),
         away=mean(away for track in tracks for away in track.aways),
@@ -192,15 +229,15 @@ def timed_sleep(seconds: float) -> float:
 
 def race(
     job: Callable[[Running, Track], None], threads: int, seconds: float, warm_up: float, bundle: int = 1
-) -> tuple[list[Track], float]:
+) -> tuple[list[Track], float, float]:
     """Run *job* on so many threads at once; count for *seconds*, *warm_up* seconds after the start.
 
     The first threads to leave the gate have everything to themselves for a while,
     which says nothing about the rest of their lives: hence the warm-up.
 
     Returns:
-        The track of each thread, and how many seconds were really counted: under
-        load the thread that ends the race comes late.
+        The track of each thread; how many seconds were really counted, because under load
+        the thread that ends the race comes late; and the processor time spent in them.
 
     Raises:
         BaseException: what the first of the failing threads raised, once all have ended.
@@ -219,13 +256,13 @@ def race(
         try:
             gate.wait()
             sleep(warm_up)
-            began = perf_counter()
+            began, spent = perf_counter(), processor_time()
             for track in tracks:
                 track.open_window()
             sleep(seconds)
             for track in tracks:
                 track.shut_window()
-            ended = perf_counter()
+            ended, spent = perf_counter(), processor_time() - spent
         except BaseException:
             gate.abort()  # or an interrupt leaves the runners waiting there for ever
             raise
@@ -233,7 +270,13 @@ def race(
             running.clear()
     for future in futures:
         future.result()
-    return tracks, ended - began
+    return tracks, ended - began, spent
+
+
+def processor_time() -> float:
+    """Seconds that all threads of this process have spent, in the kernel too."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def ratio(figure: float, base: float) -> float:

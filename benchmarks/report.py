@@ -10,10 +10,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 
 class Unit(enum.Enum):
@@ -23,7 +25,7 @@ class Unit(enum.Enum):
     RATIO = "ratio"
     SECONDS = "s"
     BYTES = "bytes"
-    COUNT = "threads"
+    COUNT = "count"
 
 
 @frozen
@@ -73,12 +75,50 @@ class Row:
 
 
 @frozen
+class Gap:
+    """Why a contender has no figure here."""
+
+    who: str
+    why: str
+
+
+@frozen
+class Curve:
+    """Many figures of one contender, to be drawn.
+
+    Attributes:
+        who: The contender.
+        what: What is drawn.
+        points: Where, and how much there.
+    """
+
+    who: str
+    what: str
+    points: tuple[tuple[float, float], ...]
+
+
+Finding: TypeAlias = Row | Gap | Curve
+
+
+@frozen
 class Section:
-    """One workload's question and the rows that answer it."""
+    """One workload's question and what answers it."""
 
     name: str
     question: str
-    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [finding for finding in self.findings if isinstance(finding, Row)]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [finding for finding in self.findings if isinstance(finding, Gap)]
+
+    @property
+    def curves(self) -> list[Curve]:
+        return [finding for finding in self.findings if isinstance(finding, Curve)]
 
 
 def as_text(section: Section) -> str:
@@ -87,11 +127,12 @@ def as_text(section: Section) -> str:
     for row in section.rows:
         spread = statistics.median(row.values), min(row.values), max(row.values)
         middle, low, high = (shown(value, row.unit) for value in spread)
-        line = f"    {row.who:<22}{row.what:<22}{middle:>10}   ({low} to {high})"
+        line = f"    {row.who:<25}{row.what:<27}{middle:>10}   ({low} to {high})"
         if row.target is not None:
             verdict = "met" if row.target.is_met(row.values) else "MISSED"
-            line = f"{line:<84}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
+            line = f"{line:<92}{row.target.sign} {shown(row.target.bound, row.unit)}  {verdict}"
         lines.append(line)
+    lines += [f"    {gap.who:<25}-  {gap.why}" for gap in section.gaps]
     return "\n".join(lines)
 
 
@@ -104,6 +145,8 @@ def shown(value: float, unit: Unit) -> str:
             return f"{value / 1e3:.1f} k/s"
         case Unit.RATE:
             return f"{value:.0f} /s"
+        case Unit.SECONDS if value < 1e-5:
+            return f"{value * 1e6:.2f} us"
         case Unit.SECONDS if value < 1e-3:
             return f"{value * 1e6:.0f} us"
         case Unit.SECONDS:
@@ -122,7 +165,12 @@ def as_json(sections: Sequence[Section], plan: Mapping[str, float], where: Mappi
         **where,
         "plan": plan,
         "workloads": {
-            section.name: {"question": section.question, "rows": [row_as_dict(row) for row in section.rows]}
+            section.name: {
+                "question": section.question,
+                "rows": [row_as_dict(row) for row in section.rows],
+                "gaps": {gap.who: gap.why for gap in section.gaps},
+                "curves": [asdict(curve) for curve in section.curves],
+            }
             for section in sections
         },
     }
@@ -154,7 +202,8 @@ def surroundings() -> dict[str, object]:
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "platform": platform.platform(),
+            "system": platform.system(),
+            "cpu": processor(),
             "cpus": os.cpu_count(),
             # What others ran in the last minute, if asked before the measuring begins.
             "load": os.getloadavg()[0] if sys.platform != "win32" else None,
@@ -168,6 +217,16 @@ def surroundings() -> dict[str, object]:
         },
         "commit": commit(),
     }
+
+
+def processor() -> str:
+    """The processor's model, where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

@@ -2,11 +2,16 @@
 
 import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
+from connpool.calls.call_pool import CallPool
+from connpool.calls.channel import Channel, Reply
+from connpool.calls.socket_channel import SocketChannel
+from connpool.delivery.broadcaster import Broadcaster
 from connpool.delivery.memory_spool import MemorySpool
 from connpool.delivery.spool import Spool, SpoolCount, Spooled
 from connpool.delivery.sqlite_spool import SQLiteSpool
 from connpool.errors import (
     CallError,
+    CallTimeoutError,
     CancelledError,
     ChannelClosedError,
     CheckoutTimeoutError,
@@ -31,11 +36,22 @@ from connpool.errors import (
     SpoolCorruptError,
     SpoolError,
     SpoolFullError,
+    UnknownChannelError,
     UnknownEndpointError,
     UnknownPoolError,
     UsageError,
 )
+from connpool.model.call_events import (
+    CallEnded,
+    CallRefused,
+    CallStarted,
+    ChannelClosed,
+    ChannelDown,
+    ChannelOpened,
+)
+from connpool.model.channel import ChannelInfo, ChannelState, MethodStats
 from connpool.model.config import PoolConfig
+from connpool.model.delivery import Delivery, LinkEvent, LinkInfo, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import (
     CheckedIn,
@@ -68,12 +84,24 @@ from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
 from connpool.repository import Repository, repository
 from connpool.wire.connector import Connector, SocketConnector
-from connpool.wire.framing import Framing, LengthPrefixed, Lines, Raw
+from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Raw
 
 __all__ = [
+    "Broadcaster",
+    "CallEnded",
     "CallError",
+    "CallPool",
+    "CallRefused",
+    "CallStarted",
+    "CallTimeoutError",
     "CancelledError",
+    "Channel",
+    "ChannelClosed",
     "ChannelClosedError",
+    "ChannelDown",
+    "ChannelInfo",
+    "ChannelOpened",
+    "ChannelState",
     "CheckedIn",
     "CheckedOut",
     "CheckoutFailed",
@@ -92,6 +120,7 @@ __all__ = [
     "ConnectionOpening",
     "ConnectionPool",
     "Connector",
+    "Delivery",
     "DuplicatePoolError",
     "Endpoint",
     "EndpointDown",
@@ -106,14 +135,19 @@ __all__ = [
     "Group",
     "GroupSwitched",
     "HandshakeError",
+    "Identified",
     "LengthPrefixed",
     "Lines",
+    "LinkEvent",
+    "LinkInfo",
+    "LinkState",
     "LoanHeldLong",
     "LoanLost",
     "Member",
     "MemorySpool",
     "MessagesDropped",
     "MethodNotSupportedError",
+    "MethodStats",
     "NoEndpointError",
     "NoResourceError",
     "NotSharableError",
@@ -131,6 +165,7 @@ __all__ = [
     "PoolState",
     "PoolStats",
     "Raw",
+    "Reply",
     "Repository",
     "RepositoryError",
     "Request",
@@ -138,6 +173,7 @@ __all__ = [
     "RouteSyntaxError",
     "SQLiteSpool",
     "SharedConnection",
+    "SocketChannel",
     "SocketConnector",
     "Spool",
     "SpoolCorruptError",
@@ -146,8 +182,10 @@ __all__ = [
     "SpoolError",
     "SpoolFullError",
     "Spooled",
+    "UnknownChannelError",
     "UnknownEndpointError",
     "UnknownPoolError",
+    "Unsent",
     "UsageError",
     "repository",
 ]

@@ -69,7 +69,7 @@ class Attempts:
 
     def _charge(self, host: Host, error: ConnectError, now: float, *, blames: bool) -> None:
         books = self._books
-        books.connect_failures += 1
+        books.tally.connect_failures += 1
         books.last_error = error
         host.n_failed += 1
         if blames and not error.local:

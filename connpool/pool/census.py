@@ -1,4 +1,4 @@
-"""All living pools, and what a forked child must do about what it inherits."""
+"""All that is kept up in the background, and what a forked child must do about what it inherits."""
 
 from __future__ import annotations
 
@@ -12,40 +12,66 @@ from connpool.wire.look import abandon
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
-    from connpool.pool.pool import ConnectionPool
 
-__all__ = ["POOLS", "Timekeeper", "disown", "engage", "watch", "wink"]
+__all__ = ["KEPT", "Kept", "Timekeeper", "disown", "engage", "inherit", "watch", "wink"]
+
+
+class Kept(Protocol):
+    """What is kept up in the background: a pool, or anything else with something due now and then.
+
+    It asks for its next turn with ``watch``. To be told of a fork and of the end of the program it adds
+    itself to ``KEPT``. Nobody holds it but its users. Compared and hashed by identity.
+    """
+
+    name: str  # for messages
+
+    def _pace(self) -> float | None:
+        """Seconds that lie between two of its turns at least; None: they are given by hand."""
+
+    def _take_turn(self, *, is_leap: bool) -> object:
+        """Do what is due, and wait for nothing. *is_leap*: the machine slept. Runs on the thread of all."""
+
+    def _start_clean(self) -> object:
+        """In a forked child: begin anew; what is open belongs to the parent, and locks may be held."""
+
+    def _close_at_exit(self) -> object:
+        """The interpreter ends: close what lies idle, if that takes no time."""
 
 
 class Timekeeper(Protocol):
-    """Who looks after pools in the background. It is of a higher floor, so it introduces itself."""
+    """Who gives turns in the background. It is of a higher floor, so it introduces itself."""
 
-    def watch(self, pool: ConnectionPool, at: float) -> bool:
-        """Give *pool* a turn of upkeep at *at*, an instant of its clock; inf: no more. False: it cannot."""
+    def watch(self, kept: Kept, at: float) -> bool:
+        """Give *kept* a turn at *at*, an instant of the system's clock; inf: no more. False: it cannot."""
 
-    def wink(self, pool: ConnectionPool) -> None:
+    def wink(self, kept: Kept) -> None:
         """The same at once, for a finaliser: takes no lock."""
 
 
 _engaged: Final[list[Timekeeper]] = []
-POOLS: Final[weakref.WeakSet[ConnectionPool]] = weakref.WeakSet()
-_INHERITED: Final[list[Any]] = []  # foreign transports: even their finalisers might say goodbye to the server
+KEPT: Final[weakref.WeakSet[Kept]] = weakref.WeakSet()
+_INHERITED: Final[list[Any]] = []  # foreign: even their finalisers might say goodbye to the server
 
 
 def engage(timekeeper: Timekeeper) -> None:
-    """From now on *timekeeper* is told when pools need upkeep."""
+    """From now on *timekeeper* is told when a turn is due."""
     _engaged[:] = [timekeeper]
 
 
-def watch(pool: ConnectionPool, at: float) -> bool:
-    """See to it that *pool* gets a turn of upkeep at *at*. False: nobody can."""
-    return all(timekeeper.watch(pool, at) for timekeeper in _engaged)
+def watch(kept: Kept, at: float) -> bool:
+    """See to it that *kept* gets a turn of upkeep at *at*. False: nobody can."""
+    return all(timekeeper.watch(kept, at) for timekeeper in _engaged)
 
 
-def wink(pool: ConnectionPool) -> None:
-    """A key of *pool* was dropped; takes no lock."""
+def wink(kept: Kept) -> None:
+    """See to it that *kept* gets a turn soon, because a finaliser has found something; takes no lock."""
     for timekeeper in _engaged:
-        timekeeper.wink(pool)
+        timekeeper.wink(kept)
+
+
+def inherit(thing: Any) -> None:
+    """In a forked child: keep *thing*, which is the parent's, untouched for ever."""
+    _INHERITED.append(thing)
 
 
 def disown(lender: Lender) -> None:
@@ -56,6 +82,6 @@ def disown(lender: Lender) -> None:
         if is_stream(record.raw):
             abandon(record.raw)
         else:
-            _INHERITED.append(record.raw)
+            inherit(record.raw)
     for host in lender.books.fleet.hosts.values():
         host.idle.clear()

@@ -233,7 +233,7 @@ class Checkout(Fitting):
             raise exhausted(self._books, "nothing is free, and it may not wait", n_leaving=1)
         if is_over or now >= self._until():
             with self._lender._lock:
-                self._books.timeouts += 1
+                self._books.tally.timeouts += 1
             limit = self._limit or self._books.config.connect_timeout
             raise timed_out(self._books, limit, now)
 

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, ver
 from connpool.pool.listeners import Listeners
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.reserve import Reserve
+from connpool.pool.tally import Tally
 from connpool.pool.timings import Timings
 from connpool.pool.waiters import Waiter, WaitQueue
 
@@ -77,13 +78,8 @@ class Books:
         self.is_oversized = False  # max_size was lowered: what comes back is closed
         self.is_strict = False  # what comes back may have to be closed though it has not expired
         self.lost: deque[Record | tuple[Hold, int]] = deque()  # what was dropped, as finalisers say
-        self.holds: list[Hold] = []  # what is shared, the one joined last at the end
-        self.departed = 0  # left the pool open: taken or detached
-        self.closed: Counter[CloseReason] = Counter()
-        self.past_uses = 0  # loans of connections that are gone
-        self.timeouts = 0
-        self.connect_failures = 0
-        self.lost_loans = 0
+        self.holds: dict[Hold, None] = {}  # what is shared, in the order in which it became so
+        self.tally = Tally()
         self.last_error: BaseException | None = None
         self._ids = itertools.count(1)
         self.next_change = math.inf
@@ -213,10 +209,10 @@ class Books:
         host.past_uses += record.uses
         if was is Phase.CLOSING and record.fate is not None:
             host.closed[record.fate] += 1
-            self.closed[record.fate] += 1
+            self.tally.closed[record.fate] += 1
         else:
-            self.departed += 1
-        self.past_uses += record.uses
+            self.tally.departed += 1
+        self.tally.past_uses += record.uses
         if self.config.revive and is_to_be_replaced(record, self.config.revive):
             host.owed += 1
         if host.owed:
@@ -235,7 +231,7 @@ class Books:
 
     def n_checkouts(self) -> int:
         """All loans there ever were."""
-        return self.past_uses + sum(max(0, record.uses) for record in self.records())
+        return self.tally.past_uses + sum(max(0, record.uses) for record in self.records())
 
     def n_idle(self) -> int:
         return sum(len(host.idle) for host in self.fleet.hosts.values())

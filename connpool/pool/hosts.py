@@ -6,16 +6,15 @@ import math
 import random
 import threading
 from collections import Counter, deque
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, EndpointState
+from connpool.pool.backoff import delay_after
 from connpool.pool.record import Key, Record
 
 __all__ = ["Host", "Underway"]
-
-BACKOFF_JITTER: Final = 0.1  # a blacklisting lasts between 90 % and 100 % of its nominal time
 
 
 class Underway(NamedTuple):
@@ -134,9 +133,7 @@ class Host:
         if self.retry_at is not None and now < self.retry_at:
             return
         self.failures += 1
-        doubled = config.blacklist_initial * 2.0 ** min(self.failures - 1, 64)
-        delay = min(doubled, config.blacklist_max) * (1 - BACKOFF_JITTER * rng.random())
-        self.blacklist(now, delay, by_hand=False)
+        self.blacklist(now, delay_after(self.failures, error, config, rng), by_hand=False)
 
     def succeed(self, now: float) -> None:
         """A dial succeeded: the endpoint is up, unless the user said otherwise."""

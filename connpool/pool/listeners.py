@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -39,10 +38,10 @@ class Listeners:
     comes first (``flush``).
     """
 
-    def __init__(self, pool: str) -> None:
+    def __init__(self, pool: str, by_kind: Mapping[type[Event], tuple[Handler, ...]] = NOBODY) -> None:
         self._pool = pool
-        self.by_kind = NOBODY  # replaced as a whole, never changed
-        self.pending: deque[News] = deque()
+        self.by_kind = by_kind  # replaced as a whole, never changed
+        self.pending: list[News] = []  # a deque would take ten times the memory, in each of many pools
         self._teller: weakref.ref[Teller] | None = None
 
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
@@ -106,7 +105,7 @@ class Listeners:
             self._teller = None
             return None
         self._teller = weakref.ref(teller)
-        return self.pending.popleft()
+        return self.pending.pop(0)
 
     def announce(self, news: News) -> None:
         """Tell those who listen, and log what an operator should read."""

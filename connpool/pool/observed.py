@@ -55,6 +55,7 @@ def observe(pool: ConnectionPool, *, is_heard: bool, is_tracked: bool) -> None:
         pool.__dict__["try_connect"] = MethodType(_tracked, pool)
     else:
         pool.__dict__.pop("try_connect", None)
+    pool._shares_at_hand = pool._lender.config.sharable and not (is_heard or is_tracked)
 
 
 def _tracked(

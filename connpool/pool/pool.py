@@ -17,7 +17,7 @@ from connpool.model.events import PoolOpened
 from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
-from connpool.pool.census import POOLS, disown, watch
+from connpool.pool.census import KEPT, disown, watch
 from connpool.pool.checkout import Checkout
 from connpool.pool.chores import Chores
 from connpool.pool.connection import Connection
@@ -29,7 +29,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.loose import open_file, run, share
 from connpool.pool.observed import observe
 from connpool.pool.record import Key, Record
-from connpool.pool.shared import SharedConnection
+from connpool.pool.shared import SharedConnection, share_at_hand
 from connpool.pool.sharing import Hold, Share
 from connpool.pool.steering import Steering
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
@@ -71,6 +71,7 @@ class ConnectionPool(Steering):
     _return_until: float
     _brief_for: float
     _is_awaited: bool
+    _shares_at_hand: bool  # a share may be had without the long way
     _when_closed: Callable[[], object] | None = None  # told with no lock held
 
     def __init__(
@@ -104,7 +105,7 @@ class ConnectionPool(Steering):
         if paused:
             self._doors.pause(fail=False)
         self._control.follow(where_to)
-        POOLS.add(self)
+        KEPT.add(self)
         if config.min_idle:
             watch(self, self._now())
 
@@ -237,6 +238,8 @@ class ConnectionPool(Steering):
 
         Source: share_from_pool (evlua).
         """
+        if req is None and self._shares_at_hand and (conn := share_at_hand(self)) is not None:
+            return conn
         return share(self._lender, req, timeout)
 
     def run(

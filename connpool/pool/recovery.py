@@ -26,9 +26,10 @@ def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
     record = hold.record
     if number in hold.sharers:
         record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
-        books.lost_loans += 1
+        books.tally.lost += 1
         todo.lost.append(record)
-    key = dissolve(books, hold, number)
+    hold.sharers.discard(number)
+    key = dissolve(books, hold)
     if key is not None and record.phase is Phase.OPEN:
         books.doom(key, CloseReason.LOST, todo)
 
@@ -41,7 +42,7 @@ def _recover_one(books: Books, record: Record, todo: Todo) -> None:
         if waiter.attempt is record:
             waiter.attempt = None
     if record.phase is Phase.OPEN and record.fate is None:
-        books.lost_loans += 1
+        books.tally.lost += 1
         todo.lost.append(record)
     if record.raw is None:  # nothing was opened, or it is closed already
         books.forget(record)

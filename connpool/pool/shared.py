@@ -3,19 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
-from connpool.model.states import CloseReason
+from connpool.model.states import CloseReason, PoolState
 from connpool.pool.connection import Connection
-from connpool.pool.sharing import Share, leave
+from connpool.pool.record import Key
+from connpool.pool.sharing import Share, add_share, form, leave, pick
 from connpool.pool.traffic import Bytes
 from connpool.wire.io import SHUT_RDWR, TLSContext
 
-__all__ = ["SharedConnection"]
+__all__ = ["SharedConnection", "share_at_hand"]
+
+if TYPE_CHECKING:
+    from connpool.pool.pool import ConnectionPool
 
 T = TypeVar("T")
+
+
+def share_at_hand(pool: ConnectionPool) -> SharedConnection | None:
+    """A share of what lies idle, or is shared already, if that can be had without a look or a wait."""
+    lender = pool._lender
+    books = lender.books
+    if lender.is_inside():
+        return None
+    key: Key | None = None
+    conn = SharedConnection()
+    try:
+        with lender._lock:
+            try:
+                key = pool._take()
+            except IndexError:
+                if books.queue.waiters or books.state is not PoolState.OPEN:
+                    return None
+                now = pool._now()
+                hold = pick(books, now)
+                if hold is None:
+                    return None
+                conn._record = hold.record
+                conn._key = add_share(books, hold, now)
+                return conn
+            record, now = key.record, pool._now()
+            if not (
+                now < pool._lend_until and now - record.since < pool._fresh_for and now < record.expires_at
+            ):
+                record.host.idle.append(key)
+                key = None
+                return None
+            notes = record.notes
+            hold = None if notes is None else notes.hold
+            conn._record = record
+            conn._key = form(books, key, now) if hold is None else add_share(books, hold, now, key)
+        if books.queue.waiters:
+            lender.serve()  # others may join
+        return conn
+    except BaseException:
+        key = None  # its finaliser sees to it
+        raise
 
 
 class SharedConnection(Connection):
@@ -28,10 +73,16 @@ class SharedConnection(Connection):
 
     __slots__ = ()
 
+    _key: Share
+
     def release(self) -> None:
         """Give back this share. The last one to do so makes the connection idle again."""
-        share = self._surrender()
-        leave(share.record.pool._lender, share)
+        try:
+            share = self._key
+            del self._key
+        except AttributeError:
+            raise self._given_back() from None
+        leave(self._record.pool._lender, share)
 
     def terminate(self, error: BaseException | None = None, *, interrupt: bool = False) -> None:
         """Something went wrong on it: nobody joins any more, and the last one to leave closes it.
@@ -105,7 +156,7 @@ class SharedConnection(Connection):
 
     def _hold(self) -> Any:
         try:
-            return self._key.hold  # type: ignore[attr-defined]
+            return self._key.hold
         except AttributeError:
             raise self._given_back() from None
 

@@ -7,7 +7,6 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from connpool.model.states import CloseReason
-from connpool.pool.lifetimes import verdict
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.turns import Turns
 
@@ -22,7 +21,8 @@ __all__ = ["Hold", "Share", "add_share", "dissolve", "form", "leave", "pick"]
 class Hold:
     """A connection that is shared: who shares it holds a ``Share``, and this holds the key.
 
-    A record keeps it for the next time. All but ``turns`` changes under the pool's lock.
+    A record keeps it for the next time. All but ``turns`` changes under the pool's lock, except
+    that a number leaves ``sharers`` without it: who finds none left looks again with the lock.
     """
 
     __slots__ = ("joined", "key", "record", "sharers", "turns")
@@ -40,14 +40,18 @@ class Share(Key):
 
     __slots__ = ("hold", "number", "since")
 
-    def __init__(self, hold: Hold, number: int, now: float) -> None:
-        self.record = hold.record
-        self.number = number
-        self.since = now
-        self.hold: Hold | None = hold  # None: it has ended
+    hold: Hold | None  # None: it has ended
+    number: int
+    since: float
+
+    def __init__(self) -> None:
+        """Nothing yet: ``add_share`` fills it in, without the cost of a call."""
 
     def __del__(self) -> None:
-        hold: Hold | None = getattr(self, "hold", None)
+        try:
+            hold = self.hold
+        except AttributeError:  # interrupted before it was anybody's
+            return
         if hold is not None and self.record.phase is not Phase.CLOSED:
             self.record.pool._share_dropped(self, hold)
 
@@ -55,78 +59,80 @@ class Share(Key):
 _numbers: Final = itertools.count(1)
 
 
-def form(books: Books, key: Key, now: float) -> Share:
-    """Let *key*'s connection be shared from now on; the first share of it. With the lock held.
+def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> Share:
+    """One more share of *hold*; with the *key* of its connection: the first. With the lock held.
 
     The share is there before the hold has the key: an interrupt in between drops either, and it is found.
     """
-    record = key.record
-    record.since = now
-    notes = record.notes or record.noted()
-    hold = notes.hold
-    if hold is None:
-        hold = notes.hold = Hold(record)
-    share = add_share(books, hold, now)
-    hold.key = key
-    books.holds.append(hold)
-    return share
-
-
-def add_share(books: Books, hold: Hold, now: float) -> Share:
-    """One more share of *hold*. With the lock held."""
     record, most = hold.record, books.config.max_uses
     record.holder = get_ident()
     record.uses += 1
     if most is not None and record.uses >= most:
         record.condemn(CloseReason.USED_UP)
-    number = next(_numbers)
-    share = Share(hold, number, now)
+    share = Share()
+    share.record = record
+    share.since = now
+    share.number = hold.joined = number = next(_numbers)
+    share.hold = hold
     hold.sharers.add(number)
-    hold.joined = number
+    if key is not None:
+        record.since = now
+        hold.key = key
+        books.holds[hold] = None
     return share
 
 
-def dissolve(books: Books, hold: Hold, number: int) -> Key | None:
-    """Share *number* of *hold* ends. Returns the connection's key if it was the last. With the lock held.
+def form(books: Books, key: Key, now: float) -> Share:
+    """Let *key*'s connection be shared from now on. With the lock held."""
+    notes = key.record.notes or key.record.noted()
+    hold = notes.hold
+    if hold is None:
+        hold = notes.hold = Hold(key.record)
+    return add_share(books, hold, now, key)
+
+
+def dissolve(books: Books, hold: Hold) -> Key | None:
+    """A share of *hold* has ended. Returns the connection's key if it was the last. With the lock held.
 
     May be done twice: what an interrupt has left half done the finaliser has done again.
     """
-    hold.sharers.discard(number)
-    key = hold.key
-    if hold.sharers or key is None:
+    if hold.sharers:
         return None
-    if hold in books.holds:
-        books.holds.remove(hold)
+    key = hold.key
+    books.holds.pop(hold, None)
     hold.key = None
     return key
 
 
-def pick(books: Books, now: float, waiter: Waiter | None = None) -> Hold | None:
+def pick(books: Books, now: float, waiter: Waiter | None = None, *, anywhere: bool = False) -> Hold | None:
     """The least shared connection that one more may hold; None: none. With the lock held.
 
     Of several the one that was joined longest ago. *waiter*: for whom; None: for one without any wishes.
+    *anywhere*: one to an endpoint that is not lent from just now will do.
     """
-    most = books.config.max_sharers
+    config = books.config
+    most, most_uses = config.max_sharers, config.max_uses
     best: Hold | None = None
     for hold in books.holds:
-        record = hold.record
-        if now >= record.expires_at or verdict(books.config, record, now) is not None:
+        record, load = hold.record, len(hold.sharers)
+        if now >= record.expires_at or (most_uses is not None and record.uses >= most_uses):
             continue
-        is_free = most is None or len(hold.sharers) < most
-        is_best = best is None or (len(hold.sharers), hold.joined) < (len(best.sharers), best.joined)
-        if is_free and is_best and _suits(books, record, waiter):
+        if best is not None:
+            is_better = (load, hold.joined) < (len(best.sharers), best.joined)
+        else:
+            is_better = most is None or load < most
+        if is_better and _suits(books, record, waiter, anywhere=anywhere):
             best = hold
     return best
 
 
-def _suits(books: Books, record: Record, waiter: Waiter | None) -> bool:
-    if waiter is None:
-        return books.fleet.lends(record.host)
-    if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
-        return False
-    if waiter.pinned is not None:
-        return record.host.endpoint == waiter.pinned
-    return books.fleet.lends(record.host)
+def _suits(books: Books, record: Record, waiter: Waiter | None, *, anywhere: bool) -> bool:
+    if waiter is not None:
+        if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
+            return False
+        if waiter.pinned is not None:
+            return record.host.endpoint == waiter.pinned
+    return anywhere or books.fleet.lends(record.host)
 
 
 def leave(lender: Lender, share: Share) -> None:
@@ -134,24 +140,38 @@ def leave(lender: Lender, share: Share) -> None:
 
     Raises:
         UsageError: the process was forked since: the connection is the parent's.
+
+    Locking: the pool's lock for the last one; none for the others, who change nothing but who shares.
     """
     hold, record, books = share.hold, share.record, lender.books
     if record.phase is not Phase.OPEN:
         share.hold = None  # there is nothing to be found lost
-    record.check_may_return()
+        record.check_may_return()
     assert hold is not None
+    key: Key | None = None
     try:
         if books.is_heard:
             now = lender.clock.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:
-        with lender._lock:
-            key = dissolve(books, hold, share.number)
-            # In one go: a connection that somebody else could share is at no moment out of sight.
-            is_idle = key is not None and lender.lay_down(key, lender.pool._now())
-            share.hold = None
-        if key is None or is_idle:
-            if lender.pool._is_awaited or books.config.max_sharers is not None:
-                lender.serve()
-        else:
+        hold.sharers.discard(share.number)
+        if not hold.sharers:
+            with lender._lock:
+                # In one go: a connection that somebody else could share is at no moment out of sight.
+                key = dissolve(books, hold)
+                if key is not None:
+                    pool, now, stream = record.pool, record.pool._now(), record.stream
+                    if (
+                        now < record.expires_at
+                        and now < books.return_until
+                        and now - record.since < pool._brief_for
+                        and (stream is None or stream.is_clean())
+                    ):
+                        record.since = now
+                        record.host.idle.append(key)
+                        key = None
+        share.hold = None
+        if key is not None:
             lender.take_back(key)
+        elif lender.pool._is_awaited or books.config.max_sharers is not None:
+            lender.serve()

@@ -146,11 +146,11 @@ def pool_stats(books: Books) -> PoolStats:
         max_size=books.config.max_size,
         min_idle=books.config.min_idle,
         checkouts=checkouts,
-        opened=was_open + books.closed.total() + books.departed,
-        closed=dict(books.closed),  # type: ignore[arg-type]
-        timeouts=books.timeouts,
-        connect_failures=books.connect_failures,
-        lost=books.lost_loans,
+        opened=was_open + books.tally.closed.total() + books.tally.departed,
+        closed=dict(books.tally.closed),  # type: ignore[arg-type]
+        timeouts=books.tally.timeouts,
+        connect_failures=books.tally.connect_failures,
+        lost=books.tally.lost,
         wait=timings.waits.percentiles(checkouts),
         dial=timings.dials.percentiles(),
         hold=timings.holds.percentiles(),

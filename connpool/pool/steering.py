@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from connpool.clock import SystemClock
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from connpool.pool.doors import Doors
     from connpool.pool.lending import Lender
 
-__all__ = ["Steering"]
+__all__ = ["Follower", "Steering"]
+
+
+class Follower(Protocol):
+    """Who sends over the pool's route, and must know it."""
+
+    def _follow(self, route: Route | None) -> None:
+        """The pool has another route. No lock is held."""
 
 
 class Steering:
@@ -30,6 +39,7 @@ class Steering:
     _control: Control
     _doors: Doors
     _chores: Chores
+    _followers: tuple[weakref.ref[Follower], ...] = ()  # told of each new route
 
     @property
     def route(self) -> Route | None:
@@ -42,7 +52,11 @@ class Steering:
 
     @route.setter
     def route(self, route: Route | Endpoint | str | Iterable[Endpoint | str] | None) -> None:
-        self._control.follow(None if route is None else Route.coerce(route))
+        new = None if route is None else Route.coerce(route)
+        self._control.follow(new)
+        for follower in [ref() for ref in self._followers]:
+            if follower is not None:
+                follower._follow(new)
 
     @property
     def config(self) -> PoolConfig:
@@ -186,3 +200,15 @@ class Steering:
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
         infos = [connection_info(record, is_idle=record in idle) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
+
+    # -- what upkeep calls
+
+    def _pace(self) -> float | None:
+        is_timed = isinstance(self._lender.clock, SystemClock)
+        return self._lender.config.reap_interval if is_timed else None
+
+    def _take_turn(self, *, is_leap: bool) -> None:
+        self._chores.turn(apart=True, is_leap=is_leap)
+
+    def _close_at_exit(self) -> None:
+        self._doors.close_idle_at_exit()

@@ -33,6 +33,13 @@ class Turns:
         Raises:
             TimeoutError: it did not come within *timeout* seconds.
         """
+        turn = self.try_take(timeout)
+        if turn is None:
+            raise TimeoutError("others were writing on the shared connection all the time")
+        return turn
+
+    def try_take(self, timeout: float | None) -> Turn | None:
+        """Wait for a turn. None: it did not come within *timeout* seconds."""
         until = None if timeout is None else real.now() + timeout
         turn = Turn(self._gates)
         while self._gates[0] is not turn.gate:
@@ -41,7 +48,7 @@ class Turns:
                 if self._gates[0] is turn.gate:  # it came at the last moment
                     break
                 turn.end()
-                raise TimeoutError("others were writing on the shared connection all the time")
+                return None
         return turn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 
-from connpool.pool.census import POOLS
+from connpool.pool.census import KEPT
 from connpool.upkeep.reaper import REAPER
 
 __all__: list[str] = []
@@ -13,8 +13,8 @@ __all__: list[str] = []
 def _end() -> None:
     """Runs after all non-daemon threads have ended, and after what the program registered later."""
     REAPER.end()
-    for pool in list(POOLS):
-        pool._doors.close_idle_at_exit()
+    for kept in list(KEPT):
+        kept._close_at_exit()
 
 
 atexit.register(_end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from connpool.pool.census import POOLS
+from connpool.pool.census import KEPT
 from connpool.upkeep.reaper import REAPER
 
 __all__: list[str] = []
@@ -14,8 +14,8 @@ def _start_clean() -> None:
     REAPER.start_clean()
     REAPER.hold_back(is_held=True)
     try:
-        for pool in list(POOLS):
-            pool._start_clean()
+        for kept in list(KEPT):
+            kept._start_clean()
     finally:
         REAPER.hold_back(is_held=False)
 

@@ -1,4 +1,4 @@
-"""The one background thread of a process: it gives pools their turns of upkeep when these are due."""
+"""The one background thread of a process: it gives pools and the like their turns of upkeep when due."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import Gate, SystemClock
-from connpool.pool.census import engage
-from connpool.pool.pool import ConnectionPool
+from connpool.pool.census import Kept, engage
 
 __all__ = ["REAPER", "Reaper"]
 
-Ref: TypeAlias = "weakref.ref[ConnectionPool]"
+Ref: TypeAlias = "weakref.ref[Kept]"
 
 logger = logging.getLogger("connpool.reaper")
 
 LEAP: Final = 30.0  # seconds that the thread wakes up too late: the machine slept, or the process was stopped
 MANY: Final = 16  # instants that hold no longer may lie in the heap
 EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a turn to end
-BREATH: Final = 1.0  # seconds before a pool whose turn has failed gets the next
+BREATH: Final = 1.0  # seconds before one whose turn has failed gets the next
 
 
 class Reaper:
     """Keeps a heap of instants, and sleeps until the first of them.
 
-    It holds pools weakly, and runs only while one of them has something due.
+    It holds what it keeps up weakly, and runs only while one of them has something due.
     There is no lock: others only append to ``_asked`` and open the gate, so that
     even a finaliser may ask; all the rest is the thread's own.
     """
@@ -45,8 +44,8 @@ class Reaper:
         """Begin anew: in a forked child the thread and the turns are the parent's."""
         self._gate: Gate = threading.Lock()
         self._gate.acquire()
-        self._asked: deque[tuple[Ref, float]] = deque()  # by pools, not yet seen by the thread
-        self._gone: deque[Ref] = deque()  # pools that are no more
+        self._asked: deque[tuple[Ref, float]] = deque()  # and not yet seen by the thread
+        self._gone: deque[Ref] = deque()  # who is no more
         self._thread: threading.Thread | None = None
         self._may_start = True
         self._numbers = itertools.count()
@@ -66,21 +65,21 @@ class Reaper:
         if running is not None and running.is_alive() and running is not threading.current_thread():
             running.join(EXIT_GRACE)  # one that is only about to start cannot be waited for
 
-    # -- what pools say
+    # -- what it is asked
 
-    def watch(self, pool: ConnectionPool, at: float) -> bool:
-        """Give *pool* a turn at *at*, but not too soon after the last; inf: no more. False: no thread."""
-        if not _is_kept(pool):
+    def watch(self, kept: Kept, at: float) -> bool:
+        """Give *kept* a turn at *at*, but not too soon after the last; inf: no more. False: no thread."""
+        if kept._pace() is None:
             return True
-        self._asked.append((weakref.ref(pool, self._drop), at))
+        self._asked.append((weakref.ref(kept, self._drop), at))
         self._wake()
         return at == math.inf or self._see_to_thread()
 
-    def wink(self, pool: ConnectionPool) -> None:
-        """Give *pool* a turn soon. For finalisers and fast paths: takes no lock."""
-        if not _is_kept(pool):
+    def wink(self, kept: Kept) -> None:
+        """Give *kept* a turn soon. For finalisers and fast paths: takes no lock."""
+        if kept._pace() is None:
             return
-        self._asked.append((weakref.ref(pool, self._drop), -math.inf))
+        self._asked.append((weakref.ref(kept, self._drop), -math.inf))
         self._wake()
         if not self._is_running() and self._may_start:
             with suppress(RuntimeError):  # can't start new thread
@@ -88,7 +87,7 @@ class Reaper:
                 _thread.start_new_thread(self._see_to_thread, ())
 
     def _drop(self, ref: Ref) -> None:
-        """A pool was forgotten; the garbage collector says so."""
+        """One was forgotten; the garbage collector says so."""
         self._gone.append(ref)
         self._wake()
 
@@ -138,7 +137,7 @@ class Reaper:
                 self._give_turn(ref, lateness)
 
     def _hear(self) -> None:
-        """Put down what pools have asked for. A later instant does not take the place of an earlier one."""
+        """Put down what was asked for. A later instant does not take the place of an earlier one."""
         now = self._clock.now()
         while self._gone:
             ref = self._gone.popleft()
@@ -147,14 +146,14 @@ class Reaper:
                 self._turned.pop(ref, None)
         while self._asked:
             ref, at = self._asked.popleft()
-            pool = ref()
-            if pool is None:
+            kept = ref()
+            if kept is None:
                 continue
             if at == math.inf:
                 self._due.pop(ref, None)
                 continue
             due = self._due.get(ref, math.inf)
-            at = max(at, now, self._turned.get(ref, -math.inf) + (pool.config.reap_interval or 0.0))
+            at = max(at, now, self._turned.get(ref, -math.inf) + (kept._pace() or 0.0))
             if at < due:
                 self._due[ref] = at
                 heapq.heappush(self._heap, (at, next(self._numbers), ref))
@@ -169,7 +168,7 @@ class Reaper:
         return max(0.0, self._heap[0][0] - self._clock.now()) if self._heap else None
 
     def _take_due(self) -> list[tuple[Ref, float]]:
-        """The pools whose turn it is, each with the seconds that it comes late."""
+        """Whose turn it is, each with the seconds that it comes late."""
         now = self._clock.now()
         due = []
         while self._heap and self._heap[0][0] <= now:
@@ -181,23 +180,18 @@ class Reaper:
         return due
 
     def _give_turn(self, ref: Ref, lateness: float) -> None:
-        """One pool's turn. Whatever goes wrong in it, the others and the next turn come."""
-        pool = ref()
-        if pool is None or not _is_kept(pool):
+        """One turn. Whatever goes wrong in it, the others and the next turn come."""
+        kept = ref()
+        if kept is None or kept._pace() is None:
             return
         try:
-            pool._chores.turn(apart=True, is_leap=lateness > LEAP)
+            kept._take_turn(is_leap=lateness > LEAP)
         except BaseException:
-            self.watch(pool, self._clock.now() + BREATH)
+            self.watch(kept, self._clock.now() + BREATH)
             with suppress(
                 BaseException
             ):  # a log handler's own failure is no reason to leave the others alone
-                logger.exception("pool %r: a turn of upkeep failed", pool.name)
-
-
-def _is_kept(pool: ConnectionPool) -> bool:
-    """Whether *pool* is kept up by the thread, and not swept by hand."""
-    return pool.config.reap_interval is not None and isinstance(pool._lender.clock, SystemClock)
+                logger.exception("pool %r: a turn of upkeep failed", kept.name)
 
 
 REAPER: Final = Reaper()

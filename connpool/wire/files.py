@@ -71,16 +71,16 @@ class FileStream(ByteStream):
         del how
         self.interrupted = why
 
-    def _must_wait_to_read(self, eager: bool) -> bool:
+    def must_wait_to_read(self, eager: bool) -> bool:
         return eager and not self._is_regular
 
-    def _try_read(self, n: int, eager: bool) -> bytes:
+    def try_read(self, n: int, eager: bool) -> bytes:
         return os.read(self._fd, n)
 
-    def _try_read_into(self, target: memoryview, eager: bool) -> int:
+    def try_read_into(self, target: memoryview, eager: bool) -> int:
         return os.readv(self._fd, [target])
 
-    def _try_write(self, views: list[memoryview], eager: bool) -> int:
+    def try_write(self, views: list[memoryview], eager: bool) -> int:
         if not eager or self._is_regular:
             return os.writev(self._fd, views[:_IOV_MAX])
         # A pipe that poll calls writable may still block a write, but not one this small.

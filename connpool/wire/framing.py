@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol, TypeVar, runtime_checkable
 from connpool.errors import ConfigError, FramingError
 from connpool.model.checks import is_whole
 
-__all__ = ["Framing", "LengthPrefixed", "Lines", "Raw", "decoder_of"]
+__all__ = ["Framing", "Identified", "Identifying", "LengthPrefixed", "Lines", "Raw", "decoder_of"]
 
 MOST: Final = 16 * 1024 * 1024  # bytes of one message, unless told otherwise
 WIDEST: Final = 8
@@ -37,6 +37,14 @@ class Framing(Protocol):
         Raises:
             FramingError: the peer does not keep to the framing; nothing after this can be read.
         """
+
+
+@runtime_checkable
+class Identifying(Framing, Protocol):
+    """A framing that lets the peer see the id of each message, so that it can drop what comes twice."""
+
+    def encode_as(self, message: bytes, id: bytes) -> bytes:
+        """As ``encode``, with the 16 bytes of *id*."""
 
 
 def decoder_of(framing: F) -> F:
@@ -185,3 +193,42 @@ class LengthPrefixed(_Bounded):
                 begin = end
         finally:
             del buffer[:begin]
+
+
+class Identified:
+    """Each message comes after its id, in hexadecimal, and a space; in the frames of another framing.
+
+    A message that is sent again after a crash comes with the same id. What has no id comes with zeros.
+
+    Args:
+        framing: What the whole is framed by.
+    """
+
+    def __init__(self, framing: Framing) -> None:
+        self._framing = framing
+
+    def encode_as(self, message: bytes, id: bytes) -> bytes:
+        return self._framing.encode(id.hex().encode() + b" " + message)
+
+    def encode(self, message: bytes) -> bytes:
+        return self.encode_as(message, bytes(16))
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """As ``Framing.feed``. Each message still has its id in front: see ``split``."""
+        return self._framing.feed(data)
+
+    @staticmethod
+    def split(message: bytes) -> tuple[bytes, bytes]:
+        """The id and the message proper.
+
+        Raises:
+            FramingError: there is no id.
+        """
+        told, space, proper = message.partition(b" ")
+        try:
+            id = bytes.fromhex(told.decode("ascii"))
+        except ValueError:
+            id = b""
+        if len(id) != 16 or not space:
+            raise FramingError(f"no id comes before the message {message[:40]!r}")
+        return id, proper

@@ -152,28 +152,28 @@ class Stream(ByteStream):
     def _try_handshake(self, secure: ssl.SSLSocket, eager: bool) -> None:
         self._on_tls(secure, secure.do_handshake)
 
-    def _must_wait_to_read(self, eager: bool) -> bool:
+    def must_wait_to_read(self, eager: bool) -> bool:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             with self._tls_turn:
                 return not raw.pending()
         return eager
 
-    def _try_read(self, n: int, eager: bool) -> bytes:
+    def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             return self._on_tls(raw, raw.recv, n)
         _block_without_limit(raw)
         return raw.recv(n, socket.MSG_DONTWAIT if eager else 0)
 
-    def _try_read_into(self, target: memoryview, eager: bool) -> int:
+    def try_read_into(self, target: memoryview, eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             return self._on_tls(raw, raw.recv_into, target)
         _block_without_limit(raw)
         return raw.recv_into(target, 0, socket.MSG_DONTWAIT if eager else 0)
 
-    def _try_write(self, views: list[memoryview], eager: bool) -> int:
+    def try_write(self, views: list[memoryview], eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             if len(views) > 1 and len(views[0]) < _TLS_CHUNK:

@@ -63,20 +63,20 @@ class ByteStream(abc.ABC):
         """Give the descriptor; -1 when closed."""
 
     @abc.abstractmethod
-    def _must_wait_to_read(self, eager: bool) -> bool:
+    def must_wait_to_read(self, eager: bool) -> bool:
         """Whether to poll before reading. *eager*: the next read must not block."""
 
     @abc.abstractmethod
-    def _try_read(self, n: int, eager: bool) -> bytes:
+    def try_read(self, n: int, eager: bool) -> bytes:
         """Read up to *n* bytes once; b"" at the end. If *eager*, BlockingIOError instead of blocking."""
 
     @abc.abstractmethod
-    def _try_read_into(self, target: memoryview, eager: bool) -> int:
-        """Read once into *target*; as ``_try_read``."""
+    def try_read_into(self, target: memoryview, eager: bool) -> int:
+        """Read once into *target*; as ``try_read``."""
 
     @abc.abstractmethod
-    def _try_write(self, views: list[memoryview], eager: bool) -> int:
-        """Write once from the front of *views*, and return how many bytes; as ``_try_read``."""
+    def try_write(self, views: list[memoryview], eager: bool) -> int:
+        """Write once from the front of *views*, and return how many bytes; as ``try_read``."""
 
     # -- writing ------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class ByteStream(abc.ABC):
         limit = self._limit(timeout)
         try:
             while left:
-                sent = self._attempt(self._try_write, views, select.POLLOUT, limit)
+                sent = self._attempt(self.try_write, views, select.POLLOUT, limit)
                 left -= sent
                 drop_front(views, sent)
                 if left:
@@ -132,7 +132,7 @@ class ByteStream(abc.ABC):
         if self.rest or not n:
             return self._take(n)
         try:
-            return self._receive(self._try_read, n, self._limit(timeout))
+            return self._receive(self.try_read, n, self._limit(timeout))
         except TimeIsUp:
             raise self._late(timeout, "nothing was received") from None
 
@@ -154,7 +154,7 @@ class ByteStream(abc.ABC):
                 target[: len(data)] = data
                 return len(data)
             try:
-                return self._receive(self._try_read_into, target, self._limit(timeout))
+                return self._receive(self.try_read_into, target, self._limit(timeout))
             except TimeIsUp:
                 raise self._late(timeout, "nothing was received") from None
 
@@ -172,7 +172,7 @@ class ByteStream(abc.ABC):
         chunks, got = [self.rest], len(self.rest)
         try:
             while True:
-                chunk = self._receive(self._try_read, min(n - got, _BULK_CHUNK), limit)
+                chunk = self._receive(self.try_read, min(n - got, _BULK_CHUNK), limit)
                 chunks.append(chunk)
                 got += len(chunk)
                 if got == n:
@@ -215,7 +215,7 @@ class ByteStream(abc.ABC):
                 searched = len(buffer)
                 if searched >= limit:
                     raise ConnectionAbortedError(f"no delimiter within the {limit} bytes allowed")
-                chunk = self._receive(self._try_read, _LINE_CHUNK, until)
+                chunk = self._receive(self.try_read, _LINE_CHUNK, until)
                 if not chunk:
                     raise ConnectionResetError(
                         f"the peer ended the stream after {searched} bytes, before the delimiter"
@@ -251,7 +251,7 @@ class ByteStream(abc.ABC):
 
     def _receive(self, attempt: Callable[[A, bool], T], argument: A, limit: float | None) -> T:
         """Read once, when there is something to read."""
-        if self._must_wait_to_read(limit is not None):
+        if self.must_wait_to_read(limit is not None):
             self._wait(select.POLLIN, limit)
         got = self._attempt(attempt, argument, select.POLLIN, limit)
         if got:

@@ -248,6 +248,22 @@ def test_who_gives_up_waiting_alone_lets_the_shares_behind_it_join(board: Switch
         share.release()
 
 
+def test_a_shared_connection_to_a_blacklisted_endpoint_is_joined_only_as_the_last_resort(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, sharable=True) as pool:
+        first = pool.share()
+        pool.blacklist("a:1")
+        elsewhere = pool.share()
+        assert str(elsewhere.endpoint) == "b:1"
+        pool.blacklist("b:1")
+        joined = pool.share()
+        assert joined.raw in (first.raw, elsewhere.raw)
+        pinned = pool.share("a:1")
+        assert pinned.raw is first.raw
+        end([first, elsewhere, joined, pinned])
+
+
 def test_a_contended_member_is_never_seen_as_none() -> None:
     with ConnectionPool.of(object, sharable=True, max_size=1) as pool, Repository() as repo:
         fill(repo.new("one", "a:1", connector=Switchboard(), sharable=True, max_size=1), 1)

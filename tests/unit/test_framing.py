@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connpool import ConfigError, Framing, FramingError, LengthPrefixed, Lines, Raw
+from connpool import ConfigError, Framing, FramingError, Identified, LengthPrefixed, Lines, Raw
 from connpool.wire.framing import bytes_of, decoder_of
 
 BOUNDED = [Lines(), Lines(b"\r\n"), LengthPrefixed(), LengthPrefixed(2, byteorder="little")]
@@ -147,3 +147,21 @@ def test_settings_out_of_range_are_named(kind: type[Framing], settings: dict[str
 
 def test_framings_can_be_copied() -> None:
     assert copy.deepcopy(Lines(b"\0")).encode(b"a") == b"a\0"
+
+
+def test_ids_go_along_and_are_split_off_again() -> None:
+    framing = Identified(Lines())
+    id = bytes(range(16))
+    decoder = decoder_of(framing)
+    assert [
+        Identified.split(m) for m in decoder.feed(framing.encode_as(b"a b", id) + framing.encode(b""))
+    ] == [
+        (id, b"a b"),
+        (bytes(16), b""),
+    ]
+
+
+@pytest.mark.parametrize("message", [b"", b"abc", b"00 abc", bytes(16).hex().encode(), b"\xff" * 40])
+def test_what_has_no_id_is_refused(message: bytes) -> None:
+    with pytest.raises(FramingError, match="no id"):
+        Identified.split(message)

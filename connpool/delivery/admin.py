@@ -1,0 +1,104 @@
+"""The operator's half of a broadcaster's public methods: its links, and the route they follow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from connpool.errors import ConfigError
+from connpool.model.checks import is_whole
+from connpool.model.delivery import LinkInfo, LinkState
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Group, Member, Route
+
+if TYPE_CHECKING:
+    from connpool.delivery.keeping import Keeping
+    from connpool.delivery.office import Office
+    from connpool.pool.pool import ConnectionPool
+
+__all__ = ["Admin"]
+
+
+class Admin:
+    """What a program's operator calls; ``Broadcaster`` adds what its threads call."""
+
+    pool: ConnectionPool
+    _office: Office
+    _keeping: Keeping
+
+    def links(self) -> tuple[LinkInfo, ...]:
+        """Each link as it stands, in the order of the route."""
+        return self._office.describe_links()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a message would be sent at once to somebody."""
+        return any(link.state is LinkState.ALIVE for link in self.links())
+
+    def wait_ready(self, timeout: float | None = None) -> bool:
+        """Wait until a member lives. False: none does within *timeout* seconds."""
+        office = self._office
+        with office.settled:
+            office.settled.wait_for(lambda: self.ready or office.is_closed, timeout)
+        return self.ready
+
+    def mark_dead(self, endpoint: Endpoint | str) -> None:
+        """Close the link to *endpoint*; it is opened again after the back-off. Does nothing if it is dead.
+
+        Raises:
+            UnknownEndpointError: no member of the route leads there.
+        """
+        for link in self._keeping.links_to(endpoint):
+            self._office.lower(link, None)
+
+    def mark_alive(self, endpoint: Endpoint | str) -> None:
+        """Try at once to open the link to *endpoint*. Does nothing if it lives.
+
+        Raises:
+            UnknownEndpointError: no member of the route leads there.
+        """
+        for link in self._keeping.links_to(endpoint):
+            self._office.want(link)
+
+    def add(self, endpoint: Endpoint | str, group: int = 0) -> None:
+        """Make *endpoint* a member of group number *group* of the pool's route.
+
+        Args:
+            group: From 0; as many as there are: of a new group.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        route = self.pool.route
+        groups = [] if route is None else list(route.groups)
+        if not is_whole(group) or not 0 <= group <= len(groups):
+            raise ConfigError(f"group must be 0 to {len(groups)}, got {group!r}")
+        member = Member((Endpoint.of(endpoint),))
+        if group == len(groups):
+            groups.append(Group((member,)))
+        else:
+            groups[group] = Group((*groups[group].members, member))
+        self.pool.route = Route(tuple(groups))
+
+    def remove(self, endpoint: Endpoint | str) -> None:
+        """Take *endpoint* out of the pool's route. What is spooled for it stays, in case it is added again.
+
+        Raises:
+            UnknownEndpointError: it is not on the route.
+        """
+        self._keeping.links_to(endpoint)
+        gone, route = Endpoint.of(endpoint), self.pool.route
+        kept = [
+            [[each for each in member.endpoints if each != gone] for member in group.members]
+            for group in (route.groups if route else ())
+        ]
+        groups = [Group(tuple(Member(tuple(member)) for member in group)) for group in kept if any(group)]
+        self.pool.route = Route(tuple(groups)) if groups else None
+
+    @property
+    def required_permission(self) -> frozenset[str]:
+        """What a peer must grant before its link is used; see ``SocketConnector.permissions``."""
+        return frozenset(self.pool.config.required_permissions)
+
+    @required_permission.setter
+    def required_permission(self, value: Any) -> None:
+        self.pool.configure(required_permissions=value)

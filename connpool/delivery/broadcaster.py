@@ -1,0 +1,305 @@
+"""Messages that must arrive: one copy to each member of a route, now or later."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from connpool import clock as real
+from connpool.clock import SystemClock
+from connpool.delivery.admin import Admin
+from connpool.delivery.deferred import Deferred
+from connpool.delivery.keeping import Keeping
+from connpool.delivery.mailbox import Handler, SetHandler
+from connpool.delivery.office import Office
+from connpool.delivery.sending import Sending
+from connpool.delivery.settings import Settings
+from connpool.delivery.spool import Spool
+from connpool.delivery.telling import Telling
+from connpool.delivery.tending import Tending
+from connpool.delivery.watching import Watch
+from connpool.delivery.writing import Writing
+from connpool.errors import ConfigError, UsageError
+from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Route
+from connpool.pool.census import KEPT
+from connpool.pool.pool import ConnectionPool
+from connpool.wire.framing import bytes_of
+
+__all__ = ["Broadcaster"]
+
+MOST_DEFERRED = 10_000
+EXIT_GRACE = 10.0  # seconds that the end of a program waits for what was given to broadcast_async
+
+
+class Broadcaster(Admin):
+    """Sends every message to all members of a group of a pool's route, and loses none.
+
+    It holds one connection of the pool to each member (hot standby). The first
+    group of which a member lives is the active one; a dead member's copy waits in the spool
+    until it is back, and so does a message that no group can take. Nothing is
+    reordered on its way to one member.
+
+    Args:
+        pool: Whose route is followed, and whose connector opens the connections. It needs a place for
+            each member.
+        spool: Where messages wait; closed with the broadcaster. None: what nobody takes is an error.
+        framing: How messages are told apart on the wire; None: they are not.
+        confirm: ``confirm(conn, message)`` returns when the peer has acknowledged *message*, which was just
+            written; what it raises means that it has not. Input belongs to it, then.
+        write_ahead: Put each message into the spool before it is sent.
+        failover: Whether a group takes over when all members of an earlier one are dead.
+        reconnect: Whether dead links are opened again by themselves, with the back-off of the pool.
+        standby: ``"hot"``: all links are opened at once; ``"cold"``: those of later groups when needed.
+        fail_back_after: Seconds that a member of an earlier group must live before traffic returns to it.
+        send_timeout: Seconds for which a peer may take nothing of what waits for it; None: for ever.
+        flush_rate: Most messages a second that are sent out of the spool to one member.
+        heartbeat: ``(interval, message)``: sent to every live member that often, and at the end; the
+            message may be a function that returns it. Never spooled.
+        max_async: Messages that may wait in ``broadcast_async``.
+        on_full: Whether who finds that many waits for room, or gets a SpoolFullError.
+
+    Raises:
+        ConfigError: a setting is out of range, or the pool has not a place for each member.
+        UsageError: another broadcaster uses the spool.
+
+    Source: prelude_connection_pool (libprelude).
+    """
+
+    def __init__(self, pool: ConnectionPool, *, spool: Spool | None = None, **settings: Any) -> None:
+        if not isinstance(pool, ConnectionPool):
+            raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
+        self._settings = Settings.of(**settings)
+        if self._settings.write_ahead and spool is None:
+            raise ConfigError("write_ahead=True needs a spool to write to")
+        n_members = 0 if pool.route is None else len({m for g in pool.route.groups for m in g.members})
+        if n_members > pool.config.max_size:
+            raise ConfigError(
+                f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
+            )
+        if any(
+            isinstance(other, Broadcaster) and other._spool is spool for other in KEPT if spool is not None
+        ):
+            raise UsageError(f"broadcaster {pool.name!r}: another broadcaster uses the spool", pool=pool.name)
+        self.pool = pool
+        self.name = pool.name
+        self._spool: Spool | None = spool
+        self._closing = threading.Lock()
+        self._begin()
+        KEPT.add(self)
+        pool._followers = (*pool._followers, weakref.ref(self))
+        self._office.follow(pool.route)
+        self._keeping.begin()
+
+    def _begin(self) -> None:
+        office = self._office = Office(self.pool, self._spool, self._settings)
+        self._tending = Tending(office)
+        self._watch = Watch(office)
+        writing = Writing(office)
+        self._sending = Sending(office, writing)
+        self._telling = Telling(self, office)
+        self._keeping = Keeping(office, writing)
+        settings = self._settings
+        self._deferred = Deferred(
+            self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
+        )
+        office.start_worker, office.stop_worker = self._tending.start, self._tending.stop
+        office.on_strands = self._watch.look
+        office.kept = self
+
+    # -- sending
+
+    def broadcast(self, message: bytes) -> Delivery:
+        """Send *message* to each member of the active group, from any thread.
+
+        A member that is dead, or behind with what was sent before, gets its copy from the spool later. If
+        all members are dead the next group gets the message, in the same call; if none is left it waits for
+        whichever comes back first.
+
+        Args:
+            message: Bytes of any kind; it is framed first, so that one that cannot be is not taken.
+
+        Returns:
+            Who has it and where it waits. From now on it is not lost.
+
+        Raises:
+            FramingError: it cannot be framed. Nothing was sent.
+            NoEndpointError: nobody takes it, and there is no spool.
+            SpoolError: nobody takes it, and it cannot be spooled (SpoolFullError: for want of room).
+            PoolClosedError: the broadcaster is closed.
+
+        Locking: one lock for each member; no wait for a peer unless there is no spool, or a ``confirm``.
+        Source: prelude_connection_pool_broadcast (libprelude).
+        """
+        return self._sending.deliver(message if type(message) is bytes else bytes_of(message))
+
+    def broadcast_async(self, message: bytes) -> Future[Delivery]:
+        """Send *message* on another thread, after all that were given to this method before.
+
+        Returns:
+            What ``broadcast`` would return or raise. A future that is cancelled in time is not sent.
+
+        Raises:
+            FramingError: it is not bytes.
+            SpoolFullError: ``max_async`` messages wait, and ``on_full`` is ``"raise"``.
+            PoolClosedError: the broadcaster is closed.
+
+        Source: prelude_connection_pool_broadcast_async (libprelude).
+        """
+        return self._deferred.add(bytes_of(message))
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Wait until nothing is unsent; dead members are tried at once.
+
+        Args:
+            timeout: Seconds; None: until all that can be sent now is sent.
+
+        Returns:
+            How many messages are still unsent.
+        """
+        return self._keeping.flush(timeout)
+
+    def unsent(self) -> Unsent:
+        """How many messages wait, for each member and for all."""
+        if self._spool is None or self._office.is_closed:
+            return Unsent({})
+        counts = self._spool.counts()
+        return Unsent({queue: count.messages for queue, count in counts.items() if count.messages})
+
+    # -- receiving
+
+    def recv(self, timeout: float | None = None) -> tuple[Endpoint, bytes] | None:
+        """The next message of whichever member.
+
+        Args:
+            timeout: Seconds; None: no limit.
+
+        Returns:
+            Who sent it, and what; None: nothing has come in time.
+
+        Raises:
+            UsageError: input belongs to ``confirm``.
+
+        Source: prelude_connection_pool_recv (libprelude).
+        """
+        if self._settings.confirm is not None:
+            raise UsageError(f"broadcaster {self.name!r}: what comes belongs to confirm", pool=self.name)
+        return self._office.mailbox.recv(_seconds(timeout))
+
+    def check_event(self, timeout: float | None = None, handler: Handler | None = None) -> int:
+        """Wait for events and call their handlers, in this thread. From the first call on no other does.
+
+        Args:
+            timeout: Seconds to wait for the first of them; 0: no wait; None or less than 0: no limit.
+            handler: Called as ``handler(broadcaster, event, endpoint)`` for each, instead of those installed.
+
+        Returns:
+            How many events were handled.
+
+        Source: prelude_connection_pool_check_event (libprelude).
+        """
+        return self._telling.check(_seconds(timeout), handler)
+
+    def on(self, events: LinkEvent, handler: Handler) -> None:
+        """Call ``handler(broadcaster, event, endpoint)`` for each of *events*, in their order.
+
+        It runs on a thread of its own, or in ``check_event`` if somebody calls that, with no lock held.
+        Each INPUT is one whole message, to be taken by ``recv``. If the handler raises at INPUT, or returns
+        less than 0, that link is broken; elsewhere the error is logged. Events that nobody was told yet are
+        told to the first handler that wants them.
+
+        Source: prelude_connection_pool_set_event_handler (libprelude).
+        """
+        self._telling.install(_mask(events), handler)
+
+    def on_any(self, events: LinkEvent, handler: SetHandler) -> None:
+        """Call ``handler(broadcaster, events)`` once for all that has happened at a time.
+
+        Source: prelude_connection_pool_set_global_event_handler (libprelude).
+        """
+        self._telling.install_for_sets(_mask(events), handler)
+
+    # -- the end
+
+    def close(self, timeout: float | None = None) -> int:
+        """Take no more messages, send what can be sent, and close the links and the spool.
+
+        What was given to ``broadcast_async`` is sent or spooled first, what waits in the spool is sent to
+        the members that live, and a heartbeat says goodbye.
+
+        Args:
+            timeout: Seconds for all of that; None: as long as it takes.
+
+        Returns:
+            How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
+        """
+        until = None if timeout is None else real.now() + timeout
+        self._deferred.close()
+        lost = self._deferred.drain(timeout)
+        with self._closing:
+            unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
+            self._watch.stop()
+            self._telling.stop()
+            if self._spool is not None:
+                self._spool.close()
+        KEPT.discard(self)
+        self.pool._followers = tuple(ref for ref in self.pool._followers if ref() not in (self, None))
+        return lost + unsent
+
+    def __enter__(self) -> Broadcaster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        links, unsent = self.links(), self.unsent().total
+        living = sum(link.state is LinkState.ALIVE for link in links)
+        return f"<Broadcaster {self.name!r}: {living} of {len(links)} links alive, {unsent} unsent>"
+
+    # -- in the background
+
+    def sweep(self) -> None:
+        """Do now what is due: attempts to connect, heartbeats, messages that killed processes have left."""
+        self._keeping.turn()
+
+    def _pace(self) -> float | None:
+        is_real = isinstance(self._office.clock, SystemClock)
+        return 0.01 if is_real else None
+
+    def _take_turn(self, *, is_leap: bool) -> None:
+        self._keeping.turn()
+
+    def _start_clean(self) -> None:
+        self._closing = threading.Lock()
+        was_closed = self._office.is_closed
+        self._begin()
+        self._office.is_closed = was_closed
+        self._sending.start_clean()
+        if not was_closed:
+            self._office.roster.follow(self.pool.route, self._office.clock.now())
+
+    def _follow(self, route: Route | None) -> None:
+        """The pool has another route."""
+        self._office.follow(route)
+
+    def _close_at_exit(self) -> None:
+        self._deferred.close()
+        self._deferred.drain(EXIT_GRACE)
+        self.close(0.0)
+
+
+def _seconds(timeout: float | None) -> float | None:
+    return None if timeout is None or timeout < 0 else timeout
+
+
+def _mask(events: Any) -> LinkEvent:
+    if not (isinstance(events, LinkEvent) and events):
+        raise ConfigError(f"events must be one or more of LinkEvent, got {events!r}")
+    return events

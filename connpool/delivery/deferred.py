@@ -1,0 +1,110 @@
+"""Messages that are sent by a thread of their own, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from connpool import clock as real
+from connpool.delivery.sending import Sending
+from connpool.errors import PoolClosedError, SpoolFullError
+from connpool.model.delivery import Delivery
+
+__all__ = ["Deferred"]
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class Deferred:
+    """One queue, and a thread while something is in it.
+
+    Args:
+        most: Messages that may wait.
+        waits: Whether who finds it full waits for room; else it is an error.
+    """
+
+    def __init__(self, sending: Sending, name: str, *, most: int, waits: bool) -> None:
+        self._sending = sending
+        self._name = name
+        self._most = most
+        self._waits = waits
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: deque[tuple[bytes, Future[Delivery]]] = deque()
+        self._at_it = threading.Lock()  # held by the thread that sends
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def add(self, message: bytes) -> Future[Delivery]:
+        """Queue *message*.
+
+        Raises:
+            SpoolFullError: the queue is full, and nobody may wait for room.
+            PoolClosedError: nothing more is taken.
+        """
+        future: Future[Delivery] = Future()
+        with self._lock:
+            if len(self._queue) >= self._most and not self._waits and not self._is_closed:
+                raise SpoolFullError(
+                    f"broadcaster {self._name!r}: {self._most} messages wait to be sent already",
+                    pool=self._name,
+                )
+            self._changed.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
+            if self._is_closed:
+                raise PoolClosedError(f"broadcaster {self._name!r} is closed", pool=self._name)
+            self._queue.append((message, future))
+            is_running = self._thread is not None and self._thread.is_alive()
+        if not is_running:
+            self._begin()
+        return future
+
+    def _begin(self) -> None:
+        name = f"connpool-async-{self._name}"
+        thread = self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # can't start new thread: this one does it
+            self._run()
+
+    def _run(self) -> None:
+        """Send all that waits. Of two threads that were started for it the second finds nothing left."""
+        with self._at_it:
+            while True:
+                with self._lock:
+                    if not self._queue:
+                        self._thread = None  # said with the lock: who comes after that starts another
+                        self._changed.notify_all()
+                        return
+                    message, future = self._queue[0]
+                if future.set_running_or_notify_cancel():
+                    _settle(future, self._sending.deliver, message)
+                with self._lock:
+                    self._queue.popleft()
+                    self._changed.notify_all()
+
+    def drain(self, timeout: float | None) -> int:
+        """Wait until all is sent. Returns how many messages still wait when *timeout* seconds are over."""
+        until = None if timeout is None else real.now() + timeout
+        with self._lock:
+            left = None if until is None else max(0.0, until - real.now())
+            self._changed.wait_for(lambda: not self._queue, left)
+            return len(self._queue)
+
+    def close(self) -> None:
+        """Take nothing more. What waits is still sent."""
+        with self._lock:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+def _settle(future: Future[Delivery], deliver: Callable[[bytes], Delivery], message: bytes) -> None:
+    try:
+        delivery = deliver(message)
+    except BaseException as error:  # noqa: BLE001 - it is the caller's who asks for the result
+        logger.warning("a message could not be sent: %s", error)
+        future.set_exception(error)
+    else:
+        future.set_result(delivery)

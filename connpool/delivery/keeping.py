@@ -1,0 +1,206 @@
+"""What a broadcaster does by the clock, and how it comes to its end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from typing import Final
+
+from connpool import clock as real
+from connpool.delivery.link import Link
+from connpool.delivery.office import Office
+from connpool.delivery.writing import Writing
+from connpool.errors import SpoolError, UnknownEndpointError
+from connpool.model.delivery import LinkState
+from connpool.model.endpoint import Endpoint
+from connpool.pool.census import watch
+from connpool.wire.framing import bytes_of
+
+__all__ = ["Keeping"]
+
+ADOPT_INTERVAL: Final = 1.0  # seconds between looks for what killed processes have left
+GRACE: Final = (
+    5.0  # seconds that the end waits for workers, which stop at once unless a peer's connector hangs
+)
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class Keeping:
+    """Turns of upkeep: attempts to connect, heartbeats, adoptions; and flushing and closing."""
+
+    def __init__(self, office: Office, writing: Writing) -> None:
+        self._office = office
+        self._writing = writing
+        self._adopts = getattr(office.spool, "adopts", office.spool is not None)
+        self._adopt_at = math.inf
+        self._beat_at = math.inf
+        self._is_busy = False  # a thread adopts, or sends heartbeats
+
+    def begin(self) -> None:
+        """Set the clock going; take over what earlier processes have left."""
+        now = self._office.clock.now()
+        heartbeat = self._office.settings.heartbeat
+        if heartbeat is not None:
+            self._beat_at = now + heartbeat[0]
+        if self._adopts:
+            self._adopt_at = now
+        self.turn()
+
+    # -- turns
+
+    def turn(self) -> None:
+        """Do what is due. Waits for nothing."""
+        office = self._office
+        if office.is_closed:
+            return
+        now = office.clock.now()
+        if now >= min(self._adopt_at, self._beat_at):
+            self._do_apart()
+        office.refresh()
+        office.miss_workers()
+        office.kick_all()
+        with office._lock:
+            retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
+            due = [at for at in retries if at is not None]
+            at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
+        kept = office.kept
+        if at < math.inf and kept is not None:
+            watch(kept, at)
+
+    def _do_apart(self) -> None:
+        """On a thread of its own: a disk may be slow, and so may a peer."""
+        with self._office._lock:
+            if self._is_busy:
+                return
+            self._is_busy = True
+        name = f"connpool-keeping-{self._office.name}"
+        try:
+            threading.Thread(target=self._do_due, name=name, daemon=True).start()
+        except RuntimeError:  # can't start new thread: the next turn tries again
+            self._is_busy = False
+
+    def _do_due(self) -> None:
+        office = self._office
+        try:
+            now = office.clock.now()
+            if now >= self._adopt_at:
+                self._adopt_at = now + ADOPT_INTERVAL
+                self._adopt()
+            heartbeat = office.settings.heartbeat
+            if heartbeat is not None and now >= self._beat_at:
+                self._beat_at = max(self._beat_at + heartbeat[0], now)
+                self.beat()
+        except Exception:
+            logger.exception("broadcaster %r: upkeep failed", office.name)
+        finally:
+            with office._lock:
+                self._is_busy = False
+                office.expect_locked(min(self._adopt_at, self._beat_at))
+                office.settled.notify_all()
+            office.speak_up()
+
+    def _adopt(self) -> None:
+        office = self._office
+        assert office.spool is not None
+        try:
+            adopted = office.spool.adopt()
+        except SpoolError:
+            if not office.is_closed:
+                raise
+            return
+        if adopted:
+            total = sum(adopted.values())
+            logger.info("broadcaster %r: sends %d messages that another has left", office.name, total)
+            office.kick_all()
+
+    def beat(self) -> None:
+        """Send a heartbeat to every member that lives and is not behind."""
+        office = self._office
+        heartbeat = office.settings.heartbeat
+        if heartbeat is None:
+            return
+        message = bytes_of(heartbeat[1]() if callable(heartbeat[1]) else heartbeat[1])
+        with office._lock:
+            links = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
+        for link in links:
+            self._writing.write_once(link, message)
+
+    # -- flushing and the end
+
+    def flush(self, timeout: float | None) -> int:
+        """As ``Broadcaster.flush``."""
+        office = self._office
+        with office._lock:
+            dead = [link for link in office.roster.links.values() if link.state is not LinkState.ALIVE]
+        for link in dead:
+            office.want(link)
+        office.kick_all()
+
+        def is_over() -> bool:
+            is_at_rest = not any(link.is_tended for link in office.roster.links.values())
+            return self.unsent() == 0 or (is_at_rest and timeout is None) or office.is_closed
+
+        with office.settled:
+            office.settled.wait_for(is_over, timeout)
+        return self.unsent()
+
+    def unsent(self) -> int:
+        spool = self._office.spool
+        if spool is None or self._office.is_closed:
+            return 0
+        return sum(count.messages for count in spool.counts().values())
+
+    def close(self, timeout: float | None) -> int:
+        """As ``Broadcaster.close``, once nothing more is taken."""
+        office = self._office
+        if office.is_closed:
+            return 0
+        until = None if timeout is None else real.now() + timeout
+        self._send_the_rest(until)
+        self.beat()
+        unsent = self.unsent()
+        with office._lock:
+            office.is_closed = True
+            office.plan = None
+            links = list(office.roster.links.values())
+            office.settled.notify_all()
+        office.stop_worker()
+        for link in links:
+            office.lower(link, None)
+        with office.settled:
+            office.settled.wait_for(lambda: not self._is_busy and not any(map(_is_tended, links)), GRACE)
+        return unsent
+
+    def _send_the_rest(self, until: float | None) -> None:
+        """Wait until members that live have all that waits for them."""
+        office = self._office
+        office.kick_all()
+
+        def is_done() -> bool:
+            living = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
+            return not any(link.is_tended and not link.is_stuck for link in living)
+
+        with office.settled:
+            office.settled.wait_for(is_done, None if until is None else max(0.0, until - real.now()))
+
+    def links_to(self, endpoint: Endpoint | str) -> list[Link]:
+        """The links that lead to *endpoint*.
+
+        Raises:
+            UnknownEndpointError: there is none.
+        """
+        office, wanted = self._office, Endpoint.of(endpoint)
+        with office._lock:
+            links = office.roster.find(wanted)
+            known = ", ".join(office.roster.links) or "none"
+        if not links:
+            raise UnknownEndpointError(
+                f"broadcaster {office.name!r} has no link to {wanted} (it has {known})", pool=office.name
+            )
+        return links
+
+
+def _is_tended(link: Link) -> bool:
+    return link.is_tended

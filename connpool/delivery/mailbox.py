@@ -1,0 +1,250 @@
+"""What has come and what has happened, for those who wait for it and those who are called."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from connpool import clock as real
+from connpool.clock import Gate, SystemClock
+from connpool.model.delivery import LinkEvent
+from connpool.model.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from connpool.delivery.broadcaster import Broadcaster
+
+__all__ = ["Handler", "Letter", "Mailbox", "News", "SetHandler"]
+
+Handler = Callable[["Broadcaster", LinkEvent, Endpoint], object]
+SetHandler = Callable[["Broadcaster", LinkEvent], object]
+
+MOST_NEWS: Final = 1_000  # events that are kept for a handler that may come
+MOST_LETTERS: Final = 1_000  # messages that are read before somebody takes them
+
+ALL: Final = LinkEvent.INPUT | LinkEvent.DEAD | LinkEvent.ALIVE
+NONE: Final = LinkEvent(0)
+
+_wait = SystemClock().wait
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class Letter:
+    """A message that has come."""
+
+    __slots__ = ("endpoint", "is_taken", "message")
+
+    def __init__(self, endpoint: Endpoint, message: bytes) -> None:
+        self.endpoint = endpoint
+        self.message = message
+        self.is_taken = False  # its event is no news any more
+
+
+class News:
+    """One event that nobody has been told yet."""
+
+    __slots__ = ("endpoint", "kind", "letter")
+
+    def __init__(self, kind: LinkEvent, endpoint: Endpoint, letter: Letter | None = None) -> None:
+        self.kind = kind
+        self.endpoint = endpoint
+        self.letter = letter
+
+    def is_stale(self) -> bool:
+        return self.letter is not None and self.letter.is_taken
+
+
+class Mailbox:
+    """Events and messages in the order of their arrival, each told or given out once.
+
+    Methods that end in ``_locked`` are called with the office's lock held; the others take it.
+    """
+
+    def __init__(self, lock: threading.RLock, name: str, on_change: Callable[[], object]) -> None:
+        self._lock = lock
+        self._name = name
+        self._on_change = on_change  # called, with no lock held, when input is wanted or no longer
+        self._news: deque[News] = deque()
+        self._letters: deque[Letter] = deque()
+        self._gates: list[Gate] = []  # of threads that wait for something to come
+        self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
+        self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
+        self._n_readers = 0  # threads that wait for messages
+        self.is_polled = False  # somebody has called check_event: events are told in its calls
+        self.is_closed = False
+
+    # -- what comes
+
+    def post_locked(self, kind: LinkEvent, endpoint: Endpoint) -> None:
+        """Something has happened on a link."""
+        if len(self._news) >= MOST_NEWS and not self._mask() & kind:
+            self._news.popleft()
+        self._news.append(News(kind, endpoint))
+
+    def deliver(self, endpoint: Endpoint, messages: list[bytes]) -> None:
+        """Whole messages have come."""
+        with self._lock:
+            for message in messages:
+                letter = Letter(endpoint, message)
+                self._letters.append(letter)
+                self._news.append(News(LinkEvent.INPUT, endpoint, letter))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those who wait look again. No lock is held."""
+        for gate in self._gates.copy():
+            try:
+                gate.release()
+            except RuntimeError:  # it is open
+                pass
+
+    def let_pass(self, seconds: float) -> None:
+        """Let some time pass, in which more may come."""
+        gate: Gate = threading.Lock()
+        gate.acquire()
+        _wait(gate, seconds)
+
+    def wants_input(self) -> bool:
+        """Whether anybody would take a message, and there is room for one."""
+        wanted = self._n_readers > 0 or bool(self._mask() & LinkEvent.INPUT)
+        return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
+
+    def _mask(self) -> LinkEvent:
+        """The events that some installed handler wants."""
+        wanted = NONE
+        for mask, _ in (*self._each, *self._sets):
+            wanted |= mask
+        return wanted
+
+    # -- who is told
+
+    def install(self, mask: LinkEvent, handler: Handler) -> None:
+        with self._lock:
+            self._each = (*self._each, (mask, handler))
+        self._on_change()
+
+    def install_for_sets(self, mask: LinkEvent, handler: SetHandler) -> None:
+        with self._lock:
+            self._sets = (*self._sets, (mask, handler))
+        self._on_change()
+
+    def has_set_handlers(self) -> bool:
+        return bool(self._sets)
+
+    # -- taking
+
+    def recv(self, timeout: float | None) -> tuple[Endpoint, bytes] | None:
+        """The oldest message; None: none has come within *timeout* seconds, or all is over."""
+        found: tuple[Endpoint, bytes] | None = self._wait_for(self._take_letter_locked, timeout, reads=True)
+        return found
+
+    def take_news(
+        self, timeout: float | None, mask: LinkEvent | None, *, gives_way: bool = False
+    ) -> list[News]:
+        """All events of *mask*, None: of what handlers are installed for; waits for the first of them.
+
+        *gives_way*: return, with nothing, as soon as somebody polls.
+        """
+
+        def take_locked() -> list[News] | None:
+            if gives_way and self.is_polled:
+                return []
+            return self._take_news_locked(self._mask() if mask is None else mask) or None
+
+        reads = mask is not None and bool(mask & LinkEvent.INPUT)
+        return self._wait_for(take_locked, timeout, reads=reads) or []
+
+    def _take_letter_locked(self) -> tuple[Endpoint, bytes] | None:
+        if not self._letters:
+            return None
+        letter = self._letters.popleft()
+        letter.is_taken = True
+        return letter.endpoint, letter.message
+
+    def _take_news_locked(self, mask: LinkEvent) -> list[News]:
+        found = [news for news in self._news if news.kind & mask and not news.is_stale()]
+        self._news = deque(news for news in self._news if not (news.kind & mask or news.is_stale()))
+        return found
+
+    def _wait_for(self, take_locked: Callable[[], Any], timeout: float | None, *, reads: bool) -> Any:
+        until = None if timeout is None else real.now() + timeout
+        gate: Gate = threading.Lock()
+        gate.acquire()
+        is_announced = False
+        try:
+            while True:
+                with self._lock:
+                    was_full = len(self._letters) >= MOST_LETTERS
+                    found = take_locked()
+                if found is not None or self.is_closed:
+                    if was_full:
+                        self._on_change()  # there is room again
+                    return found
+                if not is_announced:  # and look again after that
+                    is_announced = True
+                    with self._lock:
+                        self._gates.append(gate)
+                        self._n_readers += reads
+                    if reads:
+                        self._on_change()
+                    continue
+                left = None if until is None else until - real.now()
+                if (left is not None and left <= 0) or not _wait(gate, left):
+                    with self._lock:
+                        return take_locked()
+        finally:
+            with self._lock:
+                if gate in self._gates:
+                    self._gates.remove(gate)
+                    self._n_readers -= reads
+
+    # -- telling
+
+    def tell(self, broadcaster: Broadcaster, news: list[News], handler: Handler | None = None) -> int:
+        """Call the handlers for each of *news*, then those for sets. No lock is held.
+
+        Args:
+            handler: Called instead of all that are installed.
+
+        Returns:
+            How many of *news* somebody was called for.
+        """
+        n_handled = 0
+        everything = NONE
+        for each in news:
+            everything |= each.kind
+            handlers = (
+                [found for mask, found in self._each if mask & each.kind] if handler is None else [handler]
+            )
+            n_handled += bool(handlers) or any(mask & each.kind for mask, _ in self._sets)
+            for found in handlers:
+                self._tell_one(broadcaster, found, each)
+        if handler is None:
+            for mask, for_set in self._sets:
+                if mask & everything:
+                    try:
+                        for_set(broadcaster, mask & everything)
+                    except Exception:
+                        logger.exception("broadcaster %r: a handler failed at %s", self._name, everything)
+        return n_handled
+
+    def _tell_one(self, broadcaster: Broadcaster, handler: Handler, news: News) -> None:
+        try:
+            answer = handler(broadcaster, news.kind, news.endpoint)
+        except Exception as error:
+            logger.exception(
+                "broadcaster %r: a handler failed at %s of %s", self._name, news.kind.name, news.endpoint
+            )
+            if news.kind is LinkEvent.INPUT:
+                broadcaster._office.fail_endpoint(news.endpoint, error)
+        else:
+            if news.kind is LinkEvent.INPUT and isinstance(answer, int) and answer < 0:
+                broadcaster._office.fail_endpoint(news.endpoint, None)
+
+    def close(self) -> None:
+        """Nothing more comes; what has come may still be taken."""
+        self.is_closed = True
+        self.wake()

@@ -1,0 +1,298 @@
+"""What all parts of a broadcaster share: its links, who tends them, what changes when one lives or dies."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from attrs import frozen
+
+from connpool.clock import Clock
+from connpool.delivery.link import Link, Strand
+from connpool.delivery.mailbox import Mailbox
+from connpool.delivery.roster import Roster
+from connpool.delivery.settings import Settings
+from connpool.delivery.spool import Spool
+from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkInfo, LinkState
+from connpool.model.endpoint import Endpoint
+from connpool.model.route import Route
+from connpool.pool.backoff import delay_after
+from connpool.pool.census import Kept, watch
+from connpool.pool.pool import ConnectionPool
+from connpool.wire.framing import Identifying
+
+__all__ = ["Office", "Plan"]
+
+CHANCE: Final = random.Random()
+
+START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
+
+logger = logging.getLogger("connpool.delivery")
+
+
+@frozen
+class Plan:
+    """Where a message goes while nothing is out of order: to each of these links, and that is all."""
+
+    number: int
+    links: tuple[Link, ...]
+    delivery: Delivery
+
+
+class Office:
+    """The state of one broadcaster.
+
+    The lock guards who is alive, who tends whom and what has come; it is held for bookkeeping only, and
+    never together with a link's ``writing``.
+    """
+
+    def __init__(self, pool: ConnectionPool, spool: Spool | None, settings: Settings) -> None:
+        self.pool = pool
+        self.name = pool.name
+        self.spool = spool
+        self.settings = settings
+        self.clock: Clock = pool._lender.clock
+        self._lock = threading.RLock()
+        self.roster = Roster(spool, fail_back_after=settings.fail_back_after, failover=settings.failover)
+        self.plan: Plan | None = None
+        self.is_closed = False
+        self._due_at = math.inf  # when the next turn is needed, as far as that is not passed on yet
+        self._switches: deque[tuple[int, int | None]] = deque()  # of the active group, to be logged
+        self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
+        self.mailbox = Mailbox(self._lock, pool.name, self._on_interest)
+        self.kept: Kept | None = None  # who is given turns: the broadcaster
+        self.start_worker: Callable[[Link], bool] = lambda link: False
+        self.stop_worker: Callable[[], object] = lambda: None
+        self.on_strands: Callable[[], object] = lambda: None  # connections have come or gone; input is wanted
+
+    def _on_interest(self) -> None:
+        self.on_strands()
+
+    # -- the route
+
+    def follow(self, route: Route | None) -> None:
+        """Take *route* as the new one; members of both keep their connections."""
+        with self._lock:
+            new, gone = self.roster.follow(route, self.clock.now())
+            self._publish_locked()
+        self.speak_up()
+        for link in gone:
+            self.lower(link, None)
+        for link in new:
+            if self.settings.standby == "hot" or 0 in link.groups:
+                self.want(link)
+        self.kick_all()
+
+    # -- life and death
+
+    def raise_up(self, link: Link, strand: Strand) -> None:
+        """*link* has a connection."""
+        with self._lock:
+            link.state = LinkState.ALIVE
+            link.since = self.clock.now()
+            link.endpoint = strand.endpoint
+            link.failures = 0
+            link.retry_at = None
+            link.last_error = None
+            link.is_wanted = False
+            self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
+            link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
+            self._publish_locked()
+            is_stray = self.is_closed or not self.roster.has(link)
+            self.settled.notify_all()
+        logger.info("broadcaster %r: %s is connected", self.name, strand.endpoint)
+        self.speak_up()
+        self.on_strands()
+        if is_stray:
+            self.lower(link, None)
+
+    def lower(self, link: Link, error: BaseException | None, strand: Strand | None = None) -> bool:
+        """*link*'s connection is broken, or not wanted any more. Returns whether it had one.
+
+        Args:
+            error: Why; None: it was taken down by hand.
+            strand: The one that is meant; None: whichever it has.
+        """
+        strand = link.strand if strand is None else strand
+        if strand is None:
+            return False
+        was_up, to_close = link.drop(strand)
+        if was_up:
+            with self._lock:
+                self._mark_dead_locked(link, error, strand.endpoint)
+                self.plan_attempt_locked(link, error)
+                self._publish_locked()
+            if not self.is_closed:
+                why = error or "taken down"
+                logger.warning("broadcaster %r: %s is lost: %s", self.name, strand.endpoint, why)
+            self.speak_up()
+            self.on_strands()
+        self.close_strand(to_close, error)
+        return was_up
+
+    def fail_endpoint(self, endpoint: Endpoint, error: BaseException | None) -> None:
+        """Whatever link leads to *endpoint* just now is broken."""
+        with self._lock:
+            links = self.roster.find(endpoint)
+        for link in links:
+            if (strand := link.strand) is not None and strand.endpoint == endpoint:
+                self.lower(link, error, strand)
+
+    def not_opened(self, link: Link, endpoint: Endpoint, error: BaseException) -> None:
+        """An attempt to open *link* has failed."""
+        with self._lock:
+            is_news = link.state is LinkState.NEW
+            if is_news:
+                self._mark_dead_locked(link, error, endpoint)
+            link.endpoint = endpoint
+            link.last_error = error
+            link.is_wanted = False
+            self.plan_attempt_locked(link, error)
+            self._publish_locked()
+            self.settled.notify_all()
+        if is_news:
+            logger.warning("broadcaster %r: %s cannot be reached: %s", self.name, endpoint, error)
+        self.speak_up()
+
+    def _mark_dead_locked(self, link: Link, error: BaseException | None, endpoint: Endpoint) -> None:
+        link.state = LinkState.DEAD
+        link.since = self.clock.now()
+        link.last_error = None if error is None else error.with_traceback(None)
+        if not self.is_closed:
+            self.mailbox.post_locked(LinkEvent.DEAD, endpoint)
+
+    def plan_attempt_locked(self, link: Link, error: BaseException | None) -> None:
+        """Decide when the next attempt to open *link* is made."""
+        link.failures += 1
+        delay = delay_after(link.failures, error, self.pool.config, self.pool._lender.books.rng)
+        is_tried = self.settings.reconnect and not self.is_closed and self.roster.has(link)
+        link.retry_at = self.clock.now() + delay if is_tried and delay < math.inf else None
+        if link.retry_at is not None:
+            self.expect_locked(link.retry_at)
+
+    def close_strand(self, strand: Strand | None, error: BaseException | None = None) -> None:
+        """Give the connection back to the pool, to be closed; nobody uses it any more."""
+        if strand is None:
+            return
+        try:
+            strand.conn.terminate(error)
+        except Exception:
+            logger.debug("broadcaster %r: a connection could not be given back", self.name, exc_info=True)
+
+    def _publish_locked(self) -> None:
+        """Find the active group anew, and say whether messages may go the short way."""
+        before = self.roster.active
+        self.roster.refresh(self.clock.now())
+        if self.roster.active != before and before is not None:
+            self._switches.append((before, self.roster.active))
+        if self.roster.switch_at < math.inf:
+            self.expect_locked(self.roster.switch_at)
+        self.plan = None
+        active, groups = self.roster.active, self.roster.groups
+        if active is None or active >= len(groups) or self.settings.write_ahead or self.settings.confirm:
+            return
+        links = groups[active]
+        if not self.is_closed and all(link.state is LinkState.ALIVE for link in links):
+            sent = tuple(link.endpoint for link in links)
+            self.plan = Plan(active, links, Delivery(sent=sent, group=active))
+
+    def refresh(self) -> None:
+        """Look again which group is active."""
+        with self._lock:
+            self._publish_locked()
+        self.speak_up()
+
+    # -- who tends whom
+
+    def want(self, link: Link) -> None:
+        """Let *link* be opened as soon as may be."""
+        with self._lock:
+            link.is_wanted = link.state is not LinkState.ALIVE
+        self.kick(link)
+
+    def kick(self, link: Link) -> None:
+        """See to it that a worker tends *link*, if there is anything to do for it."""
+        with self._lock:
+            if link.is_tended or self.job_locked(link) is None:
+                return
+            link.is_tended = True
+            link.tended_since = self.clock.now()
+            link.worker = None
+        if not self.start_worker(link):
+            with self._lock:
+                link.is_tended = False
+                self.expect_locked(self.clock.now() + 1.0)  # no thread can be had: later perhaps
+            self.speak_up()
+
+    def miss_workers(self) -> None:
+        """Find links whose worker never started, because an interrupt struck: they may have another."""
+        with self._lock:
+            for link in self.roster.links.values():
+                is_gone = link.worker is None or not link.worker.is_alive()
+                if link.is_tended and is_gone and self.clock.now() >= link.tended_since + START_GRACE:
+                    link.is_tended = False
+
+    def kick_all(self) -> None:
+        with self._lock:
+            links = list(self.roster.links.values())
+        for link in links:
+            self.kick(link)
+
+    def job_locked(self, link: Link) -> str | None:
+        """What there is to do for *link*: ``"open"`` it, ``"flush"`` what waits for it, or nothing."""
+        if link.state is not LinkState.ALIVE:
+            if self.is_closed or not self.roster.has(link):
+                return None
+            is_due = link.retry_at is not None and self.clock.now() >= link.retry_at
+            return "open" if link.is_wanted or is_due else None
+        unfinished = link.unfinished
+        if unfinished is not None:
+            return "flush" if unfinished.is_settled else None  # its sender says when
+        if self.spool is None:
+            return None
+        if link.is_flushing or self.spool.count(link.queue) > len(link.own) + len(link.done):
+            return "flush"
+        return "flush" if self.spool.count(GLOBAL) and self.roster.active in link.groups else None
+
+    def expect_locked(self, at: float) -> None:
+        """Something is due at *at*; ``speak_up`` passes it on."""
+        self._due_at = min(self._due_at, at)
+
+    def speak_up(self) -> None:
+        """Let others know what has changed. No lock is held."""
+        with self._lock:
+            at, self._due_at = self._due_at, math.inf
+        if at < math.inf and self.kept is not None:
+            watch(self.kept, at)
+        while self._switches:
+            before, after = self._switches.popleft()
+            logger.info("broadcaster %r: sends to group %s, before to %s", self.name, after, before)
+        self.mailbox.wake()
+
+    def encode(self, message: bytes, id: bytes) -> bytes:
+        """*message* as it goes over the wire, with its *id* if the framing carries that.
+
+        Raises:
+            FramingError: it cannot be framed.
+        """
+        framing = self.settings.framing
+        return framing.encode_as(message, id) if isinstance(framing, Identifying) else framing.encode(message)
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether the peers get to see the ids of messages."""
+        return isinstance(self.settings.framing, Identifying)
+
+    def describe_links(self) -> tuple[LinkInfo, ...]:
+        """Each link as it stands."""
+        spool = None if self.is_closed else self.spool
+        with self._lock:
+            return tuple(
+                link.describe(0 if spool is None else spool.count(link.queue))
+                for link in self.roster.links.values()
+            )

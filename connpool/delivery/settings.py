@@ -1,0 +1,84 @@
+"""How a broadcaster works, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from attrs import field, frozen
+
+from connpool.errors import ConfigError
+from connpool.model import checks
+from connpool.pool.connection import Connection
+from connpool.wire.framing import Framing, Raw
+
+__all__ = ["Confirm", "Heartbeat", "Settings"]
+
+Confirm = Callable[[Connection, bytes], object]
+Heartbeat = tuple[float, bytes | Callable[[], bytes]]
+
+
+def _one_of(*known: str) -> checks.Check:
+    def check(_: object, attribute: Any, value: Any) -> None:
+        if value not in known:
+            names = " or ".join(map(repr, known))
+            raise ConfigError(f"{attribute.name} must be {names}, got {value!r}")
+
+    return check
+
+
+def _framing(_: object, __: object, value: Any) -> None:
+    if not isinstance(value, Framing):
+        raise ConfigError(f"framing must have the methods encode and feed, got {value!r}")
+
+
+def _callable_or_none(_: object, attribute: Any, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise ConfigError(f"{attribute.name} must be a function or None, got {value!r}")
+
+
+def _rate(_: object, attribute: Any, value: Any) -> None:
+    if value is not None and not (checks.is_number(value) and 0 < value < math.inf):
+        raise ConfigError(f"{attribute.name} must be a number of messages a second or None, got {value!r}")
+
+
+def _heartbeat(_: object, attribute: Any, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ConfigError(f"{attribute.name} must be (seconds, message) or None, got {value!r}")
+    checks.require_seconds("the interval of heartbeat", value[0])
+    if not (callable(value[1]) or isinstance(value[1], bytes)):
+        raise ConfigError(f"the message of heartbeat must be bytes or a function, got {value[1]!r}")
+
+
+@frozen(kw_only=True)
+class Settings:
+    """See ``Broadcaster`` for what each means."""
+
+    framing: Framing = field(factory=Raw, validator=_framing)
+    confirm: Confirm | None = field(default=None, validator=_callable_or_none)
+    write_ahead: bool = field(default=False, validator=checks.flag)
+    failover: bool = field(default=True, validator=checks.flag)
+    reconnect: bool = field(default=True, validator=checks.flag)
+    standby: str = field(default="hot", validator=_one_of("hot", "cold"))
+    fail_back_after: float = field(default=0.0, validator=checks.seconds(or_zero=True))
+    send_timeout: float | None = field(default=30.0, validator=checks.seconds(or_none=True))
+    flush_rate: float | None = field(default=None, validator=_rate)
+    heartbeat: Heartbeat | None = field(default=None, validator=_heartbeat)
+    max_async: int = field(default=10_000, validator=checks.count(1))
+    on_full: str = field(default="wait", validator=_one_of("wait", "raise"))
+
+    @classmethod
+    def of(cls, **settings: Any) -> Settings:
+        """Check *settings*.
+
+        Raises:
+            ConfigError: one is unknown or out of range.
+        """
+        known = [each.name for each in cls.__attrs_attrs__]
+        for name in settings:
+            if name not in known:
+                raise checks.unknown_name("setting", name, known)
+        return cls(**{name: value for name, value in settings.items() if (name, value) != ("framing", None)})

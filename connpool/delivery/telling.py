@@ -1,0 +1,93 @@
+"""Who is told of events: a thread of ours calls handlers, or the user's own threads do."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
+from connpool.delivery.office import Office
+from connpool.model.delivery import LinkEvent
+
+if TYPE_CHECKING:
+    from connpool.delivery.broadcaster import Broadcaster
+
+__all__ = ["Telling"]
+
+GATHERING: Final = 0.005  # seconds for which events are gathered into one set
+GRACE: Final = 5.0  # seconds that the end waits for a handler
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class Telling:
+    """Has events told, each in one place only.
+
+    The thread is started by the first handler. It leaves everything to ``check_event`` from the moment
+    somebody calls that.
+    """
+
+    def __init__(self, broadcaster: Broadcaster, office: Office) -> None:
+        mailbox = office.mailbox
+        # A broadcaster that is forgotten ends the thread.
+        self._broadcaster = weakref.ref(broadcaster, lambda _: mailbox.close())
+        self._office = office
+        self._thread: threading.Thread | None = None
+
+    def install(self, mask: LinkEvent, handler: Handler) -> None:
+        self._office.mailbox.install(mask, handler)
+        self._start()
+
+    def install_for_sets(self, mask: LinkEvent, handler: SetHandler) -> None:
+        self._office.mailbox.install_for_sets(mask, handler)
+        self._start()
+
+    def check(self, timeout: float | None, handler: Handler | None) -> int:
+        """As ``Broadcaster.check_event``."""
+        mailbox = self._office.mailbox
+        if not mailbox.is_polled:
+            mailbox.is_polled = True
+            mailbox.wake()  # the thread ends
+        broadcaster = self._broadcaster()
+        assert broadcaster is not None
+        news = mailbox.take_news(timeout, None if handler is None else ALL)
+        return mailbox.tell(broadcaster, news, handler)
+
+    def _start(self) -> None:
+        mailbox = self._office.mailbox
+        with self._office._lock:
+            if self._thread is None and not (mailbox.is_polled or mailbox.is_closed):
+                name = f"connpool-events-{self._office.name}"
+                arguments = (self._broadcaster, mailbox)
+                new = self._thread = threading.Thread(target=_run, args=arguments, name=name, daemon=True)
+            else:
+                new = None
+        if new is not None:
+            new.start()
+        mailbox.wake()  # there are more who want something
+
+    def stop(self) -> None:
+        """Tell nothing more. Waits a while for a handler that is at work, unless called by it."""
+        self._office.mailbox.close()
+        thread = self._thread
+        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+            thread.join(GRACE)
+
+
+def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
+    """The thread: tell what happens, as long as nobody polls."""
+    while not (mailbox.is_closed or mailbox.is_polled):
+        news = mailbox.take_news(None, None, gives_way=True)
+        if news and mailbox.has_set_handlers():
+            mailbox.let_pass(GATHERING)
+            news += mailbox.take_news(0, None, gives_way=True)
+        broadcaster = ref()
+        if broadcaster is None:
+            return
+        try:
+            mailbox.tell(broadcaster, news)
+        except BaseException:  # SystemExit in a handler: the others still want to hear
+            logger.exception("broadcaster %r: a handler failed", broadcaster.name)
+        del broadcaster

@@ -1,0 +1,268 @@
+"""What may take long for one link: opening it, and sending what has piled up. One worker a link at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from connpool import clock as real
+from connpool.delivery.link import Link, Strand
+from connpool.delivery.office import Office
+from connpool.delivery.settings import Confirm
+from connpool.delivery.spool import Spooled
+from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
+from connpool.model.delivery import GLOBAL, LinkState
+from connpool.model.request import Request
+from connpool.wire.framing import decoder_of
+from connpool.wire.line import Line
+
+__all__ = ["NotConfirmedError", "Tending", "confirm"]
+
+BATCH: Final = 512  # messages
+BATCH_BYTES: Final = 262_144
+BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class NotConfirmedError(Exception):
+    """Unwinds from a ``confirm`` that raised, which is the cause."""
+
+
+def confirm(how: Confirm | None, strand: Strand, message: bytes) -> None:
+    """Let *how* make sure that the peer has *message*.
+
+    Raises:
+        NotConfirmedError: it does not, or nobody can tell: the connection is of no more use.
+    """
+    if how is None:
+        return
+    try:
+        how(strand.conn, message)
+    except Exception as error:
+        raise NotConfirmedError from error
+
+
+class Tending:
+    """Opens links and empties their queues, on threads that end when there is nothing to do."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._stopped = threading.Event()
+
+    def start(self, link: Link) -> bool:
+        """Have a worker tend *link*. False: no thread can be had."""
+        name = f"connpool-link-{self._office.name}-{link.queue}"
+        thread = link.worker = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if "new thread" not in str(error):
+                raise
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Open nothing more."""
+        self._stopped.set()
+
+    def _tend(self, link: Link) -> None:
+        office = self._office
+        while True:
+            with office._lock:
+                job = office.job_locked(link)
+                if job is None:
+                    link.is_tended = False
+                    office.settled.notify_all()
+                    return
+            try:
+                if job == "open":
+                    self._open(link)
+                else:
+                    self._flush(link)
+                    link.is_stuck = False
+            except Exception as error:
+                logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
+                if job == "open":
+                    office.not_opened(link, link.endpoint, error)
+                else:
+                    with office._lock:
+                        link.is_stuck = True
+                        office.settled.notify_all()
+                    self._pause(BREATH)
+
+    def _pause(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
+
+    # -- opening
+
+    def _open(self, link: Link) -> None:
+        office = self._office
+        endpoints = link.member.endpoints
+        endpoint = endpoints[link.n_tries % len(endpoints)]
+        link.n_tries += 1
+        timeout = office.pool.config.connect_timeout
+        try:
+            conn = office.pool.try_connect(Request(endpoint, timeout=timeout, cancel=self._stopped))
+        except PoolClosedError as error:
+            office.not_opened(link, endpoint, error)
+            with office._lock:
+                link.retry_at = None  # nothing is opened any more
+            return
+        except ConnPoolError as error:
+            if self._has_others(link):
+                with office._lock:
+                    link.is_wanted = True  # another endpoint of the list, at once
+                    link.last_error = error
+                return
+            office.not_opened(link, endpoint, error)
+            return
+        try:
+            strand = Strand(
+                conn, Line(conn._held().streaming()), endpoint, decoder_of(office.settings.framing)
+            )
+        except BaseException as error:
+            conn.terminate(error)
+            raise
+        office.raise_up(link, strand)
+
+    @staticmethod
+    def _has_others(link: Link) -> bool:
+        """Whether an endpoint of a list is left to be tried in this round."""
+        return link.n_tries % len(link.member.endpoints) != 0
+
+    # -- flushing
+
+    def _flush(self, link: Link) -> None:
+        """Send what waits for *link* until nothing does, or it breaks."""
+        with link.writing:
+            link.is_flushing = True
+        strand = link.hold("worker")
+        if strand is None:
+            return
+        error: BaseException | None = None
+        is_whole = True
+        try:
+            is_whole = self._finish(link, strand) and self._send_batches(link, strand)
+            error = strand.line.error
+        except NotConfirmedError as failure:
+            is_whole, error = False, failure.__cause__
+        finally:
+            to_close = link.free(strand)
+            if not is_whole:
+                self._office.lower(link, error, strand)
+            self._office.close_strand(to_close, error)
+
+    def _finish(self, link: Link, strand: Strand) -> bool:
+        """Send the rest of what was begun. False: the connection broke."""
+        begun = link.unfinished
+        if begun is None or begun.strand is not strand:
+            return True
+        if strand.line.push_all(begun.rest, self._office.settings.send_timeout) < len(begun.rest):
+            return False
+        confirm(self._office.settings.confirm, strand, begun.message)
+        with link.writing:
+            link.unfinished = None
+            if begun.position:
+                link.done.add(begun.position)
+        self._remove(link, [begun.position] if begun.position else [])
+        return True
+
+    def _send_batches(self, link: Link, strand: Strand) -> bool:
+        """Send the queue, and what waits for everybody. False: the connection broke."""
+        office = self._office
+        spool = office.spool
+        if spool is None:
+            with link.writing:
+                link.is_flushing = False
+            return True
+        while not strand.is_dropped:
+            batch = self._take(link)
+            if batch:
+                if not self._send_batch(link, strand, batch):
+                    return False
+                continue
+            if self._share_out(link):
+                continue
+            with link.writing:
+                if spool.count(link.queue) <= len(link.own) + len(link.done):
+                    link.is_flushing = False
+                    return True
+        return False
+
+    def _take(self, link: Link) -> Sequence[Spooled]:
+        """The next messages of the queue that nobody else has sent."""
+        spool = self._office.spool
+        assert spool is not None
+        batch = spool.peek(link.queue, BATCH, BATCH_BYTES)
+        with link.writing:
+            if batch:
+                link.taken = max(link.taken, batch[-1].position)
+            sent = [each.position for each in batch if each.position in link.done]
+        if sent:  # by their own senders, who are about to remove them
+            spool.remove(sent)
+            gone = set(sent)
+            batch = [each for each in batch if each.position not in gone]
+        return batch
+
+    def _send_batch(self, link: Link, strand: Strand, batch: Sequence[Spooled]) -> bool:
+        office = self._office
+        spool = office.spool
+        assert spool is not None
+        began = real.now()
+        arrived: list[int] = []
+        try:
+            frames = [office.encode(each.message, each.id) for each in batch]
+            data = b"".join(frames)
+            n_sent = strand.line.push_all(data, office.settings.send_timeout)
+            whole = 0
+            for frame, each in zip(frames, batch, strict=True):
+                whole += len(frame)
+                if whole > n_sent:
+                    break
+                confirm(office.settings.confirm, strand, each.message)
+                arrived.append(each.position)
+            return n_sent == len(data)
+        finally:
+            self._remove(link, arrived)
+            left = [each.position for each in batch[len(arrived) :]]
+            if left:
+                spool.release(left)
+            rate = office.settings.flush_rate
+            if rate is not None:
+                self._pause(max(0.0, len(arrived) / rate - (real.now() - began)))
+
+    def _remove(self, link: Link, positions: list[int]) -> None:
+        spool = self._office.spool
+        if spool is None or not positions:
+            return
+        try:
+            spool.remove(positions)
+        except SpoolError:
+            logger.exception(
+                "broadcaster %r: what was sent to %s cannot be taken out of the spool: it may be sent again",
+                self._office.name,
+                link.queue,
+            )
+        with link.writing:
+            link.done.difference_update(positions)
+
+    def _share_out(self, link: Link) -> bool:
+        """Put what waits for everybody into the queues of the active group. False: there is nothing."""
+        office = self._office
+        spool = office.spool
+        assert spool is not None
+        if not spool.count(GLOBAL):
+            return False
+        with office._lock:
+            active = office.roster.active
+            if active is None or active not in link.groups or link.state is not LinkState.ALIVE:
+                return False
+            links = office.roster.groups[active]
+        n_moved = spool.move(GLOBAL, [each.queue for each in links], BATCH)
+        for other in links:
+            if other is not link:
+                office.kick(other)
+        return n_moved > 0

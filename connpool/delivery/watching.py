@@ -1,0 +1,162 @@
+"""The thread that notices what peers send, and that they have gone, while nobody sends to them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from typing import Final
+
+from connpool.delivery.link import Link, Strand
+from connpool.delivery.office import Office
+from connpool.errors import FramingError
+from connpool.wire.line import Poller
+
+__all__ = ["Watch"]
+
+MOST_READS: Final = 64  # of one connection before the others have their turn
+
+logger = logging.getLogger("connpool.delivery")
+
+
+class Watch:
+    """Reads what comes, and buries links whose peers have left. One thread, while there are any.
+
+    The thread holds the office weakly: a broadcaster that is forgotten ends it.
+    """
+
+    def __init__(self, office: Office) -> None:
+        self._office = weakref.ref(office)
+        self._name = f"connpool-watch-{office.name}"
+        self._lock = threading.Lock()  # guards the thread's coming and going
+        self._poller: Poller | None = None
+        self._thread: threading.Thread | None = None
+        self._is_over = False
+
+    def look(self) -> None:
+        """Connections have come or gone, or somebody wants input: see to it. Starts the thread."""
+        office = self._office()
+        if office is None:
+            return
+        with self._lock:
+            if self._poller is not None:
+                self._poller.wake()
+                return
+            is_needed = any(link.strand is not None for link in office.roster.links.values())
+            if self._is_over or not is_needed:
+                return
+            poller = self._poller = Poller()
+            thread = self._thread = threading.Thread(
+                target=self._run, args=(poller,), name=self._name, daemon=True
+            )
+        thread.start()
+
+    def stop(self) -> None:
+        """Watch no more. Waits for the thread, unless called by it."""
+        with self._lock:
+            self._is_over = True
+            poller, thread = self._poller, self._thread
+            if poller is not None:
+                poller.wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    # -- the thread
+
+    def _run(self, poller: Poller) -> None:
+        watched: dict[int, tuple[Link, Strand]] = {}
+        interest: dict[int, bool] = {}
+        try:
+            while True:
+                office = self._office()
+                if office is None or self._is_over:
+                    return
+                try:
+                    self._attend(office, poller, watched, interest)
+                except Exception:
+                    logger.exception("broadcaster %r: reading failed", office.name)
+                if not watched and self._may_leave(office):
+                    return
+                del office
+                for fd, has_hung_up in poller.wait(None):
+                    office = self._office()
+                    if office is not None and fd in watched:
+                        self._read(office, *watched[fd], has_hung_up=has_hung_up)
+                    del office
+        finally:
+            self._end(poller, watched)
+
+    def _attend(
+        self,
+        office: Office,
+        poller: Poller,
+        watched: dict[int, tuple[Link, Strand]],
+        interest: dict[int, bool],
+    ) -> None:
+        """Watch what is open now, and nothing else."""
+        for fd, (link, strand) in list(watched.items()):
+            if strand.is_dropped:
+                poller.forget(strand.line)
+                del watched[fd]
+                interest.pop(fd, None)
+                office.close_strand(link.leave(strand))
+        for_input = office.settings.confirm is None and office.mailbox.wants_input()
+        with office._lock:
+            links = list(office.roster.links.values())
+        for link in links:
+            open_one = link.strand
+            if open_one is None:
+                continue
+            fd = open_one.line.fd
+            if fd not in watched:
+                if not link.enter(open_one):
+                    continue
+                watched[fd] = (link, open_one)
+            if interest.get(fd) is not for_input:
+                interest[fd] = for_input
+                poller.watch(open_one.line, for_input=for_input)
+                if for_input and open_one.line.has_more():
+                    self._read(office, link, open_one, has_hung_up=False)
+
+    def _read(self, office: Office, link: Link, strand: Strand, *, has_hung_up: bool) -> None:
+        """Take what has come; the end of the stream is the end of the link."""
+        error: BaseException | None = None
+        is_over = has_hung_up
+        try:
+            for _ in range(MOST_READS):
+                if office.settings.confirm is not None or not office.mailbox.wants_input():
+                    break
+                data = strand.line.pull()
+                if data is None:
+                    is_over = True
+                    break
+                if not data:
+                    break
+                if messages := strand.decoder.feed(data):
+                    office.mailbox.deliver(strand.endpoint, messages)
+            else:
+                is_over = False  # there may be more to read before the end
+        except FramingError as offence:
+            error, is_over = offence, True
+        if is_over:
+            strand.line.is_alive()  # finds the error
+            office.lower(link, error or strand.line.error, strand)
+
+    def _may_leave(self, office: Office) -> bool:
+        """Whether the thread can end: said first, and looked after that. Who comes later starts another."""
+        with self._lock:
+            if any(link.strand is not None for link in office.roster.links.values()):
+                return False
+            self._poller = self._thread = None
+            return True
+
+    def _end(self, poller: Poller, watched: dict[int, tuple[Link, Strand]]) -> None:
+        office = self._office()
+        for link, strand in watched.values():
+            to_close = link.leave(strand)
+            if office is not None:
+                office.close_strand(to_close)
+        with self._lock:
+            if self._poller is poller:
+                self._poller = self._thread = None
+        poller.close()

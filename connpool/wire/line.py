@@ -1,0 +1,191 @@
+"""A socket as a link uses it: it waits only if told to, and the network's faults are answers, not errors."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from connpool.clock import now
+from connpool.errors import UsageError
+from connpool.wire.io import Stream, is_tls
+from connpool.wire.look import interrupt
+from connpool.wire.waiting import milliseconds, wait_until_ready
+
+__all__ = ["BROKEN", "Line", "Poller"]
+
+BROKEN: Final = -1  # instead of a number of bytes
+CHUNK: Final = 65_536
+SLICE: Final = 0.25  # seconds after which a long wait looks whether it was called off
+
+_HUNG_UP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
+_AT_ONCE: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_INPUT: Final = select.POLLIN | select.POLLPRI
+
+
+class Line:
+    """One open connection, TLS or not. One thread may push and one pull at the same time.
+
+    Attributes:
+        error: Why it is broken; None: it is not, or the peer has ended it.
+    """
+
+    __slots__ = ("_is_tls", "_look", "_raw", "_send", "_stream", "error", "fd", "is_over")
+
+    def __init__(self, stream: object) -> None:
+        if not isinstance(stream, Stream):
+            raise UsageError(
+                f"a {type(stream).__name__} is not a socket: a broadcaster sends over sockets only"
+            )
+        raw = stream.raw
+        self._stream = stream
+        self._raw = raw
+        self._is_tls = is_tls(raw)
+        if not self._is_tls:
+            raw.settimeout(None)  # a time-out of its own would wait before MSG_DONTWAIT
+        self.fd = raw.fileno()
+        self.error: Exception | None = None
+        self.is_over = False
+        self._look = self._poll_of_its_own()
+        self._send = raw.send
+
+    def _poll_of_its_own(self) -> Callable[[int], object]:
+        """Make what looks for the end. One is for one thread: poll refuses two at once."""
+        poll = select.poll()
+        poll.register(self.fd, _HUNG_UP)
+        return poll.poll
+
+    def is_alive(self) -> bool:
+        """Whether the peer still listens, as far as the system knows by now. Any thread may ask."""
+        if self._poll_of_its_own()(0) or self.error is not None or self.is_over:
+            self._find_error()
+            return False
+        return True
+
+    def look_and_push(self, data: bytes) -> int:
+        """``push``, if it is alive; else BROKEN. For the thread that pushes."""
+        if self._is_tls or self.error is not None or self._look(0):
+            return self.push(data) if self.is_alive() else BROKEN
+        try:
+            return self._send(data, _AT_ONCE)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._break(error)
+            return BROKEN
+
+    def push(self, data: bytes | memoryview) -> int:
+        """Write what is taken at once. Returns how many bytes were; BROKEN: it is at its end."""
+        done = 0
+        try:
+            if not self._is_tls:
+                return self._send(data, _AT_ONCE)
+            while done < len(data):
+                done += self._stream.try_write([memoryview(data)[done:]], eager=True)
+            return done
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return done
+        except (OSError, ValueError) as error:
+            self._break(error)
+            return BROKEN
+
+    def push_all(self, data: bytes | memoryview, timeout: float | None) -> int:
+        """Write all of *data*, waiting for the peer to read.
+
+        Returns:
+            How many bytes were written: fewer only if it broke (see ``error``), or *timeout* seconds
+            passed without the peer taking anything.
+        """
+        view = memoryview(data)
+        done = 0
+        patience = None if timeout is None else now() + timeout
+        while done < len(view) and not self.is_over:
+            sent = self.push(view[done:])
+            if sent == BROKEN:
+                break
+            if sent:
+                done += sent
+                patience = None if timeout is None else now() + timeout
+                continue
+            if patience is not None and now() >= patience:
+                self._break(TimeoutError(f"the peer took nothing for {timeout:g} s"))
+                break
+            wait_until_ready(self._raw.fileno(), select.POLLOUT, SLICE)
+        return done
+
+    def pull(self) -> bytes | None:
+        """Read what has come, without waiting; b"": nothing yet. None: there will be no more."""
+        try:
+            return self._stream.try_read(CHUNK, eager=True) or None
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return b""
+        except (OSError, ValueError) as error:
+            self._break(error)
+            return None
+
+    def has_more(self) -> bool:
+        """Whether decrypted bytes lie ready that no poll tells of."""
+        return self._is_tls and not self._stream.must_wait_to_read(eager=True)
+
+    def end(self) -> None:
+        """Make everybody who waits at it stop. It stays open: only its owner closes it."""
+        self.is_over = True
+        interrupt(self._raw)
+
+    def _find_error(self) -> None:
+        if self.error is not None or self.is_over:
+            return
+        with contextlib.suppress(OSError):
+            code = self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self.error = OSError(code, "the connection broke")
+                return
+        self.error = ConnectionResetError("the peer has ended the connection")
+
+    def _break(self, error: Exception) -> None:
+        if self.error is None and not self.is_over:
+            self.error = error
+
+
+class Poller:
+    """Waits for several lines at once, however many. One thread waits; any may ``wake`` it."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._inner, self._outer = socket.socketpair()
+        self._inner.setblocking(False)
+        self._outer.setblocking(False)
+        self._poll.register(self._inner, select.POLLIN)
+
+    def watch(self, line: Line, *, for_input: bool) -> None:
+        """Wait for the end of *line*, and for input if told so."""
+        self._poll.register(line.fd, _HUNG_UP | (_INPUT if for_input else 0))
+
+    def forget(self, line: Line) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._poll.unregister(line.fd)
+
+    def wait(self, timeout: float | None) -> list[tuple[int, bool]]:
+        """Wait until something happens, or *timeout* seconds have passed.
+
+        Returns:
+            The descriptors of lines at which something happened, each with whether the peer hung up.
+        """
+        found = self._poll.poll(milliseconds(timeout))
+        with contextlib.suppress(BlockingIOError, OSError):
+            while self._inner.recv(4096):
+                pass
+        inner = self._inner.fileno()
+        return [(fd, bool(events & _HUNG_UP)) for fd, events in found if fd != inner]
+
+    def wake(self) -> None:
+        """End the wait that is going on, or the next one."""
+        with contextlib.suppress(OSError):
+            self._outer.send(b"\0")
+
+    def close(self) -> None:
+        self._inner.close()
+        self._outer.close()
