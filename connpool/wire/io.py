@@ -88,9 +88,6 @@ class Stream(ByteStream):
         super().__init__()
         self.raw = raw
         self._tls_turn = threading.Lock()
-        self._poll: select.poll | None = (
-            None  # of the one thread that reads; kept, as making one takes longer
-        )
 
     def fileno(self) -> int:
         return self.raw.fileno()
