@@ -128,7 +128,7 @@ class Link:
                 return Outcome.SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD
-            if n_sent == 0:
+            if n_sent == 0 and not strand.line.is_midway:
                 return Outcome.BEHIND
             begun = Unfinished(strand, data[n_sent:], message, position)
             if self.spool is not None:
