@@ -12,6 +12,7 @@ from typing import Final
 
 from attrs import frozen
 
+from connpool.cli import line_server
 from connpool.cli.crowd import Crowd
 from connpool.cli.outcome import Outage, is_success, summary
 from connpool.cli.screen import Screen, at_rank, milliseconds
@@ -83,7 +84,7 @@ def demo(options: Options) -> int:
     with ExitStack() as stack:
         ctrl_c = stack.enter_context(watching_for_ctrl_c())
         try:
-            servers = [stack.enter_context(ServerProcess(name, WORK)) for name in NAMES]
+            servers = [stack.enter_context(server_named(name)) for name in NAMES]
             pool = stack.enter_context(make_pool([server.endpoint for server in servers], options.seconds))
             introduce(servers, pool, options, screen)
             crowd = stack.enter_context(Crowd(pool, options.n_threads))
@@ -102,6 +103,11 @@ def demo(options: Options) -> int:
         if ctrl_c.was_pressed():
             return INTERRUPTED_STATUS
         return 0 if is_success(crowd.askers, play.outage) else FAILED_STATUS
+
+
+def server_named(name: str) -> ServerProcess:
+    """One of the servers, not started yet."""
+    return ServerProcess(name, line_server.__file__, f"--work={WORK}")
 
 
 def make_pool(endpoints: list[Endpoint], seconds: float) -> ConnectionPool:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 
 from connpool import ConnectionPool
+from connpool.cli import line_server
 from connpool.cli.crowd import Asker, Crowd
 from connpool.cli.line_server import answer_to
 from connpool.cli.main import main
@@ -173,7 +174,7 @@ def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process(
     killed: list[int] = []
     kill = subprocess.Popen.kill
     monkeypatch.setattr(subprocess.Popen, "kill", lambda self: (killed.append(self.pid), kill(self)))
-    with ServerProcess("A", work=0) as server:
+    with ServerProcess("A", line_server.__file__) as server:
         endpoint, process = server.endpoint, server.pid
         server.kill()
         assert (killed, is_running(process)) == ([process], False)
@@ -186,7 +187,7 @@ def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process(
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_the_servers() -> None:
-    with ServerProcess("A", work=0) as server:
+    with ServerProcess("A", line_server.__file__) as server:
         assert os.getpgid(server.pid) != os.getpgid(0)
 
 
