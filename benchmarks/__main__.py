@@ -2,21 +2,25 @@
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import attrs
 
-from benchmarks import peers
+from benchmarks import peers, pictures
 from benchmarks.adapters import Ours
 from benchmarks.peers.apart import Apart
 from benchmarks.plan import Plan
-from benchmarks.report import Section, as_json, as_text, surroundings
+from benchmarks.report import Gap, Section, as_json, as_text, surroundings
+from benchmarks.summary import as_markdown
 from benchmarks.workloads import WORKLOADS
 
-USUAL = Plan(repeats=5, seconds=0.5, warm_up=0.2, peers=True)
-QUICK = Plan(repeats=2, seconds=0.1, warm_up=0.05, peers=True)
+RESULTS = Path("benchmarks", "results")
+
+USUAL = Plan(repeats=3, seconds=0.5, warm_up=0.2, peers=True)
+QUICK = Plan(repeats=1, seconds=0.1, warm_up=0.05, pools=1_000, strikes=30, peers=True)
 FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, backlog=100_000, peers=True)
 
 
@@ -36,11 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(heading(plan, where))
     sections = []
     for name in options.only:
-        sections.append(measure(name, plan))
+        sections.append(measure_or_tell(name, plan))
         say(as_text(sections[-1]) + "\n")
+    figures = as_json(sections, attrs.asdict(plan), where)
     if options.json is not None:
-        options.json.write_text(as_json(sections, attrs.asdict(plan), where), encoding="utf-8")
+        options.json.write_text(figures, encoding="utf-8")
+    folder = options.into or (RESULTS if options.only == list(WORKLOADS) else None)
+    if folder is not None:
+        keep(folder, sections, figures)
     return 0
+
+
+def keep(folder: Path, sections: Sequence[Section], figures: str) -> None:
+    """Write the tables, the figures and the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = "\n\n".join(as_text(section) for section in sections)
+    (folder / "table.txt").write_text(tables + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(as_markdown(sections), encoding="utf-8")
+    (folder / "figures.json").write_text(figures, encoding="utf-8")
+    drawn = pictures.draw(json.loads(figures), folder)
+    say(f"written: {len(drawn)} pictures, the tables and the figures, in {folder}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,6 +96,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help="the interpreter of an environment that has the project called connpool on PyPI, and attrs",
     )
+    made.add_argument(
+        "--into",
+        type=Path,
+        metavar="FOLDER",
+        help=f"write tables, figures and pictures there (usually, if everything is run, {RESULTS})",
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured there")
     return made
 
@@ -102,6 +127,14 @@ def measure(name: str, plan: Plan) -> Section:
     workload = WORKLOADS[name]
     question = (inspect.getdoc(workload) or "").partition("\n")[0]
     return Section(name, question, tuple(workload(plan)))
+
+
+def measure_or_tell(name: str, plan: Plan) -> Section:
+    """The same; what fails is told in its place, and the other workloads run."""
+    try:
+        return measure(name, plan)
+    except Exception as error:  # noqa: BLE001 - somebody else's pool may raise anything
+        return Section(name, "failed", (Gap("all", repr(error)),))
 
 
 def heading(plan: Plan, where: Mapping[str, object]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.race import Running, Track
-from connpool import ConnectionPool
+from connpool import Connection, ConnectionPool
 
 UPKEEP: Mapping[str, Any] = {"keepalive_interval": 0.1, "max_lifetime": 1.0, "reap_interval": 0.05}
 
@@ -106,3 +106,13 @@ def bytes_per_idle_connection(count: int) -> float:
         tracemalloc.stop()
         pool.close()
     return kept / (count - 1)
+
+
+class OursHeld(Ours):
+    """The same pool, for a thread that holds on to the connection."""
+
+    def get(self) -> Connection:
+        return self.pool.try_connect()
+
+    def put(self, conn: Connection) -> None:
+        conn.release()

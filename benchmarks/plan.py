@@ -18,6 +18,8 @@ class Plan:
         warm_up: Seconds that each run lasts before they are.
         idle: Connections whose memory is counted.
         backlog: Messages that wait when their receiver comes.
+        pools: So many of them in one repository, at most.
+        strikes: Interrupts of each pool, at most.
         peers: Whether other people's pools run too.
     """
 
@@ -26,6 +28,8 @@ class Plan:
     warm_up: float
     idle: int = 2_000
     backlog: int = 20_000
+    pools: int = 10_000
+    strikes: int = 200
     peers: bool = False
 
 

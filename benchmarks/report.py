@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
@@ -24,7 +25,7 @@ class Unit(enum.Enum):
     RATIO = "ratio"
     SECONDS = "s"
     BYTES = "bytes"
-    COUNT = "threads"
+    COUNT = "count"
 
 
 @frozen
@@ -201,7 +202,8 @@ def surroundings() -> dict[str, object]:
     return {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
-            "platform": platform.platform(),
+            "system": platform.system(),
+            "cpu": processor(),
             "cpus": os.cpu_count(),
             # What others ran in the last minute, if asked before the measuring begins.
             "load": os.getloadavg()[0] if sys.platform != "win32" else None,
@@ -215,6 +217,16 @@ def surroundings() -> dict[str, object]:
         },
         "commit": commit(),
     }
+
+
+def processor() -> str:
+    """The processor's model, where the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

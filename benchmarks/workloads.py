@@ -2,13 +2,29 @@
 
 from collections.abc import Mapping
 
-from benchmarks import delivery, lending, many, sharing, wire
+from benchmarks import (
+    calls,
+    delivery,
+    footprint,
+    growth,
+    interrupts,
+    lending,
+    many,
+    outages,
+    sharing,
+    wire,
+)
 from benchmarks.plan import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     **lending.WORKLOADS,
     **wire.WORKLOADS,
+    **outages.WORKLOADS,
+    **growth.WORKLOADS,
+    **footprint.WORKLOADS,
+    **interrupts.WORKLOADS,
     **sharing.WORKLOADS,
     **many.WORKLOADS,
+    **calls.WORKLOADS,
     **delivery.WORKLOADS,
 }

@@ -2,12 +2,16 @@
 
 import connpool.upkeep.exit
 import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
+from connpool.calls.call_pool import CallPool
+from connpool.calls.channel import Channel, Reply
+from connpool.calls.socket_channel import SocketChannel
 from connpool.delivery.broadcaster import Broadcaster
 from connpool.delivery.memory_spool import MemorySpool
 from connpool.delivery.spool import Spool, SpoolCount, Spooled
 from connpool.delivery.sqlite_spool import SQLiteSpool
 from connpool.errors import (
     CallError,
+    CallTimeoutError,
     CancelledError,
     ChannelClosedError,
     CheckoutTimeoutError,
@@ -32,10 +36,20 @@ from connpool.errors import (
     SpoolCorruptError,
     SpoolError,
     SpoolFullError,
+    UnknownChannelError,
     UnknownEndpointError,
     UnknownPoolError,
     UsageError,
 )
+from connpool.model.call_events import (
+    CallEnded,
+    CallRefused,
+    CallStarted,
+    ChannelClosed,
+    ChannelDown,
+    ChannelOpened,
+)
+from connpool.model.channel import ChannelInfo, ChannelState, MethodStats
 from connpool.model.config import PoolConfig
 from connpool.model.delivery import Delivery, LinkEvent, LinkInfo, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
@@ -74,9 +88,20 @@ from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Ra
 
 __all__ = [
     "Broadcaster",
+    "CallEnded",
     "CallError",
+    "CallPool",
+    "CallRefused",
+    "CallStarted",
+    "CallTimeoutError",
     "CancelledError",
+    "Channel",
+    "ChannelClosed",
     "ChannelClosedError",
+    "ChannelDown",
+    "ChannelInfo",
+    "ChannelOpened",
+    "ChannelState",
     "CheckedIn",
     "CheckedOut",
     "CheckoutFailed",
@@ -122,6 +147,7 @@ __all__ = [
     "MemorySpool",
     "MessagesDropped",
     "MethodNotSupportedError",
+    "MethodStats",
     "NoEndpointError",
     "NoResourceError",
     "NotSharableError",
@@ -139,6 +165,7 @@ __all__ = [
     "PoolState",
     "PoolStats",
     "Raw",
+    "Reply",
     "Repository",
     "RepositoryError",
     "Request",
@@ -146,6 +173,7 @@ __all__ = [
     "RouteSyntaxError",
     "SQLiteSpool",
     "SharedConnection",
+    "SocketChannel",
     "SocketConnector",
     "Spool",
     "SpoolCorruptError",
@@ -154,6 +182,7 @@ __all__ = [
     "SpoolError",
     "SpoolFullError",
     "Spooled",
+    "UnknownChannelError",
     "UnknownEndpointError",
     "UnknownPoolError",
     "Unsent",

@@ -182,6 +182,17 @@ class ChannelClosedError(CallError):
     """The channel closed during the call: whether the peer acted on it is unknown."""
 
 
+class CallTimeoutError(CallError, TimeoutError):
+    """The caller's time was up before a channel took the call; or during it, if the channel says so."""
+
+
+class UnknownChannelError(CallError, KeyError):
+    """The pool has no channel of that id, or no longer."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would print repr(message), quotes and all
+
+
 # -- named pools -------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ class Peer(ABC):
         module: What a program imports to use it.
         waits: Whether a checkout waits while all are lent.
         own_protocol: Why it cannot pool sockets of ours; empty if it can.
+        one_per_thread: Whether a thread can hold only one.
         better: In what it is better than ours.
     """
 
@@ -34,6 +35,7 @@ class Peer(ABC):
     module: ClassVar[str]
     waits: ClassVar[bool] = True
     own_protocol: ClassVar[str] = ""
+    one_per_thread: ClassVar[bool] = False
     better: ClassVar[str]
 
     def __init__(self, size: int, open: Callable[[], Any] | None = None) -> None:

@@ -30,6 +30,7 @@ class Pool(Peer):
     distribution = "peewee"
     module = "playhouse.pool"
     own_protocol = "it pools connections of peewee's databases"
+    one_per_thread = True
     better = "it belongs to the ORM: a thread's queries find the thread's connection by themselves"
 
     def __init__(self, size: int, open: Callable[[], Any] | None = None) -> None:

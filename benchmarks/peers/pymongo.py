@@ -17,6 +17,13 @@ from benchmarks.race import Running, Track
 ADDRESS = ("a.test", 1)
 
 
+class StubConnection(Connection):
+    """As good as open, when it is looked at after a second's rest."""
+
+    def conn_closed(self) -> bool:
+        return False
+
+
 class StubPool(MongoPool):
     """Opens what costs nothing."""
 
@@ -25,7 +32,7 @@ class StubPool(MongoPool):
             number = self.next_connection_id
             self.next_connection_id += 1
         stub: Any = Stub()
-        return Connection(stub, self, ADDRESS, number, True)
+        return StubConnection(stub, self, ADDRESS, number, True)
 
 
 class Pool(Peer):

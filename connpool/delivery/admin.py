@@ -27,9 +27,7 @@ class Admin:
 
     def links(self) -> tuple[LinkInfo, ...]:
         """Each link as it stands, in the order of the route."""
-        office = self._office
-        with office._lock:
-            return tuple(link.describe() for link in office.roster.links.values())
+        return self._office.describe_links()
 
     @property
     def ready(self) -> bool:

@@ -64,8 +64,8 @@ class Broadcaster(Admin):
         on_full: Whether who finds that many waits for room, or gets a SpoolFullError.
 
     Raises:
-        ConfigError: a setting is out of range.
-        UsageError: the pool has no route, or another broadcaster uses the spool.
+        ConfigError: a setting is out of range, or the pool has not a place for each member.
+        UsageError: another broadcaster uses the spool.
 
     Source: prelude_connection_pool (libprelude).
     """
@@ -76,9 +76,18 @@ class Broadcaster(Admin):
         self._settings = Settings.of(**settings)
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
+        n_members = 0 if pool.route is None else len({m for g in pool.route.groups for m in g.members})
+        if n_members > pool.config.max_size:
+            raise ConfigError(
+                f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
+            )
+        if any(
+            isinstance(other, Broadcaster) and other._spool is spool for other in KEPT if spool is not None
+        ):
+            raise UsageError(f"broadcaster {pool.name!r}: another broadcaster uses the spool", pool=pool.name)
         self.pool = pool
         self.name = pool.name
-        self._spool = spool
+        self._spool: Spool | None = spool
         self._closing = threading.Lock()
         self._begin()
         KEPT.add(self)

@@ -8,22 +8,21 @@ from typing import TYPE_CHECKING, Final
 from connpool.delivery.books import Books, Tally
 from connpool.delivery.faults import Damaged
 from connpool.delivery.rows import APPLICATION, FORMAT, PAGE_SIZE, SCHEMA, first_of, lane_of, serial_of
-from connpool.delivery.salvage import LOG_HEADER, has_more
+from connpool.delivery.salvage import LOG_HEADER, is_whole
 from connpool.errors import SpoolError
 from connpool.wire import disk
 
 if TYPE_CHECKING:
     from connpool.delivery.segment import Segment
 
-__all__ = ["log_of", "refuse_what_sqlite_would_overwrite", "set_up", "take_stock"]
+__all__ = ["log_of", "refuse_what_sqlite_would_destroy", "set_up", "take_stock"]
 
 MAGIC: Final = b"SQLite format 3\0"
 LOG_PAGES: Final = 64  # in the write-ahead log before they go to their places
 HIGHEST_FORMAT: Final = 99  # what claims to be of a later format than that is damaged
 
-PRAGMAS: Final = (
-    f"page_size = {PAGE_SIZE}",
-    "auto_vacuum = INCREMENTAL",
+MAKING: Final = (f"page_size = {PAGE_SIZE}", "auto_vacuum = INCREMENTAL")  # these write
+USING: Final = (
     "journal_mode = WAL",
     f"wal_autocheckpoint = {LOG_PAGES}",
     f"journal_size_limit = {LOG_PAGES * PAGE_SIZE}",
@@ -38,16 +37,26 @@ def log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-def refuse_what_sqlite_would_overwrite(path: Path) -> None:
-    """SQLite takes an all too short file for a new one, and removes the log of an empty one."""
-    size, log_size = disk.size_of(path), disk.size_of(log_of(path))
-    if not size:
-        if log_size is not None and log_size > LOG_HEADER.size:
+def refuse_what_sqlite_would_destroy(path: Path) -> None:
+    """See to it that SQLite does not write over what it cannot read.
+
+    It takes an all too short file for a new one, removes the log of an empty one, and forgets what
+    stands in a log behind the first bad page.
+
+    Raises:
+        Damaged: it would.
+    """
+    size, log_size = disk.size_of(path), disk.size_of(log_of(path)) or 0
+    if size:
+        with disk.reading(path) as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise Damaged("it does not begin as a SQLite file does")
+    if log_size > LOG_HEADER.size:
+        if not size:
             raise Damaged("it is empty, and its log is not")
-        return
-    with disk.reading(path) as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise Damaged("it does not begin as a SQLite file does")
+        with disk.reading(log_of(path)) as log:
+            if not is_whole(log):
+                raise Damaged("its log holds commits that cannot be read")
 
 
 def set_up(segment: Segment) -> None:
@@ -57,37 +66,29 @@ def set_up(segment: Segment) -> None:
         Damaged: it is not what was written.
         SpoolError: it is another program's, or of a later format.
     """
-    for pragma in PRAGMAS:
-        segment.execute(f"PRAGMA {pragma}")
     (verdict,) = segment.execute("PRAGMA quick_check(1)")[0]
     if verdict != "ok":
         raise Damaged(verdict)
-    _, frames, _ = segment.execute("PRAGMA wal_checkpoint(PASSIVE)")[0]
-    if disk.size_of(log_of(segment.path)) is not None:
-        with disk.reading(log_of(segment.path)) as log:
-            if has_more(log, max(frames, 0)):
-                raise Damaged("its log holds commits that cannot be read")
     tables = dict(segment.execute("SELECT name, sql FROM sqlite_master"))
     application, version = (segment.number(f"PRAGMA {what}") for what in ("application_id", "user_version"))
-    if not tables and (application, version) == (0, 0):
-        _make(segment)
-    elif tables and application != APPLICATION and "message" not in tables:
+    is_new = not tables and (application, version) == (0, 0)
+    if tables and application != APPLICATION and "message" not in tables:
         raise SpoolError(f"spool {segment.path}: it is the database of another program")
-    elif FORMAT < version <= HIGHEST_FORMAT:
+    if FORMAT < version <= HIGHEST_FORMAT:
         raise SpoolError(
             f"spool {segment.path}: its format is {version}, of a later release; this one reads {FORMAT}"
         )
-    elif (application, version) != (APPLICATION, FORMAT) or tuple(tables.values()) != SCHEMA:
+    if not is_new and (application, version, *tables.values()) != (APPLICATION, FORMAT, *SCHEMA):
         raise Damaged("its tables are not as they were made")
-
-
-def _make(segment: Segment) -> None:
-    segment.begin(is_durable=True)
-    for statement in SCHEMA:
-        segment.execute(statement)
-    segment.execute(f"PRAGMA application_id = {APPLICATION}")
-    segment.execute(f"PRAGMA user_version = {FORMAT}")
-    segment.commit()
+    for pragma in (*MAKING, *USING) if is_new else USING:
+        segment.execute(f"PRAGMA {pragma}")
+    if is_new:
+        segment.begin(is_durable=True)
+        for statement in SCHEMA:
+            segment.execute(statement)
+        segment.execute(f"PRAGMA application_id = {APPLICATION}")
+        segment.execute(f"PRAGMA user_version = {FORMAT}")
+        segment.commit()
 
 
 def take_stock(segment: Segment) -> Books:

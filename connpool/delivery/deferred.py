@@ -34,7 +34,8 @@ class Deferred:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, Future[Delivery]]] = deque()
-        self._is_running = False
+        self._at_it = threading.Lock()  # held by the thread that sends
+        self._thread: threading.Thread | None = None
         self._is_closed = False
 
     def add(self, message: bytes) -> Future[Delivery]:
@@ -55,38 +56,41 @@ class Deferred:
             if self._is_closed:
                 raise PoolClosedError(f"broadcaster {self._name!r} is closed", pool=self._name)
             self._queue.append((message, future))
-            must_start, self._is_running = not self._is_running, True
-        if must_start:
+            is_running = self._thread is not None and self._thread.is_alive()
+        if not is_running:
             self._begin()
         return future
 
     def _begin(self) -> None:
-        thread = threading.Thread(target=self._run, name=f"connpool-async-{self._name}", daemon=True)
+        name = f"connpool-async-{self._name}"
+        thread = self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # can't start new thread: this one does it
             self._run()
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._is_running = False
+        """Send all that waits. Of two threads that were started for it the second finds nothing left."""
+        with self._at_it:
+            while True:
+                with self._lock:
+                    if not self._queue:
+                        self._thread = None  # said with the lock: who comes after that starts another
+                        self._changed.notify_all()
+                        return
+                    message, future = self._queue[0]
+                if future.set_running_or_notify_cancel():
+                    _settle(future, self._sending.deliver, message)
+                with self._lock:
+                    self._queue.popleft()
                     self._changed.notify_all()
-                    return
-                message, future = self._queue[0]
-            if future.set_running_or_notify_cancel():
-                _settle(future, self._sending.deliver, message)
-            with self._lock:
-                self._queue.popleft()
-                self._changed.notify_all()
 
     def drain(self, timeout: float | None) -> int:
         """Wait until all is sent. Returns how many messages still wait when *timeout* seconds are over."""
         until = None if timeout is None else real.now() + timeout
         with self._lock:
             left = None if until is None else max(0.0, until - real.now())
-            self._changed.wait_for(lambda: not self._is_running, left)
+            self._changed.wait_for(lambda: not self._queue, left)
             return len(self._queue)
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ def adopt(keeper: Keeper) -> Counter[str]:
 def _left_behind(keeper: Keeper) -> Iterator[tuple[Path, FileLock]]:
     """Files of others, and their locks, which nobody has. Of some not everything may be there any more."""
     number = re.compile(re.escape(keeper.base.name) + r"(\.\d+)?")
-    found = disk.names_like(keeper.base, rf"(\.\d+)?(\.lock|\.mended|{HEIRLOOM})?")
+    found = disk.names_like(keeper.base, rf"(\.\d+)?(\.lock|\.mended-.*|{HEIRLOOM})?")
     for name in sorted({number.match(path.name)[0] for path in found}):  # type: ignore[index]
         path = keeper.base.with_name(name)
         if path != keeper.path:

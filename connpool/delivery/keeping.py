@@ -59,6 +59,7 @@ class Keeping:
         if now >= min(self._adopt_at, self._beat_at):
             self._do_apart()
         office.refresh()
+        office.miss_workers()
         office.kick_all()
         with office._lock:
             retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
@@ -179,7 +180,7 @@ class Keeping:
 
         def is_done() -> bool:
             living = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
-            return not any(link.is_tended for link in living)
+            return not any(link.is_tended and not link.is_stuck for link in living)
 
         with office.settled:
             office.settled.wait_for(is_done, None if until is None else max(0.0, until - real.now()))

@@ -77,8 +77,12 @@ class Link:
         self.failures = 0
         self.retry_at: float | None = None
         self.last_error: BaseException | None = None
-        self.is_tended = False  # a worker is at it
+        self.is_tended = False  # a worker is at it, or about to be
+        self.tended_since = now
+        self.worker: threading.Thread | None = None
+        self.is_stuck = False  # what waits for it cannot be read or framed, for reasons of our own
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
+        self.was_awaited = False  # a message has waited for its first dial: no other does
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
         # ------------------------------------------------------------------
         self.writing = threading.Lock()
@@ -239,7 +243,7 @@ class Link:
 
     # -- for people
 
-    def describe(self) -> LinkInfo:
+    def describe(self, unsent: int) -> LinkInfo:
         """With the office's lock held."""
         return LinkInfo(
             endpoint=self.endpoint,
@@ -250,5 +254,5 @@ class Link:
             failures=self.failures,
             retry_at=self.retry_at,
             last_error=self.last_error,
-            unsent=0 if self.spool is None else self.spool.count(self.queue),
+            unsent=unsent,
         )

@@ -105,9 +105,12 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            dropped = self._drop_locked(self._expired_locked(clock.wall()))
+            now = clock.wall()
+            dropped = self._drop_locked(self._expired_locked(now))
             home = self._queues.get(queue)
             for item in home.waiting.values() if home else ():
+                if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
+                    continue  # moved here when it was old; it is dropped when it comes to the head
                 size += len(item.message)
                 if oldest and (len(oldest) >= max_messages or size > max_bytes):
                     break

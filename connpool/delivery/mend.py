@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final, TypeAlias
 
 from connpool import clock
 from connpool.delivery.checkup import log_of
@@ -19,10 +20,12 @@ from connpool.wire import disk
 
 __all__ = ["mend", "open_whole", "remove_file"]
 
-ATTACHED = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
-CHUNK = 10_000  # messages in one transaction
+ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
+ASIDE: Final = ".damaged-"
+MENDED: Final = ".mended-"
+CHUNK: Final = 10_000  # messages in one transaction
 
-Tell = Callable[[SpoolDamaged, str], None]
+Tell: TypeAlias = Callable[[SpoolDamaged, str], None]
 
 
 def open_whole(path: Path, tell: Tell) -> Segment:
@@ -34,11 +37,10 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     Raises:
         SpoolError: it cannot be opened, for a reason that is no damage.
     """
-    if disk.size_of(_mended(path)) is not None:  # the process was ended in the midst of it
-        aside = _swap(path)
-        segment = Segment(path)
-        tell(_event(path, aside, segment.books.messages, 0), "it was being mended")
-        return segment
+    for mended in disk.names_like(path, MENDED + ".*"):  # the process was ended in the midst of it
+        aside = _swap(path, mended)
+        recovered = Segment(path).books.messages
+        tell(SpoolDamaged("", clock.now(), str(path), str(aside), recovered, 0), "mended before")
     try:
         return Segment(path)
     except Damaged as damage:
@@ -62,9 +64,11 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
             for part in (path, log_of(path))
         )
         recovered, lost = _write(draft, Salvage(database, log))
-    disk.rename(draft, _mended(path))  # from here on it is this one that counts
-    aside = _swap(path)
-    tell(_event(path, aside, recovered, max(lost, known - recovered)), why)
+    mended = _free_name(path)
+    disk.rename(draft, mended)  # from here on it is this one that counts
+    aside = _swap(path, mended)
+    lost = max(lost, known - recovered)
+    tell(SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost), why)
     return Segment(path)
 
 
@@ -113,24 +117,21 @@ def _placed(row: Row, queues: dict[int, bytes]) -> Row:
     return row if position == row.position else sealed(position, *row[1:5])
 
 
-def _swap(path: Path) -> Path:
-    """Call the mended file *path*, and what has that name now something else; returns what."""
-    stamp = clock.stamp()
-    name = f"{path.name}.damaged-{stamp}"
+def _free_name(path: Path) -> Path:
+    """What the mended file is called until it is swapped; it says what the damaged one will be called."""
+    name = f"{path.name}{ASIDE}{clock.stamp()}"
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    aside = next(free for free in map(path.with_name, names) if disk.size_of(free) is None)
+    free = next(free for free in names if disk.size_of(path.with_name(free)) is None)
+    return path.with_name(free.replace(ASIDE, MENDED))
+
+
+def _swap(path: Path, mended: Path) -> Path:
+    """Call *mended* *path*, and what had that name something else; returns what. It may have been begun."""
+    aside = path.with_name(path.name + ASIDE + mended.name.removeprefix(path.name + MENDED))
     # The log first: without the file it would be taken for the log of the next one.
     for ending in (*ATTACHED, ""):
         old = path.with_name(path.name + ending)
         if disk.size_of(old) is not None:
             disk.rename(old, aside.with_name(aside.name + ending))
-    disk.rename(_mended(path), path)
+    disk.rename(mended, path)
     return aside
-
-
-def _mended(path: Path) -> Path:
-    return path.with_name(path.name + ".mended")
-
-
-def _event(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamaged:
-    return SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost)

@@ -18,7 +18,7 @@ from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.delivery.settings import Settings
 from connpool.delivery.spool import Spool
-from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkState
+from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
@@ -29,6 +29,8 @@ from connpool.wire.framing import Identifying
 __all__ = ["Office", "Plan"]
 
 CHANCE: Final = random.Random()
+
+START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -101,7 +103,7 @@ class Office:
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
             link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
             self._publish_locked()
-            is_stray = self.is_closed or link.queue not in self.roster.links
+            is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()
         logger.info("broadcaster %r: %s is connected", self.name, strand.endpoint)
         self.speak_up()
@@ -168,7 +170,7 @@ class Office:
         """Decide when the next attempt to open *link* is made."""
         link.failures += 1
         delay = delay_after(link.failures, error, self.pool.config, self.pool._lender.books.rng)
-        is_tried = self.settings.reconnect and not self.is_closed and link.queue in self.roster.links
+        is_tried = self.settings.reconnect and not self.is_closed and self.roster.has(link)
         link.retry_at = self.clock.now() + delay if is_tried and delay < math.inf else None
         if link.retry_at is not None:
             self.expect_locked(link.retry_at)
@@ -219,11 +221,21 @@ class Office:
             if link.is_tended or self.job_locked(link) is None:
                 return
             link.is_tended = True
+            link.tended_since = self.clock.now()
+            link.worker = None
         if not self.start_worker(link):
             with self._lock:
                 link.is_tended = False
                 self.expect_locked(self.clock.now() + 1.0)  # no thread can be had: later perhaps
             self.speak_up()
+
+    def miss_workers(self) -> None:
+        """Find links whose worker never started, because an interrupt struck: they may have another."""
+        with self._lock:
+            for link in self.roster.links.values():
+                is_gone = link.worker is None or not link.worker.is_alive()
+                if link.is_tended and is_gone and self.clock.now() >= link.tended_since + START_GRACE:
+                    link.is_tended = False
 
     def kick_all(self) -> None:
         with self._lock:
@@ -234,7 +246,7 @@ class Office:
     def job_locked(self, link: Link) -> str | None:
         """What there is to do for *link*: ``"open"`` it, ``"flush"`` what waits for it, or nothing."""
         if link.state is not LinkState.ALIVE:
-            if self.is_closed or link.queue not in self.roster.links:
+            if self.is_closed or not self.roster.has(link):
                 return None
             is_due = link.retry_at is not None and self.clock.now() >= link.retry_at
             return "open" if link.is_wanted or is_due else None
@@ -275,3 +287,12 @@ class Office:
     def is_identified(self) -> bool:
         """Whether the peers get to see the ids of messages."""
         return isinstance(self.settings.framing, Identifying)
+
+    def describe_links(self) -> tuple[LinkInfo, ...]:
+        """Each link as it stands."""
+        spool = None if self.is_closed else self.spool
+        with self._lock:
+            return tuple(
+                link.describe(0 if spool is None else spool.count(link.queue))
+                for link in self.roster.links.values()
+            )

@@ -80,5 +80,9 @@ class Roster:
         """The links that lead to *endpoint*, or may."""
         return [link for link in self.links.values() if endpoint in link.member.endpoints]
 
+    def has(self, link: Link) -> bool:
+        """Whether *link* is on the route. One whose member left and came back is not: that has another."""
+        return self.links.get(link.queue) is link
+
     def _is_living(self, number: int) -> bool:
         return any(link.state is LinkState.ALIVE for link in self.groups[number])

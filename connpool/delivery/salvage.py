@@ -16,7 +16,7 @@ from typing import BinaryIO, Final, NamedTuple, TypeAlias
 
 from connpool.delivery.rows import PAGE_SIZE, Note, Row, note_from, row_from
 
-__all__ = ["FRAME_SIZE", "LOG_HEADER", "Salvage", "has_more"]
+__all__ = ["FRAME_SIZE", "LOG_HEADER", "Salvage", "is_whole"]
 
 LOG_HEADER: Final = struct.Struct(">8I")  # magic, version, page size, number, 2 salts, 2 checksums
 FRAME_HEADER: Final = struct.Struct(
@@ -58,29 +58,51 @@ def _frame(header: bytes) -> Frame | None:
     return Frame(page, size, (rest[0], rest[1]), (rest[2], rest[3]))
 
 
-def _is_of(frame: Frame, salts: Sums) -> bool:
-    """Whether *frame* is of the log's present life. Both salts change with it; one may be damaged."""
-    return frame.salts[0] == salts[0] or frame.salts[1] == salts[1]
+class Image(NamedTuple):
+    """One page in the log, and whether it is what was written."""
+
+    frame: Frame
+    offset: int
+    is_good: bool
 
 
-def has_more(log: BinaryIO, frames: int) -> bool:
-    """Whether *log* holds more than the *frames* that SQLite takes for all of it: it stops at a bad one."""
+def _images(log: BinaryIO) -> Iterator[Image]:
+    """All that was written to *log* in its present life; the last may be there in part only."""
+    log.seek(0)
     header = log.read(LOG_HEADER.size)
     if len(header) < LOG_HEADER.size:
-        return False
-    magic, _, _, _, *salts, first, second = LOG_HEADER.unpack(header)
+        return
+    magic, _, _, _, *rest = LOG_HEADER.unpack(header)
     order = ">" if magic == BIG_ENDIAN else "<"
-    if _checksum(header[:24], order, (0, 0)) != (first, second):
-        return bool(log.read(1))
-    number = frames
-    while True:
-        log.seek(LOG_HEADER.size + number * FRAME_SIZE)
-        frame = _frame(log.read(FRAME_HEADER.size))
-        if frame is None or not _is_of(frame, (salts[0], salts[1])):
+    sums = _checksum(header[:24], order, (0, 0))
+    seeds = {sums, (rest[2], rest[3])}
+    salts: Sums | None = (rest[0], rest[1]) if sums == (rest[2], rest[3]) else None
+    offset = LOG_HEADER.size
+    while (frame := _frame(head := log.read(FRAME_HEADER.size))) is not None:
+        image = log.read(PAGE_SIZE)
+        is_good = salts == frame.salts and len(image) == PAGE_SIZE
+        salts = salts or frame.salts  # those of the first frame, if the header is damaged
+        if salts[0] != frame.salts[0] and salts[1] != frame.salts[1]:
+            return  # both change with every life of a log; one may be damaged
+        # The sum goes on from frame to frame; after a bad one from what it says, or from what it has.
+        found = {
+            _checksum(image.ljust(PAGE_SIZE, b"\0"), order, _checksum(head[:8], order, seed))
+            for seed in seeds
+        }
+        is_good = is_good and frame.sums in found
+        seeds = {frame.sums} if is_good else {frame.sums, *found}
+        yield Image(frame, offset + FRAME_HEADER.size, is_good)
+        offset += FRAME_SIZE
+
+
+def is_whole(log: BinaryIO) -> bool:
+    """Whether *log* holds no commit behind something bad: SQLite would stop there and forget the rest."""
+    is_good = True
+    for image in _images(log):
+        is_good = is_good and image.is_good
+        if image.frame.size and not is_good:
             return False
-        if frame.size:  # the end of a transaction; without it the process was ended in the midst of one
-            return True
-        number += 1
+    return True
 
 
 class Salvage:
@@ -101,7 +123,6 @@ class Salvage:
         self._extent = 0  # bytes in both
         if log is not None:
             self._extent += log.seek(0, 2)
-            log.seek(0)
             self._read_log(log)
         if database is not None:
             size = database.seek(0, 2)
@@ -119,38 +140,17 @@ class Salvage:
 
     def _read_log(self, log: BinaryIO) -> None:
         """Find the latest image of each page, as far as transactions are complete."""
-        header = log.read(LOG_HEADER.size)
-        if len(header) < LOG_HEADER.size:
-            return
-        magic, _, _, _, *rest = LOG_HEADER.unpack(header)
-        order = ">" if magic == BIG_ENDIAN else "<"
-        sums = _checksum(header[:24], order, (0, 0))
-        seeds = {sums, (rest[2], rest[3])}
-        salts: Sums | None = (rest[0], rest[1]) if sums == (rest[2], rest[3]) else None
-        open_images: list[tuple[int, int, bool]] = []
-        offset = LOG_HEADER.size
-        while (frame := _frame(head := log.read(FRAME_HEADER.size))) is not None:
-            salts = salts or frame.salts
-            image = log.read(PAGE_SIZE)
-            if not _is_of(frame, salts) or len(image) < PAGE_SIZE:
-                break
-            # The sum goes on from frame to frame. After a bad one: from what it says or from what it has.
-            found = {_checksum(image, order, _checksum(head[:8], order, seed)) for seed in seeds}
-            is_good = frame.sums in found and frame.salts == salts
-            open_images.append((frame.page, offset + FRAME_HEADER.size, is_good))
-            seeds = {frame.sums} if is_good else {frame.sums, *found}
-            if frame.size:
-                self._commit(open_images)
-                open_images = []
-            offset += FRAME_SIZE
-
-    def _commit(self, images: list[tuple[int, int, bool]]) -> None:
-        for page, offset, is_good in images:
-            if is_good:
-                self._latest[page] = offset
-                self._doubtful = {at: of for at, of in self._doubtful.items() if of != page}
-            else:
-                self._doubtful[offset] = page
+        transaction: list[Image] = []
+        for image in _images(log):
+            transaction.append(image)
+            if image.frame.size:
+                for page, offset, is_good in ((i.frame.page, i.offset, i.is_good) for i in transaction):
+                    if is_good:
+                        self._latest[page] = offset
+                        self._doubtful = {at: of for at, of in self._doubtful.items() if of != page}
+                    else:
+                        self._doubtful[offset] = page
+                transaction = []
 
     def _numbers(self) -> Iterator[int]:
         """Of all pages that there are."""
@@ -161,11 +161,11 @@ class Salvage:
         offset = self._latest.get(number)
         if offset is not None:
             return self._read(self._log, offset)
-        return self._read(self._database, (number - 1) * PAGE_SIZE)
+        return self._read(self._database if number <= self._in_file else None, (number - 1) * PAGE_SIZE)
 
     def _read(self, file: BinaryIO | None, offset: int) -> bytes:
         """One page; what the file does not have of it is zeros."""
-        if file is None or offset < 0:
+        if file is None:
             return bytes(PAGE_SIZE)
         file.seek(offset)
         return file.read(PAGE_SIZE).ljust(PAGE_SIZE, b"\0")
@@ -173,12 +173,14 @@ class Salvage:
     # -- rows
 
     def _rows_in(self, page: bytes, *, is_first: bool) -> Iterator[Row | Note]:
-        """Rows in *page*, whatever its header says it is: the header may be what is damaged."""
+        """Rows in *page*, even if one byte of its header is wrong."""
         start = FIRST_PAGE_HEADER if is_first else 0
-        count = int.from_bytes(page[start + 3 : start + 5]) if page[start] == LEAF and not is_first else 0
+        kind, count, rows_begin = page[start], *struct.unpack_from(">HH", page, start + 3)
+        if kind != LEAF and not start + 8 + 2 * count <= rows_begin < PAGE_SIZE:
+            return  # neither is the rest of its header that of a page with rows
         for i, at in enumerate(range(start + 8, PAGE_SIZE - 1, 2)):
             pointer = int.from_bytes(page[at : at + 2])
-            if pointer == 0:
+            if pointer == 0:  # behind the last one; the number of them may be wrong
                 break
             position = -1
             try:
@@ -189,7 +191,7 @@ class Salvage:
                 found = None
             if found is not None:
                 yield found
-            elif i < count:
+            elif kind == LEAF and i < count and not is_first:
                 self.suspects.add(position if position < 1 << 63 else -1)
 
     def _payload(self, page: bytes, at: int, size: int) -> bytes:

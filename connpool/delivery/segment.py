@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from connpool.delivery.checkup import refuse_what_sqlite_would_overwrite, set_up, take_stock
+from connpool.delivery.checkup import refuse_what_sqlite_would_destroy, set_up, take_stock
 from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.errors import SpoolError
@@ -43,7 +43,7 @@ class Segment:
         self._process = os.getpid()
         self._is_durable: bool | None = None
         disk.require_directory(path)
-        refuse_what_sqlite_would_overwrite(path)
+        refuse_what_sqlite_would_destroy(path)
         if (identity := disk.identity(path)) is not None and identity in _INHERITED:
             disk.renew(path)  # SQLite's notes on the old one are the parent's
         disk.create(path)

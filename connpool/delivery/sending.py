@@ -185,8 +185,7 @@ class Sending:
 
     def _nobody(self) -> NoEndpointError:
         office = self._office
-        with office._lock:
-            infos = [link.describe() for link in office.roster.links.values()]
+        infos = office.describe_links()
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
         told = "; ".join(f"{endpoint}: {error}" for endpoint, error in causes) or "the route has no members"
@@ -198,17 +197,16 @@ class Sending:
         )
 
     def _await(self, links: tuple[Link, ...]) -> None:
-        """Give links that are being opened for the first time the time they need for that.
+        """Give links that are being opened for the first time the time they need for that, once.
 
-        With a spool nobody waits for stragglers for long.
+        With a spool that is not long; without one it is as long as nobody else can take the message.
         """
-        if all(link.state is not LinkState.NEW for link in links):
+        fresh = [link for link in links if link.state is LinkState.NEW]
+        if not fresh:
             return
         office = self._office
-        for link in links:
-            if link.state is LinkState.NEW:
-                office.want(link)
-        patience = office.pool.config.connect_timeout + 1.0
+        for link in fresh:
+            office.want(link)
 
         def are_settled() -> bool:
             return office.is_closed or all(link.state is not LinkState.NEW for link in links)
@@ -217,10 +215,14 @@ class Sending:
             return are_settled() or any(link.state is LinkState.ALIVE for link in links)
 
         with office.settled:
+            is_first = not all(link.was_awaited for link in fresh)
+            for link in fresh:
+                link.was_awaited = True
             if office.spool is None:
-                office.settled.wait_for(are_settled, patience)
-            elif not office.settled.wait_for(are_settled, FIRST_PATIENCE):
-                office.settled.wait_for(is_enough, patience)
+                patience = office.pool.config.connect_timeout + 1.0
+                office.settled.wait_for(are_settled if is_first else is_enough, patience)
+            elif is_first:
+                office.settled.wait_for(are_settled, FIRST_PATIENCE)
 
     def _new_id(self) -> bytes:
         return self._origin + next(_numbers).to_bytes(8, "big")

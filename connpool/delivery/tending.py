@@ -55,7 +55,7 @@ class Tending:
     def start(self, link: Link) -> bool:
         """Have a worker tend *link*. False: no thread can be had."""
         name = f"connpool-link-{self._office.name}-{link.queue}"
-        thread = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
+        thread = link.worker = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
@@ -82,11 +82,15 @@ class Tending:
                     self._open(link)
                 else:
                     self._flush(link)
+                    link.is_stuck = False
             except Exception as error:
                 logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
                 if job == "open":
                     office.not_opened(link, link.endpoint, error)
                 else:
+                    with office._lock:
+                        link.is_stuck = True
+                        office.settled.notify_all()
                     self._pause(BREATH)
 
     def _pause(self, seconds: float) -> None:

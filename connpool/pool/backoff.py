@@ -8,7 +8,7 @@ from typing import Any, Final
 from connpool.model.checks import is_number
 from connpool.model.config import PoolConfig
 
-__all__ = ["delay_after"]
+__all__ = ["delay_after", "doubling"]
 
 JITTER: Final = 0.1  # a delay lasts between 90 % and 100 % of its nominal time
 
@@ -23,5 +23,9 @@ def delay_after(failures: int, error: BaseException | None, config: PoolConfig, 
         wanted: Any = getattr(source, "retry_after", None)
         if is_number(wanted) and wanted >= 0:
             return float(wanted)
-    doubled = config.blacklist_initial * 2.0 ** min(failures - 1, 64)
-    return min(doubled, config.blacklist_max) * (1 - JITTER * rng.random())
+    return doubling(failures, config.blacklist_initial, config.blacklist_max, rng)
+
+
+def doubling(failures: int, initial: float, most: float, rng: random.Random) -> float:
+    """Seconds that double with each of *failures* in a row, from *initial* up to *most*."""
+    return min(initial * 2.0 ** min(failures - 1, 64), most) * (1 - JITTER * rng.random())

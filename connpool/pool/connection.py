@@ -12,7 +12,7 @@ from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
-from connpool.wire.io import Socket, TLSSocket, is_socket, is_stream, is_tls
+from connpool.wire.io import SHUT_RDWR, Socket, TLSSocket, is_socket, is_stream, is_tls
 
 __all__ = ["Connection"]
 
@@ -190,6 +190,11 @@ class Connection(Traffic):
         self._held().noted().extra = value
 
     # -- the loan itself
+
+    def _interrupt(self, why: str) -> None:
+        """Have input and output fail at once in which another thread is blocked. The loan goes on."""
+        record = self._held()
+        record.pool._lender.interrupt(record, SHUT_RDWR, why)
 
     def _held(self) -> Record:
         try:

@@ -121,7 +121,9 @@ class Control:
             config = self._books.config.evolve(**settings)
             self._books.adopt_config(config)
             observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
-            self._lender.service.looks_are_prompt = self._lender.connector.prompt or config.dial_in_caller
+            self._lender.service.looks_are_prompt = (
+                self._lender.connector.looks_promptly or config.dial_in_caller
+            )
             self._books.publish(self._clock.now())
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._clock.now(), todo)

@@ -54,7 +54,7 @@ class Desk:
         self._lock = threading.RLock()
         self.listeners = Listeners(pool.name)
         self.books = Books(pool, config, self.listeners, clock.overtake_delay, has_reset=connector.has_reset)
-        self.service = Service(self.books, looks_are_prompt=connector.prompt or config.dial_in_caller)
+        self.service = Service(self.books, looks_are_prompt=connector.looks_promptly or config.dial_in_caller)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
         # Whether this very thread is in a locked section, interrupted by what asks.
         self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from connpool.errors import (
     PermissionDeniedError,
 )
 from connpool.model.events import ConnectionOpened, ConnectionOpening
+from connpool.pool import threads
 from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
@@ -78,15 +79,7 @@ class Dialler:
     def _spawn(self, name: str, target: Any, *args: Any) -> bool:
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
         self._threads.add(weakref.ref(thread, self._threads.discard))
-        try:
-            thread.start()
-        except RuntimeError as error:
-            blow = error.__context__
-            if "new thread" in str(error):  # can't start new thread
-                return False
-            # An interrupt struck while we waited for the thread, and left a lock of its in disorder: it runs.
-            raise blow if blow is not None and not isinstance(blow, Exception) else error from None
-        return True
+        return threads.start(thread)
 
     def _run_apart(self, dial: Dial) -> None:
         config = self._lender.config

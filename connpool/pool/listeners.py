@@ -38,9 +38,9 @@ class Listeners:
     comes first (``flush``).
     """
 
-    def __init__(self, pool: str) -> None:
+    def __init__(self, pool: str, by_kind: Mapping[type[Event], tuple[Handler, ...]] = NOBODY) -> None:
         self._pool = pool
-        self.by_kind = NOBODY  # replaced as a whole, never changed
+        self.by_kind = by_kind  # replaced as a whole, never changed
         self.pending: list[News] = []  # a deque would take ten times the memory, in each of many pools
         self._teller: weakref.ref[Teller] | None = None
 

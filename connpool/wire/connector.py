@@ -193,6 +193,7 @@ class FullConnector:
         connector: What was adapted.
         has_reset: Whether ``reset`` does anything.
         prompt: Whether ``is_usable`` and ``close`` may run on a user's own thread.
+        looks_promptly: Whether ``is_usable`` may, at least.
         handshake: None: there is none.
         permissions: None: the connector cannot tell.
     """
@@ -204,6 +205,7 @@ class FullConnector:
     reset: Callable[[Any], object]
     has_reset: bool
     prompt: bool
+    looks_promptly: bool
     handshake: Callable[[Any], object] | None
     permissions: Callable[[Any], Set[str]] | None
 
@@ -217,14 +219,17 @@ def adapt(connector: Connector) -> FullConnector:
     if not callable(getattr(connector, "open", None)):
         raise ConfigError(f"a connector needs open(endpoint, timeout, cancel); {connector!r} has none")
     reset = getattr(connector, "reset", None)
+    is_usable = getattr(connector, "is_usable", None) or look.is_usable
+    prompt = bool(getattr(connector, "prompt", False))
     return FullConnector(
         connector=connector,
         open=connector.open,
         close=getattr(connector, "close", None) or look.close,
-        is_usable=getattr(connector, "is_usable", None) or look.is_usable,
+        is_usable=is_usable,
         reset=reset or _leave_alone,
         has_reset=reset is not None,
-        prompt=bool(getattr(connector, "prompt", False)),
+        prompt=prompt,
+        looks_promptly=prompt or is_usable is look.is_usable,
         handshake=getattr(connector, "handshake", None),
         permissions=getattr(connector, "permissions", None),
     )

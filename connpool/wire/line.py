@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 from connpool.clock import now
@@ -48,20 +49,24 @@ class Line:
         self.fd = raw.fileno()
         self.error: Exception | None = None
         self.is_over = False
-        poll = select.poll()
-        poll.register(self.fd, _HUNG_UP)
-        self._look = poll.poll
+        self._look = self._poll_of_its_own()
         self._send = raw.send
 
+    def _poll_of_its_own(self) -> Callable[[int], object]:
+        """Make what looks for the end. One is for one thread: poll refuses two at once."""
+        poll = select.poll()
+        poll.register(self.fd, _HUNG_UP)
+        return poll.poll
+
     def is_alive(self) -> bool:
-        """Whether the peer still listens, as far as the system knows by now."""
-        if self._look(0) or self.error is not None or self.is_over:
+        """Whether the peer still listens, as far as the system knows by now. Any thread may ask."""
+        if self._poll_of_its_own()(0) or self.error is not None or self.is_over:
             self._find_error()
             return False
         return True
 
     def look_and_push(self, data: bytes) -> int:
-        """``push``, if it is alive; else BROKEN."""
+        """``push``, if it is alive; else BROKEN. For the thread that pushes."""
         if self._is_tls or self.error is not None or self._look(0):
             return self.push(data) if self.is_alive() else BROKEN
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -172,3 +173,21 @@ def test_stray_bytes_on_a_healthy_looking_connection_never_reach_the_next_holder
         with pool.try_connect(timeout=5) as conn:
             assert ask(conn) == b"ping"
         server.until_accepts(2)
+
+
+def test_where_the_connector_has_no_look_of_its_own_no_thread_is_started_for_one(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    started: list[str] = []
+    start = threading.Thread.start
+
+    def note(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    with ConnectionPool.of(object, max_size=1, clock=clock) as pool:
+        pool.try_connect().release()
+        clock.advance(1)
+        monkeypatch.setattr(threading.Thread, "start", note)
+        pool.try_connect().release()
+        assert started == []

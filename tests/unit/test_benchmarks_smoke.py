@@ -48,6 +48,8 @@ TARGETS = {
     ("W5", "ours", "starved threads"): ("<=", 0),
     ("W6", "ours", "p99 wait x ideal"): ("<=", 1.5),
     ("W6", "ours", "starved threads"): ("<=", 0),
+    ("C1", "ours", "x locked call"): (">=", 1 / 6),
+    ("C2", "ours", "x ideal rate"): (">=", 0.95),
     ("memory", "ours", "per idle connection"): ("<=", 400),
 }
 
@@ -104,6 +106,12 @@ ROWS = {
     ],
     "W5": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
     "W6": [(who, what) for what in HELD for who in ("floor B", "floor C", "ours")],
+    "C1": [("locked call", "turns"), ("ours", "turns"), ("ours", "x locked call")],
+    "C2": [
+        (who, what)
+        for what in ("turns", "mean hold", "x ideal rate", "starved threads")
+        for who in ("floor C", "ours")
+    ],
     "memory": [("ours", "per idle connection")],
 }
 
@@ -297,6 +305,19 @@ def test_a_run_by_hand_prints_what_was_asked_for_and_writes_it_down(tmp_path, ca
     assert "x floor B" in printed
 
 
+def test_a_workload_that_fails_is_told_and_the_others_run(monkeypatch, capsys):
+    def fail(plan):
+        """Why?"""
+        raise LookupError("no such pool")
+
+    monkeypatch.setitem(WORKLOADS, "W1", fail)
+
+    assert main(["--quick", "--alone", "--repeats", "1", "--only", "W1,W3"]) == 0
+    printed = capsys.readouterr().out
+    assert "LookupError('no such pool')" in printed
+    assert "x floor B" in printed
+
+
 def test_with_upkeep_the_reaper_is_at_work_and_without_it_is_not(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(Ours, "is_kept_up", False)
@@ -310,7 +331,7 @@ def test_with_upkeep_the_reaper_is_at_work_and_without_it_is_not(monkeypatch, ca
     assert (kept_up.min_idle, kept_up.keepalive_interval) == (1, 0.1)
 
 
-@pytest.mark.parametrize("arguments", [["--only", "W1,W7"], ["--repeats", "0"], ["--quick", "--full"]])
+@pytest.mark.parametrize("arguments", [["--only", "W1,W77"], ["--repeats", "0"], ["--quick", "--full"]])
 def test_what_cannot_be_run_is_refused_before_anything_runs(arguments, capsys):
     with pytest.raises(SystemExit) as refusal:
         main(arguments)

@@ -38,6 +38,8 @@ BASES = {
     "MethodNotSupportedError": (errors.CallError,),
     "FilteredOutError": (errors.CallError,),
     "ChannelClosedError": (errors.CallError,),
+    "CallTimeoutError": (errors.CallError, TimeoutError),
+    "UnknownChannelError": (errors.CallError, KeyError),
     "RepositoryError": (errors.ConnPoolError,),
     "UnknownPoolError": (errors.RepositoryError, KeyError),
     "DuplicatePoolError": (errors.RepositoryError, ValueError),

@@ -1,0 +1,252 @@
+"""The call pool as its users see it, and the fast path of a call."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable
+from threading import TIMEOUT_MAX, get_ident
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+from connpool.calls.channel import Channel, Reply
+from connpool.calls.office import Office
+from connpool.calls.queueing import Where, answered, failed, obtain
+from connpool.calls.steering import Steering
+from connpool.calls.switch import Switch
+from connpool.clock import Clock, SystemClock
+from connpool.model.channel import ChannelInfo, Revive
+from connpool.model.checks import require_seconds
+from connpool.pool.census import KEPT
+
+__all__ = ["CallPool"]
+
+T = TypeVar("T")
+_numbers: Final = itertools.count(1)  # for pools without a name
+
+
+class CallPool(Steering):
+    """Calls channels, each of which does one thing at a time, for any number of threads.
+
+    A call goes to the channel that is the first to be free; while none is, it waits its turn. It runs on
+    its caller's own thread. As a context manager the pool is closed at the end of the block.
+
+    Args:
+        name: For messages and events; None: ``calls-1``, ``calls-2``, ...
+        listeners: Called with every event; see ``listen``.
+        clock: What tells the time; None: the machine. For tests; such a pool is swept by hand.
+        reap_interval: Seconds between two turns of upkeep at least; None: ``sweep`` by hand.
+        revive_initial: Seconds before a second attempt to open a channel again, if it does not say itself;
+            doubled with each that fails.
+        revive_max: Most seconds between two attempts.
+
+    Raises:
+        ConfigError: a duration is out of range.
+
+    Source: ConnPool (Elixir).
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        listeners: Iterable[Callable[[Any], object]] = (),
+        clock: Clock | None = None,
+        reap_interval: float | None = 0.05,
+        revive_initial: float = 1.0,
+        revive_max: float = 60.0,
+    ) -> None:
+        require_seconds("reap_interval", reap_interval, or_none=True)
+        require_seconds("revive_initial", revive_initial)
+        require_seconds("revive_max", revive_max)
+        self.name = f"calls-{next(_numbers)}" if name is None else name
+        self._reap_interval = reap_interval
+        clock = SystemClock() if clock is None else clock
+        self._now = clock.now
+        self._settle(Switch(self, clock, revive_initial, revive_max))
+        for handler in listeners:
+            self._office.listen(handler, ())
+        KEPT.add(self)
+
+    def _settle(self, switch: Switch) -> None:
+        self._switch = switch
+        self._office = Office(switch)
+        self._idle = switch.ledger.idle
+
+    def _start_clean(self) -> None:
+        old = self._switch
+        self._settle(Switch(self, old.clock, *old.ledger.back_off))
+        self._switch.ledger.state = old.ledger.state
+        self._switch.listeners.by_kind = old.listeners.by_kind
+        self._switch.ledger.is_heard = old.ledger.is_heard
+        old.disown()
+
+    # -- channels
+
+    def init(
+        self,
+        channel: Channel,
+        *args: Any,
+        ttl: float | None = None,
+        revive: Revive = False,
+        extra: Any = None,
+    ) -> int:
+        """Open *channel* with ``open(*args)``, on this thread, and add it.
+
+        Args:
+            ttl: Seconds that it is used for after each time it is opened; None: for ever.
+            revive: True: it is opened again, in the background, after its ttl, or when a call found it
+                broken. ``"force"``: also when it closed by agreement. False: neither.
+            extra: Anything, for filters.
+
+        Returns:
+            Its id.
+
+        Raises:
+            Exception: what ``open`` raised. Nothing was added.
+            PoolClosedError: the pool is closed. The channel is, too.
+            UsageError: it is in the pool already.
+        """
+        return self._office.init(channel, args, ttl, revive, extra)
+
+    def put(self, info: ChannelInfo) -> int:
+        """Add the channel of *info*, which is open: one that ``pop`` returned, or one of your own.
+
+        Its ttl counts from ``info.opened_at``, if that is set. Its statistics begin anew.
+
+        Returns:
+            Its id, a new one.
+
+        Raises:
+            PoolClosedError: the pool is closed. The channel is left as it is.
+            UsageError: it is in the pool already.
+        """
+        return self._office.put(info)
+
+    def pop(
+        self,
+        id: int | None = None,
+        *,
+        resource: Hashable = None,
+        where: Where | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Take channels out of the pool, open.
+
+        Args:
+            id: The one; calls that are waiting already may still go to it first.
+            resource: Instead of an id: all of this resource, or those that pass *where*. Waiting
+                calls go to the others, or are refused; only those that run are waited for.
+            timeout: Seconds to wait for calls that use them; None: no limit.
+
+        Returns:
+            Its ``ChannelInfo``; for a resource, a list of them. A channel whose state is DOWN is not open:
+            it was closed in the meantime.
+
+        Raises:
+            UnknownChannelError: there is none of that id.
+            CallTimeoutError: a call took too long. Everything stays in the pool.
+        """
+        if id is not None:
+            return self._office.pop_one(id, timeout)
+        return self._office.pop_all(resource, where, timeout)
+
+    # -- calls
+
+    def call(
+        self,
+        resource: Hashable,
+        method: Hashable,
+        payload: Any = None,
+        *,
+        where: Where | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Have a channel of *resource* do *method*, and return its answer.
+
+        The call goes to a channel that is idle, the least recently called one, or else to whichever
+        is free first, after the calls that came before it. If all that could serve it close, it is refused.
+
+        Args:
+            payload: What the channel makes of it is its own affair.
+            where: Which channels will do, by their ``ChannelInfo``. Asked once for each, with no lock held.
+            timeout: Seconds for waiting and for the call itself; what is left of them is passed on to
+                channels whose ``call`` takes a ``timeout``. 0: never wait. None: no limit.
+
+        Raises:
+            NoResourceError: no channel offers *resource*.
+            MethodNotSupportedError: some do, but none of them *method*.
+            FilteredOutError: some offer both; *where* refused them all.
+            CallTimeoutError: no channel was free in time. Nothing was called.
+            PoolClosedError: the pool is closed, or was while the call waited.
+            UsageError: it could only wait for the call that made it.
+            Exception: what the channel raised, as it is.
+
+        Locking: none if a channel is idle; else the pool's lock, never while anything blocks.
+        Source: ConnPool.call (Elixir).
+        """
+        key: Any = None  # a Key
+        tally = None
+        try:
+            left = timeout
+            if where is None:
+                try:
+                    key = self._idle[resource].popleft()
+                except LookupError:  # none is idle, or there is none
+                    pass
+                else:
+                    line = key.line
+                    began = self._now()
+                    is_timely = timeout is None or 0 < timeout <= TIMEOUT_MAX
+                    if began < line.open_until and not line.waiting and is_timely:
+                        tally = line.took.get(method)
+            if tally is None:
+                key, left = obtain(self._switch, key, resource, method, where, timeout)
+                line = key.line
+                tally = line.took[method]
+                began = self._now()
+            line.run = get_ident(), method, began
+            try:
+                if line.takes_timeout:
+                    answer = line.invoke(method, payload, timeout=left)
+                else:
+                    answer = line.invoke(method, payload)
+            except BaseException as error:
+                seconds = self._now() - began
+                tally.new.append(seconds)
+                failed(line.switch, key, error, seconds)
+                raise
+            ended = self._now()
+            tally.new.append(ended - began)
+            if ended < line.brisk_until and answer.__class__ is not Reply:
+                line.called_at = began
+                line.run = None
+                if line.waiting:
+                    line.switch.pass_on(key)
+                    return answer
+                line.idle.append(key)
+                if line.waiting:  # looked at after that: who waits looks after it has queued up
+                    line.switch.serve(line.home())
+                return answer
+            return answered(line.switch, key, answer, ended - began)
+        except BaseException as error:
+            key = None  # a traceback must not keep a key from its finaliser
+            if not isinstance(error, Exception):
+                self._switch.wink()  # an interrupt may have kept us from looking who waits
+            raise
+
+    def __enter__(self) -> CallPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = self._switch.ledger.state.value
+        return f"<CallPool {self.name!r}: {state}, {len(self._switch.ledger.lines)} channels>"
+
+    def __del__(self) -> None:
+        switch = getattr(self, "_switch", None)
+        if switch is not None:
+            switch.forget()

@@ -1,0 +1,243 @@
+"""Taking channels in and out, looking at them, changing them, closing the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from connpool.calls.changes import Change, check
+from connpool.calls.channel import Channel, methods_of, rest_of
+from connpool.calls.farewells import drain, take_out
+from connpool.calls.line import Key, Line, Phase
+from connpool.calls.queueing import Where
+from connpool.calls.recovery import recover
+from connpool.calls.snapshots import describe
+from connpool.calls.switch import Switch
+from connpool.errors import UnknownChannelError, UsageError
+from connpool.model.call_events import CALL_EVENTS, ChannelOpened
+from connpool.model.channel import ChannelInfo, Revive
+from connpool.model.checks import require_seconds
+from connpool.model.events import Event
+from connpool.model.states import CloseReason, PoolState
+from connpool.pool.listeners import Handler
+
+__all__ = ["Office"]
+
+
+class Office:
+    """See ``CallPool`` for what each method promises."""
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._lock = switch._lock
+        self._ledger = switch.ledger
+        self._clock = switch.clock
+        self._name = switch.name
+
+    # -- in
+
+    def init(
+        self, channel: Channel, args: tuple[Any, ...], ttl: float | None, revive: Revive, extra: Any
+    ) -> int:
+        self._switch.check_outside()
+        check(ttl, revive)
+        with self._lock:
+            self._switch.check_open()
+            self._check_new_locked(channel)
+        line = Line(self._switch, channel, args, ttl=ttl, revive=revive, extra=extra)
+        key = Key(line)
+        began = self._clock.now()
+        try:
+            rest = rest_of(channel.open(*args))
+        except Exception:
+            line.phase = Phase.GONE  # it is the channel's to leave nothing open
+            raise
+        finally:
+            line.unclosed.append(None)  # even an interrupted one is closed: nobody knows its state
+        return self._enrol(key, channel.resource, None, rest, self._clock.now() - began)
+
+    def put(self, info: ChannelInfo) -> int:
+        self._switch.check_outside()
+        check(info.ttl, info.revive)
+        channel = info.channel
+        line = Line(self._switch, channel, info.args, ttl=info.ttl, revive=info.revive, extra=info.extra)
+        name = channel.resource if info.resource is None else info.resource
+        methods = methods_of(channel) if info.methods is None else info.methods
+        with self._lock:
+            self._switch.check_open()
+            self._check_new_locked(channel)
+        line.unclosed.append(None)
+        key = Key(line)
+        try:
+            return self._enrol(key, name, methods, info.rest_left, 0.0, info.opened_at)
+        except BaseException:
+            line.unclosed.clear()  # it stays the caller's
+            raise
+
+    def _check_new_locked(self, channel: Channel) -> None:
+        if id(channel) in self._ledger.owned:
+            raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
+
+    def _enrol(
+        self,
+        key: Key,
+        name: Hashable,
+        methods: frozenset[Hashable] | None,
+        rest: float,
+        seconds: float,
+        opened_at: float | None = None,
+    ) -> int:
+        """Take in an open channel. On an error it is closed again."""
+        line, switch = key.line, self._switch
+        try:
+            line.offer(methods_of(line.channel) if methods is None else methods)
+            with self._lock:
+                switch.check_open()
+                self._ledger.add(line, name)
+            switch.tell(ChannelOpened, line.id, name, seconds)
+            with self._lock:
+                self._ledger.admit(key, rest, self._clock.now(), opened_at)
+                self._ledger.serve(line.home(), self._clock.now())
+        except BaseException:
+            with self._lock:
+                if line.phase is Phase.OPENING:
+                    line.revive = False
+                    self._ledger.doom(key, CloseReason.POOL_CLOSED)
+            switch.carry_out()
+            raise
+        switch.carry_out()
+        switch.remind(line.expires_at)
+        return line.id
+
+    # -- looking
+
+    def describe(self, id: int) -> ChannelInfo:
+        self._switch.check_outside()
+        with self._lock:
+            return describe(self._ledger, self._known_locked(id), self._clock.now())
+
+    def describe_all(self, name: Hashable) -> list[ChannelInfo]:
+        self._switch.check_outside()
+        with self._lock:
+            now = self._clock.now()
+            return [
+                describe(self._ledger, line, now)
+                for line in self.known(name)
+                if line.phase is not Phase.OPEN or line.is_live(now)
+            ]
+
+    def resources(self) -> list[Hashable]:
+        self._switch.check_outside()
+        with self._lock:
+            now = self._clock.now()
+            found = self._ledger.resources.values()
+            return [each.name for each in found if any(line.is_live(now) for line in each.members.values())]
+
+    def known(self, name: Hashable) -> list[Line]:
+        resource = self._ledger.resources.get(name)
+        return [] if resource is None else list(resource.members.values())
+
+    def _known_locked(self, id: int) -> Line:
+        line = self._ledger.lines.get(id)
+        if line is None or (line.phase is Phase.OPEN and not line.is_live(self._clock.now())):
+            raise self._unknown(id)
+        return line
+
+    def _unknown(self, id: int) -> UnknownChannelError:
+        return UnknownChannelError(f"call pool {self._name!r} has no channel {id!r}", pool=self._name)
+
+    # -- out
+
+    def pop_one(self, id: int, timeout: float | None) -> ChannelInfo:
+        deadline = self.deadline(timeout)
+        with self._lock:
+            line = self._known_locked(id)
+        infos = take_out(self._switch, [line], deadline, is_polite=True)
+        if not infos:
+            raise self._unknown(id)
+        return infos[0]
+
+    def pop_all(self, name: Hashable, where: Where | None, timeout: float | None) -> list[ChannelInfo]:
+        deadline = self.deadline(timeout)
+        wanted = {info.id for info in self.describe_all(name) if where is None or where(info)}
+        with self._lock:
+            lines = [line for line in self.known(name) if line.id in wanted]
+        return take_out(self._switch, lines, deadline, is_polite=False)
+
+    # -- changing
+
+    def swap_extra(self, id: int, value: Any) -> Any:
+        self._switch.check_outside()
+        with self._lock:
+            line = self._known_locked(id)
+            old, line.extra = line.extra, value
+            line.version += 1
+            return old
+
+    def update(self, name: Hashable, fn: Callable[[ChannelInfo], ChannelInfo], where: Where | None) -> None:
+        self._switch.check_outside()
+        with self._lock:
+            lines = self.known(name)
+        change = Change(self._switch, fn, where)
+        for line in lines:
+            change.make(line)
+
+    # -- listening
+
+    def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
+        kinds = kinds or CALL_EVENTS
+        with self._lock:
+            self._switch.listeners.add(handler, kinds)
+            self._attend_locked()
+        calls = [handler]
+
+        def stop() -> None:
+            while calls:
+                with self._lock:
+                    self._switch.listeners.remove(calls.pop(), kinds)
+                    self._attend_locked()
+
+        return stop
+
+    def _attend_locked(self) -> None:
+        """Have calls go the way on which they are heard, if there is somebody to hear of them."""
+        self._ledger.is_heard = self._switch.listeners.is_anybody_there()
+        now = self._clock.now()
+        for line in self._ledger.lines.values():
+            self._ledger.refresh(line, now)
+
+    # -- the end
+
+    def close(self, timeout: float | None) -> int:
+        self._switch.check_outside()
+        deadline = self.deadline(timeout)
+        ledger = self._ledger
+        with self._lock:
+            is_first = ledger.state is PoolState.OPEN
+            ledger.state = PoolState.CLOSED
+            lines = [line for line in ledger.lines.values() if line.phase is Phase.OPEN]
+        if is_first and deadline is not None:
+            drain(self._switch, lines, deadline)
+        with self._lock:
+            now = self._clock.now()
+            recover(ledger, now)
+            ledger.fail_all()
+            for line in list(ledger.down):
+                ledger.part(line)
+            running = []
+            for line in list(ledger.lines.values()):
+                if line.phase is Phase.OPEN:
+                    ledger.condemn(line, CloseReason.POOL_CLOSED, now)
+                    if line.phase is Phase.OPEN:
+                        running.append(line)
+        if deadline is not None:
+            for line in running:
+                self._switch.workers.cut_off(line)
+        self._switch.carry_out()
+        self._switch.sleep_on()
+        return len(running)
+
+    def deadline(self, timeout: float | None) -> float | None:
+        self._switch.check_outside()
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
+        return None if timeout is None else self._clock.now() + timeout

@@ -1,0 +1,211 @@
+"""The long way of a call: filters, waiting, refusals, and what became of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+from connpool.calls.channel import Reply, retry_after
+from connpool.calls.line import Key, Line
+from connpool.calls.recovery import recover, withdraw
+from connpool.calls.refusals import objection, refusal
+from connpool.calls.snapshots import describe
+from connpool.calls.switch import Switch
+from connpool.calls.tickets import Stub, Ticket
+from connpool.errors import CallTimeoutError, ChannelClosedError
+from connpool.model.call_events import CallEnded, CallRefused, CallStarted
+from connpool.model.channel import ChannelInfo
+from connpool.model.checks import require_seconds
+from connpool.model.states import CloseReason
+
+__all__ = ["Where", "answered", "failed", "obtain", "wait"]
+
+logger = logging.getLogger("connpool.calls")
+
+Where = Callable[[ChannelInfo], object]
+
+NEVER: Final = math.inf
+
+
+def obtain(
+    switch: Switch,
+    key: Key | None,
+    name: Hashable,
+    method: Hashable,
+    where: Where | None,
+    timeout: float | None,
+) -> tuple[Key, float | None]:
+    """The key of a channel for one call, and the seconds that are left to it.
+
+    *key*: one that turned out not to be what the call wants, or not its turn.
+    """
+    switch.check_outside()
+    if key is not None:
+        switch.put_down(key)
+        key = None  # it is not ours any more
+    if timeout is not None:
+        require_seconds("timeout", timeout, or_zero=True)
+    began = switch.clock.now()
+    deadline = None if timeout is None else began + timeout
+    try:
+        key = _queue_up(switch, name, method, where, deadline)
+        now = switch.clock.now()
+        if switch.ledger.is_heard:
+            switch.tell(CallStarted, key.line.id, name, method, now - began)
+    except BaseException as error:
+        key = None
+        switch.tell(CallRefused, name, method, switch.clock.now() - began, error)
+        raise
+    return key, None if deadline is None else max(0.0, deadline - now)
+
+
+def _queue_up(
+    switch: Switch, name: Hashable, method: Hashable, where: Where | None, deadline: float | None
+) -> Key:
+    ledger = switch.ledger
+    resource = ledger.resources.get(name)
+    if resource is None:
+        switch.check_open()
+        raise refusal(ledger.name, name, method, False, False)
+    ticket = Ticket(resource, method, next(ledger.numbers))
+    if where is not None:
+        ticket.verdicts = {}
+        _judge(switch, ticket, where)
+    return wait(switch, ticket, deadline, where)
+
+
+def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | None = None) -> Key:
+    """Queue up, and wait until *ticket* is served.
+
+    Raises:
+        CallError: it waited in vain, or too long.
+        PoolClosedError: the pool was closed.
+    """
+    ledger, clock, resource = switch.ledger, switch.clock, ticket.resource
+    stub = Stub(switch, ticket)
+    try:
+        with switch._lock:
+            if ticket.line is None:
+                switch.check_open()
+            now = clock.now()
+            if ledger.lost or ledger.strays:
+                recover(ledger, now)
+            resource.enqueue(ticket)
+            if resource.idle or resource.resting or ticket.line is not None:
+                ledger.serve(resource, now)
+            if ticket.is_waiting():
+                ticket.error = objection(ledger.name, ticket, now)
+        if ledger.todo:
+            switch.carry_out()
+        while ticket.is_waiting():
+            until = ticket.alarm_at if deadline is None else min(deadline, ticket.alarm_at)
+            is_woken = clock.wait(ticket.gate, None if until == NEVER else max(0.0, until - now))
+            if ticket.is_waiting():
+                if where is not None:
+                    _judge(switch, ticket, where)
+                with switch._lock:
+                    now = clock.now()
+                    is_late = deadline is not None and (
+                        now >= deadline or (not is_woken and until == deadline)
+                    )
+                    _look_again_locked(switch, ticket, now, is_late=is_late)
+                switch.carry_out()
+        key, error = ticket.key, ticket.error
+        if key is None:
+            raise (
+                CallTimeoutError(_too_late(ledger.name, ticket), pool=ledger.name) if error is None else error
+            )
+        stub.ticket = None
+        return key
+    finally:
+        if stub.ticket is not None:
+            with switch._lock:
+                withdraw(ledger, ticket, clock.now())
+            stub.ticket = None
+            switch.carry_out()
+
+
+def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: bool) -> None:
+    """Woken without being served: a rest is over, a channel is new, or something was dropped."""
+    ledger = switch.ledger
+    recover(ledger, now)
+    if ticket.is_waiting() and is_late:
+        ticket.has_left = True
+    ticket.alarm_at = NEVER
+    ledger.serve(ticket.resource, now)
+
+
+def _judge(switch: Switch, ticket: Ticket, where: Where) -> None:
+    """Ask the caller's filter about each channel that it has not seen yet. No lock is held."""
+    while True:
+        with switch._lock:
+            now = switch.clock.now()
+            infos = [(line, describe(switch.ledger, line, now)) for line in ticket.unjudged()]
+        if not infos:
+            return
+        assert ticket.verdicts is not None
+        for line, info in infos:
+            ticket.verdicts[line] = bool(where(info))
+
+
+def _too_late(pool: str, ticket: Ticket) -> str:
+    resource = ticket.resource
+    lines = list(resource.open_lines())
+    what = f"{ticket.method!r} of {resource.name!r}" if ticket.line is None else f"channel {ticket.line.id}"
+    return (
+        f"pool {pool!r}: {what} did not become free in time ({len(lines)} channels:"
+        f" {len(resource.resting)} resting, {len(lines) - len(resource.resting) - len(resource.idle)} busy;"
+        f" {len(resource.queue)} others wait)"
+    )
+
+
+# -- what became of it
+
+
+def answered(switch: Switch, key: Key, value: Any, seconds: float) -> Any:
+    """A call has returned *value*, and there is more to do than to lay down its key. Returns the answer."""
+    rest = None
+    if isinstance(value, Reply):
+        rest, value = retry_after(value), value.value
+    reason = CloseReason.TERMINATED if rest == NEVER else None
+    _end(switch, key, reason, rest or 0.0, seconds, None)
+    return value
+
+
+def failed(switch: Switch, key: Key, error: BaseException, seconds: float) -> None:
+    """A call has raised *error*."""
+    rest = retry_after(error) or 0.0
+    is_over = rest == NEVER or _is_fatal(switch, key.line, error)
+    _end(switch, key, CloseReason.BROKEN if is_over else None, rest, seconds, error)
+
+
+def _end(
+    switch: Switch,
+    key: Key,
+    reason: CloseReason | None,
+    rest: float,
+    seconds: float,
+    error: BaseException | None,
+) -> None:
+    line = key.line
+    try:
+        if switch.ledger.is_heard and line.run is not None:
+            switch.tell(CallEnded, line.id, line.home().name, line.run[1], seconds, error)
+    finally:
+        switch.receive(key, reason, rest)
+
+
+def _is_fatal(switch: Switch, line: Line, error: BaseException) -> bool:
+    """Whether the channel is of no more use. After an interrupt it is not: nobody knows its state."""
+    if not isinstance(error, Exception) or isinstance(error, ChannelClosedError):
+        return True
+    is_fatal = getattr(line.channel, "is_fatal", None)
+    if is_fatal is None:
+        return False
+    try:
+        return bool(is_fatal(error))
+    except Exception as second:  # noqa: BLE001 - foreign code; the caller is to see the first error
+        logger.warning("call pool %r: is_fatal of channel %d failed: %r", switch.name, line.id, second)
+        return True

@@ -1,0 +1,41 @@
+"""What a call pool says of its channels. With the pool's lock held."""
+
+from __future__ import annotations
+
+from connpool.calls.forecast import n_queued
+from connpool.calls.ledger import Ledger
+from connpool.calls.line import Line, Phase
+from connpool.model.channel import ChannelInfo, ChannelState
+
+__all__ = ["describe"]
+
+
+def describe(ledger: Ledger, line: Line, now: float) -> ChannelInfo:
+    """A snapshot of *line*."""
+    stats = {method: tally.stats() for method, tally in line.took.items()}
+    rest = max(0.0, line.rest_until - now)
+    return ChannelInfo(
+        line.channel,
+        id=line.id,
+        resource=line.home().name,
+        methods=line.took,
+        args=line.args,
+        ttl=line.ttl,
+        revive=line.revive,
+        extra=line.extra,
+        state=_state(line, rest),
+        stats={method: found for method, found in stats.items() if found is not None},
+        queued=n_queued(line, now),
+        rest_left=rest,
+        opened_at=line.opened_at,
+        last_called_at=line.last_called_at(),
+        failures=line.failures,
+    )
+
+
+def _state(line: Line, rest: float) -> ChannelState:
+    if line.phase is not Phase.OPEN:
+        return ChannelState.DOWN
+    if line.run is not None:
+        return ChannelState.BUSY
+    return ChannelState.RESTING if rest > 0 else ChannelState.IDLE

@@ -1,0 +1,171 @@
+"""What may take long: closing channels and opening them again, on threads that live no longer than that."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from connpool.calls.channel import rest_of, retry_after
+from connpool.calls.line import Key, Line, Phase
+from connpool.clock import SystemClock
+from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
+from connpool.model.states import CloseReason
+from connpool.pool import threads
+
+if TYPE_CHECKING:
+    from connpool.calls.switch import Switch
+
+__all__ = ["Workers"]
+
+logger = logging.getLogger("connpool.calls")
+
+CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
+MOST: Final = 4  # threads that open channels at a time
+
+_wait = SystemClock().wait
+
+
+class Workers:
+    """Carries out what was decided, with no lock held.
+
+    A close runs on a thread of its own, for which the caller waits only a moment: as a rule it is
+    over by then, and one that hangs holds up nobody.
+    """
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self.openings: deque[Key] = deque()  # to be opened again, now
+        self._openers: set[weakref.ref[threading.Thread]] = set()
+
+    # -- closing
+
+    def close_all(self, *, apart: bool) -> None:
+        """Close what has been doomed. *apart*: do not wait for it."""
+        todo = self._switch.ledger.todo
+        while todo:
+            left = len(todo)
+            done = threading.Lock()
+            done.acquire()
+            thread = threading.Thread(
+                target=self._run_apart, args=(done,), name=f"connpool-close-{self._switch.name}", daemon=True
+            )
+            if not threads.start(thread):
+                self._close_in_turn(done)
+            if apart:
+                break
+            while not _wait(done, CLOSE_GRACE) and len(todo) < left:
+                left = len(todo)  # it is getting on
+
+    def _run_apart(self, done: threading.Lock) -> None:
+        self._close_in_turn(done)
+        self._open_in_turn()
+
+    def _close_in_turn(self, done: threading.Lock) -> None:
+        todo = self._switch.ledger.todo
+        try:
+            while todo:
+                self._close_one(todo.popleft())
+        except IndexError:  # another thread took the last one
+            pass
+        finally:
+            done.release()
+
+    def _close_one(self, key: Key) -> None:
+        line, switch = key.line, self._switch
+        try:
+            if self.close_channel(line) and line.resource is not None:
+                reason = line.fate or CloseReason.BROKEN
+                switch.tell(ChannelClosed, line.id, line.resource.name, reason)
+        finally:  # an interrupt, or a listener that ends its thread, keeps nothing from being recorded
+            with switch._lock:
+                if switch.ledger.closed(key, switch.clock.now()):
+                    self.openings.append(key)
+
+    def close_channel(self, line: Line) -> bool:
+        """Close it unless somebody has; errors are only logged. Returns whether it was open."""
+        try:
+            line.unclosed.pop()
+        except IndexError:
+            return False
+        try:
+            line.channel.close()
+        except Exception:
+            logger.exception("call pool %r: closing channel %d failed", self._switch.name, line.id)
+        return True
+
+    def cut_off(self, line: Line) -> None:
+        """Close a channel under the call that runs on it."""
+        name = f"connpool-close-{self._switch.name}"
+        done = threading.Lock()
+        done.acquire()
+
+        def close() -> None:
+            try:
+                if self.close_channel(line):
+                    self._switch.tell(ChannelClosed, line.id, line.home().name, CloseReason.POOL_CLOSED)
+            finally:
+                done.release()
+
+        if not threads.start(threading.Thread(target=close, name=name, daemon=True)):
+            close()
+        _wait(done, CLOSE_GRACE)
+
+    # -- opening again
+
+    def open_all(self) -> None:
+        """Open what is due, on threads of their own. Without a thread the next turn tries again."""
+        for reference in self._openers.copy():
+            if (thread := reference()) is None or not thread.is_alive():
+                self._openers.discard(reference)
+        for _ in range(min(len(self.openings), MOST - len(self._openers))):
+            name = f"connpool-open-{self._switch.name}"
+            thread = threading.Thread(target=self._open_in_turn, name=name, daemon=True)
+            self._openers.add(weakref.ref(thread))
+            threads.start(thread)
+
+    def _open_in_turn(self) -> None:
+        while True:
+            try:
+                key = self.openings.popleft()
+            except IndexError:
+                return
+            try:
+                self._open(key)
+            except Exception:
+                logger.exception("call pool %r: recording an opening failed", self._switch.name)
+            del key
+
+    def _open(self, key: Key) -> None:
+        """Open a channel again and record what came of it."""
+        line, switch = key.line, self._switch
+        began = switch.clock.now()
+        with switch._lock:
+            if not switch.is_wanted():
+                switch.ledger.part(line)
+                return
+            line.move(Phase.OPENING)
+        try:
+            rest = rest_of(line.channel.open(*line.args))
+        except BaseException as error:  # noqa: BLE001 - foreign code on a thread of ours
+            with switch._lock:
+                until = switch.ledger.not_opened(key, retry_after(error), switch.clock.now())
+            again = "for good" if until is None else f"next try in {until - switch.clock.now():.1f} s"
+            logger.info("call pool %r: channel %d is down (%s): %r", switch.name, line.id, again, error)
+            switch.tell(ChannelDown, line.id, line.home().name, error, until)
+            if until is not None:
+                switch.remind(until)
+            return
+        line.unclosed.append(None)
+        now = switch.clock.now()
+        switch.tell(ChannelOpened, line.id, line.home().name, now - began)
+        with switch._lock:
+            if switch.is_wanted():
+                switch.ledger.admit(key, rest, now)
+                switch.ledger.serve(line.home(), now)
+            else:
+                switch.ledger.doom(key, CloseReason.POOL_CLOSED)
+        switch.carry_out()
+        switch.remind(line.expires_at)

@@ -1,0 +1,24 @@
+"""Starting a thread, where none may be had and an interrupt may strike."""
+
+from __future__ import annotations
+
+import threading
+
+__all__ = ["start"]
+
+
+def start(thread: threading.Thread) -> bool:
+    """Start *thread*. False: none can be had.
+
+    Raises:
+        BaseException: an interrupt that struck while it was starting; then it runs.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        blow = error.__context__
+        if "new thread" in str(error):  # can't start new thread
+            return False
+        # An interrupt struck while we waited for the thread, and left a lock of its in disorder: it runs.
+        raise blow if blow is not None and not isinstance(blow, Exception) else error from None
+    return True

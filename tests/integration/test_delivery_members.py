@@ -1,0 +1,540 @@
+"""Who gets a copy of a message, and how members come and go."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connpool import (
+    Broadcaster,
+    ConfigError,
+    ConnectionPool,
+    Endpoint,
+    Lines,
+    LinkEvent,
+    LinkState,
+    MemorySpool,
+    NoEndpointError,
+    UnknownEndpointError,
+    UsageError,
+)
+from connpool.testing import FakeClock
+from tests.helpers.sinks import Diary, Sink, broadcasting, numbered, refused, route_of
+from tests.helpers.switchboard import until
+from tests.helpers.together import together
+
+NEVER = 1_000.0  # seconds: a back-off that no test lives to see the end of
+PATIENT = {"blacklist_initial": NEVER, "blacklist_max": NEVER}
+
+
+@pytest.fixture
+def a() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+@pytest.fixture
+def b() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+@pytest.fixture
+def c() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+def state_of(broadcaster: Broadcaster, endpoint: Any) -> LinkState:
+    wanted = str(getattr(endpoint, "endpoint", endpoint))
+    (found,) = [link.state for link in broadcaster.links() if str(link.endpoint) == wanted]
+    return found
+
+
+# -- copies
+
+
+def test_each_member_gets_one_copy_and_the_answer_names_them(a, b):
+    with broadcasting(a, b) as sender:
+        delivery = sender.broadcast(b"hello")
+        assert delivery.sent == (a.endpoint, b.endpoint)
+        assert (delivery.spooled, delivery.refused, delivery.group) == ((), (), 0)
+        a.until_has(b"hello")
+        b.until_has(b"hello")
+    assert a.lines == b.lines == [b"hello"]
+
+
+def test_the_answer_tells_who_has_it_and_for_whom_it_waits(a):
+    with refused() as nobody, broadcasting(a, nobody) as sender:
+        delivery = sender.broadcast(b"hello")
+        assert (delivery.sent, delivery.spooled, delivery.refused) == ((a.endpoint,), (nobody,), ())
+        assert dict(sender.unsent()) == {nobody: 1}
+        assert len(delivery.id) == 16
+
+
+def test_without_a_spool_the_answer_names_the_members_that_did_not_get_it(a):
+    with refused() as nobody, broadcasting(a, nobody, spool=None) as sender:
+        delivery = sender.broadcast(b"hello")
+        assert (delivery.sent, delivery.spooled, delivery.refused) == ((a.endpoint,), (), (nobody,))
+
+
+def test_without_a_spool_a_message_that_nobody_takes_is_an_error_that_names_every_cause():
+    with refused() as one, refused() as other, broadcasting(one, "||", other, spool=None) as sender:
+        with pytest.raises(NoEndpointError) as caught:
+            sender.broadcast(b"hello")
+        assert {str(endpoint) for endpoint, _ in caught.value.causes} == {one, other}
+        assert caught.value.pool == "sensors"
+
+
+def test_a_member_that_is_named_twice_gets_one_copy_over_one_connection(a):
+    with broadcasting(a, a, "||", a) as sender:
+        for message in numbered(5):
+            sender.broadcast(message)
+        a.until_lines(5)
+        assert (a.lines, a.accepts, len(sender.links())) == (numbered(5), 1, 1)
+
+
+def test_of_a_member_that_is_a_list_one_endpoint_gets_the_copy_and_another_takes_its_place(a, b, c):
+    with broadcasting(a, ",", b, c) as sender:
+        sender.broadcast(b"one")
+        c.until_has(b"one")
+        until(lambda: a.n_lines + b.n_lines == 1)
+        first, second = (a, b) if a.n_lines else (b, a)
+        first.stop()
+        until(lambda: sender.broadcast(b"again") and second.n_lines, "the other one's turn")
+        assert (first.lines, first.accepts, second.accepts) == ([b"one"], 1, 1)
+        assert set(second.lines) == {b"again"}
+
+
+def test_many_threads_with_one_broadcaster_lose_and_tear_nothing(a, b):
+    with broadcasting(a, b) as sender:
+        together(*(lambda who=who: list(map(sender.broadcast, numbered(100, who=who))) for who in "rstuvwxy"))
+        wanted = {message for who in "rstuvwxy" for message in numbered(100, who=who)}
+        for server in (a, b):
+            assert set(server.until_lines(800)) == wanted
+            assert server.n_lines == 800
+
+
+@pytest.mark.parametrize("wrong", ["a text", 7, None, ["bytes"]])
+def test_what_is_not_bytes_is_refused_before_anything_is_sent(a, wrong):
+    with broadcasting(a) as sender:
+        with pytest.raises(ValueError, match="a message is bytes"):
+            sender.broadcast(wrong)
+        sender.broadcast(bytearray(b"fine"))
+        a.until_has(b"fine")
+        assert a.lines == [b"fine"]
+
+
+def test_what_cannot_be_framed_is_refused_before_it_reaches_spool_or_server(a):
+    with refused() as nobody, broadcasting(a, nobody, write_ahead=True) as sender:
+        with pytest.raises(ValueError, match="delimiter"):
+            sender.broadcast(b"two\nlines")
+        assert sender.unsent().total == 0
+        sender.broadcast(b"fine")
+        assert a.until_lines(1) == [b"fine"]
+
+
+# -- the beginning
+
+
+def test_a_broadcaster_starts_though_all_is_down_and_is_ready_when_the_first_member_lives(a):
+    a.stop()
+    with broadcasting(a) as sender:
+        assert not sender.ready
+        assert not sender.wait_ready(0.05)
+        sender.broadcast(b"early")
+        a.start()
+        assert sender.wait_ready(10)
+        assert sender.ready
+        a.until_has(b"early")
+
+
+def test_who_is_ready_can_send_at_once(a):
+    for _ in range(20):
+        with broadcasting(a, spool=None) as sender:
+            until(lambda sender=sender: sender.ready)
+            assert sender.broadcast(b"at once").sent == (a.endpoint,)
+
+
+def test_hot_standby_connects_the_later_groups_beforehand_and_sends_them_nothing(a, c):
+    with broadcasting(a, "||", c, standby="hot") as sender:
+        until(lambda: [link.state for link in sender.links()] == [LinkState.ALIVE] * 2)
+        c.until_accepts(1)
+        sender.broadcast(b"hello")
+        a.until_has(b"hello")
+    assert c.lines == []
+
+
+def test_cold_standby_connects_a_later_group_when_it_is_needed(a, c):
+    with broadcasting(a, "||", c, standby="cold") as sender:
+        sender.broadcast(b"one")
+        a.until_has(b"one")
+        assert c.accepts == 0
+        a.stop()
+        until(lambda: state_of(sender, a) is LinkState.DEAD)
+        assert sender.broadcast(b"two").group == 1
+        c.until_has(b"two")
+        assert (c.accepts, c.lines) == (1, [b"two"])
+
+
+# -- by hand
+
+
+def test_a_member_that_is_marked_dead_is_closed_once_and_tried_again_after_the_back_off(a):
+    diary = Diary()
+    with broadcasting(a, pool_settings={"blacklist_initial": 0.1, "blacklist_max": 0.2}) as sender:
+        sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
+        sender.wait_ready(10)
+        sender.mark_dead(a.endpoint)
+        sender.mark_dead(str(a.endpoint))
+        a.connections[0].until_eof()
+        assert sender.broadcast(b"hello").spooled == ("",)
+        a.until_accepts(2)
+        a.until_has(b"hello")
+        diary.until(3)
+        assert diary.of(a) == [LinkEvent.ALIVE, LinkEvent.DEAD, LinkEvent.ALIVE]
+        assert sender.pool.stats().size == 1
+
+
+def test_marking_a_healthy_member_alive_changes_nothing(a):
+    diary = Diary()
+    with broadcasting(a) as sender:
+        sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
+        diary.until(1)
+        before = sender.links()
+        sender.mark_alive(a.endpoint)
+        sender.broadcast(b"hello")
+        a.until_has(b"hello")
+        assert (sender.links(), diary.of(a), a.accepts) == (before, [LinkEvent.ALIVE], 1)
+
+
+def test_marking_a_dead_member_alive_tries_it_at_once_and_no_other(a, b):
+    a.stop()
+    with broadcasting(a, b, pool_settings=PATIENT) as sender:
+        until(lambda: state_of(sender, a) is LinkState.DEAD)
+        a.start()
+        sender.mark_alive(b.endpoint)
+        assert state_of(sender, a) is LinkState.DEAD
+        sender.mark_alive(a.endpoint)
+        until(lambda: state_of(sender, a) is LinkState.ALIVE)
+        assert (a.accepts, b.accepts) == (1, 1)
+
+
+@pytest.mark.parametrize("what", ["mark_dead", "mark_alive", "remove"])
+def test_who_is_no_member_is_an_error(a, what):
+    with broadcasting(a) as sender, pytest.raises(UnknownEndpointError, match="elsewhere:1"):
+        getattr(sender, what)("elsewhere:1")
+
+
+# -- another route
+
+
+def test_a_new_route_holds_at_once_and_common_members_keep_their_connections(a, b, c):
+    with broadcasting(a, b) as sender:
+        sender.broadcast(b"one")
+        sender.pool.route = route_of(b, c)
+        a.connections[0].until_eof()
+        c.until_accepts(1)
+        sender.broadcast(b"two")
+        b.until_has(b"one", b"two")
+        c.until_has(b"two")
+        assert (a.lines, b.accepts, c.lines) == ([b"one"], 1, [b"two"])
+
+
+def test_a_common_member_keeps_what_waits_for_it(a, b, c):
+    b.stop()
+    with broadcasting(a, b) as sender:
+        sender.broadcast(b"one")
+        sender.pool.route = route_of(c, b)
+        sender.broadcast(b"two")
+        b.start()
+        assert b.until_lines(2) == [b"one", b"two"]
+
+
+def test_members_come_and_go_while_threads_send(a, b, c):
+    over = threading.Event()
+
+    def send(who: str) -> list[bytes]:
+        messages = numbered(10_000, who=who)
+        for n, message in enumerate(messages):
+            sender.broadcast(message)
+            if over.is_set():
+                return messages[: n + 1]
+        return messages
+
+    def change() -> list[bytes]:
+        try:
+            for _ in range(15):
+                sender.add(c.endpoint)
+                sender.remove(c.endpoint)
+                sender.pool.route = route_of(a, "||", b)
+                sender.pool.route = route_of(a, b)
+        finally:
+            over.set()
+        return []
+
+    with broadcasting(a, b) as sender:
+        sender.wait_ready(10)
+        sent = together(lambda: send("s"), lambda: send("t"), change, limit=30)
+        sender.flush()
+        a.until_lines(sum(map(len, sent)))
+        assert a.accepts == 1
+        assert sorted(a.lines) == sorted(sent[0] + sent[1])
+
+
+def test_what_waits_for_a_member_that_was_removed_is_sent_when_it_is_added_again(a, b):
+    b.stop()
+    with broadcasting(a, b) as sender:
+        sender.broadcast(b"one")
+        sender.remove(b.endpoint)
+        sender.broadcast(b"two")
+        b.start()
+        sender.add(b.endpoint)
+        assert b.until_lines(1) == [b"one"]
+        sender.broadcast(b"three")
+        assert b.until_lines(2) == [b"one", b"three"]
+
+
+def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
+    with broadcasting(a) as sender:
+        sender.add(b.endpoint, 0)
+        sender.add(c.endpoint, 1)
+        assert str(sender.pool.route) == f"{a.endpoint} && {b.endpoint} || {c.endpoint}"
+        with pytest.raises(ConfigError, match="group must be 0 to 2"):
+            sender.add(c.endpoint, 3)
+
+
+def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
+    with broadcasting(a) as sender:
+        sender.broadcast(b"one")
+        sender.remove(a.endpoint)
+        a.connections[0].until_eof()
+        assert sender.broadcast(b"two").spooled == ("",)
+        sender.add(b.endpoint)
+        assert b.until_lines(1) == [b"two"]
+
+
+class Exchange:
+    """A connector whose dials hang until all are let go; each opens one end of a pair."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.n_dials = 0
+        self.peers: list[socket.socket] = []
+
+    def open(self, endpoint: Endpoint, timeout: float | None, cancel: threading.Event) -> socket.socket:
+        self.n_dials += 1
+        assert self.gate.wait(10)
+        ours, theirs = socket.socketpair()
+        self.peers.append(theirs)
+        return ours
+
+    def close(self, raw: socket.socket) -> None:
+        raw.close()
+
+    def until_dialling(self, n: int) -> None:
+        until(lambda: self.n_dials == n, f"dial number {n}")
+
+
+def test_a_member_that_was_removed_and_added_again_during_its_dial_has_one_connection():
+    exchange = Exchange()
+    with broadcasting("a:1", "b:1", pool_settings={"connector": exchange, "max_connecting": 9}) as sender:
+        exchange.until_dialling(2)
+        sender.remove("b:1")
+        sender.add("b:1")
+        exchange.until_dialling(3)
+        exchange.gate.set()
+        until(lambda: [link.state for link in sender.links()] == [LinkState.ALIVE] * 2, "the life of both")
+        until(lambda: sender.pool.stats().size == 2, "two connections, and no third")
+        assert sender.broadcast(b"hello").sent == (Endpoint.parse("a:1"), Endpoint.parse("b:1"))
+    for peer in exchange.peers:
+        peer.close()
+
+
+# -- the back-off
+
+
+class Flaky:
+    """A connector that fails with *error*, if that is set; else it opens one end of a pair."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.n_dials = 0
+        self.peers: list[socket.socket] = []
+
+    def open(self, endpoint: Endpoint, timeout: float | None, cancel: object) -> socket.socket:
+        self.n_dials += 1
+        if self.error is not None:
+            raise self.error
+        ours, theirs = socket.socketpair()
+        self.peers.append(theirs)
+        return ours
+
+    def close(self, raw: socket.socket) -> None:
+        raw.close()
+
+
+@pytest.fixture
+def flaky() -> Iterator[Flaky]:
+    connector = Flaky(ConnectionRefusedError("down"))
+    yield connector
+    for peer in connector.peers:
+        peer.close()
+
+
+def by_hand(flaky: Flaky, clock: FakeClock, **settings: Any) -> Any:
+    """A broadcaster to one member, on virtual time."""
+    options = {"connector": flaky, "clock": clock, "dial_in_caller": True, "reap_interval": None}
+    backoff = {"blacklist_initial": 1.0, "blacklist_max": 4.0}
+    return broadcasting("a:1", pool_settings={**options, **backoff}, **settings)
+
+
+def until_tried(sender: Broadcaster, flaky: Flaky, n: int) -> float | None:
+    """Wait for the end of the *n*-th dial; returns how long it is to the next."""
+    until(lambda: flaky.n_dials == n, f"dial number {n}, after {flaky.n_dials}")
+    until(lambda: sender.links()[0].state is LinkState.ALIVE or sender.links()[0].failures, "its end")
+    until(lambda: sender.links()[0].retry_at is None or _is_planned(sender), "a plan")
+    at = sender.links()[0].retry_at
+    return None if at is None else at - sender._office.clock.now()
+
+
+def _is_planned(sender: Broadcaster) -> bool:
+    (link,) = sender.links()
+    return link.retry_at is not None and link.retry_at > sender._office.clock.now()
+
+
+def test_a_dead_member_is_tried_at_intervals_that_double_up_to_a_true_limit(flaky, clock):
+    with by_hand(flaky, clock) as sender:
+        for n, nominal in enumerate([1.0, 2.0, 4.0, 4.0, 4.0], 1):
+            delay = until_tried(sender, flaky, n)
+            assert delay is not None
+            assert 0.9 * nominal <= delay <= nominal
+            clock.advance(delay - 0.01)
+            sender.sweep()
+            assert flaky.n_dials == n
+            clock.advance(0.02)
+            sender.sweep()
+        until(lambda: flaky.n_dials == 6)
+
+
+def test_after_a_success_the_back_off_begins_anew(flaky, clock):
+    with by_hand(flaky, clock) as sender:
+        for n in (1, 2, 3):
+            delay = until_tried(sender, flaky, n)
+            flaky.error = None if n == 3 else flaky.error
+            clock.advance((delay or 0.0) + 0.01)
+            sender.sweep()
+        assert sender.wait_ready(10)
+        flaky.error = ConnectionRefusedError("down again")
+        flaky.peers[0].close()
+        until(lambda: sender.links()[0].state is LinkState.DEAD)
+        retry_at = sender.links()[0].retry_at
+        assert retry_at is not None
+        assert 0.9 <= retry_at - clock.now() <= 1.0
+
+
+class Busy(ConnectionError):
+    """Says when to come back."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("busy")
+        self.retry_after = retry_after
+
+
+def test_a_member_that_says_when_to_come_back_is_tried_then(flaky, clock):
+    flaky.error = Busy(7.5)
+    with by_hand(flaky, clock) as sender:
+        assert until_tried(sender, flaky, 1) == pytest.approx(7.5)
+        flaky.error = None
+        clock.advance(7.6)
+        sender.sweep()
+        assert sender.wait_ready(10)
+
+
+def test_a_member_that_says_never_is_tried_only_by_hand(flaky, clock):
+    flaky.error = Busy(math.inf)
+    with by_hand(flaky, clock) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD)
+        assert sender.links()[0].retry_at is None
+        flaky.error = None
+        clock.advance(1e6)
+        sender.sweep()
+        assert flaky.n_dials == 1
+        sender.mark_alive("a:1")
+        assert sender.wait_ready(10)
+
+
+def test_without_reconnect_a_dead_member_is_tried_only_by_hand(flaky, clock):
+    with by_hand(flaky, clock, reconnect=False) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD)
+        flaky.error = None
+        clock.advance(1e6)
+        sender.sweep()
+        sender.broadcast(b"hello")
+        assert (flaky.n_dials, sender.unsent().everywhere) == (1, 1)
+        sender.mark_alive("a:1")
+        assert sender.wait_ready(10)
+        assert sender.flush(10) == 0
+
+
+# -- a member that swallows who dials
+
+
+def test_a_member_whose_first_dial_hangs_does_not_slow_messages_to_the_others(a, b):
+    b.black_hole()
+    with broadcasting(a, b, pool_settings={"connect_timeout": 30}) as sender:
+        sender.wait_ready(10)
+        sender.broadcast(b"first")
+        together(lambda: [sender.broadcast(message) for message in numbered(100)], limit=3)
+        a.until_lines(101)
+        assert sender.unsent()[b.endpoint] == 101
+
+
+def test_a_member_whose_return_hangs_does_not_slow_messages_to_the_others(a, b):
+    with broadcasting(a, b, pool_settings={"connect_timeout": 30}) as sender:
+        sender.broadcast(b"first")
+        b.until_lines(1)
+        b.kill()
+        b.black_hole()
+        until(lambda: state_of(sender, b) is LinkState.DEAD)
+        together(lambda: [sender.broadcast(message) for message in numbered(100)], limit=3)
+        a.until_lines(101)
+
+
+# -- settings
+
+
+def test_a_setting_that_is_unknown_or_out_of_range_is_an_error():
+    with ConnectionPool("a:1", connector=Flaky(OSError("down"))) as pool:
+        for wrong in (
+            {"standby": "warm"},
+            {"fail_back_after": -1},
+            {"on_full": "drop"},
+            {"max_async": 0},
+            {"heartbeat": (1, "text")},
+            {"confirm": 7},
+            {"framing": object()},
+            {"flush_rate": 0},
+            {"write_ahead": True},
+            {"failovr": True},
+        ):
+            with pytest.raises(ConfigError):
+                Broadcaster(pool, **wrong)
+        assert pool.stats().opened == 0
+
+
+def test_one_spool_serves_one_broadcaster():
+    flaky, spool = Flaky(OSError("down")), MemorySpool()
+    with (
+        ConnectionPool("a:1", connector=flaky) as one,
+        ConnectionPool("a:1", connector=flaky) as other,
+        Broadcaster(one, spool=spool, framing=Lines()) as first,
+    ):
+        with pytest.raises(UsageError, match="another broadcaster uses the spool"):
+            Broadcaster(other, spool=spool)
+        assert first.broadcast(b"still fine").spooled == ("",)
