@@ -69,7 +69,7 @@ class Shipper:
         self.accepted: dict[int, int | None] = {}
         self.standing: Standing | None = None
         self.pid = 0
-        self._changed = threading.Condition() if changed is None else changed
+        self.changed = threading.Condition() if changed is None else changed
         self._options = [
             *program,
             f"--route={route}",
@@ -107,9 +107,9 @@ class Shipper:
                 self.standing = Standing(frozenset(told["alive"]), told["unsent"])
                 continue
             number, group = line.split()
-            with self._changed:
+            with self.changed:
                 self.accepted[int(number)] = None if group == b"-" else int(group)
-                self._changed.notify_all()
+                self.changed.notify_all()
 
     def kill(self) -> None:
         """End it as a crash does, and take in what it said before."""
