@@ -108,7 +108,7 @@ class Broadcaster(Admin):
             self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
         )
         office.start_worker, office.stop_worker = self._tending.start, self._tending.stop
-        office.on_strands = self._watch.look
+        office.on_strands, office.hear_out = self._watch.look, self._watch.hear_out
         office.kept = self
 
     # -- sending
