@@ -243,9 +243,9 @@ class Broadcaster(Admin):
         with self._closing:
             unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
             self._watch.stop()
-            self._telling.stop()
             if self._spool is not None:
                 self._spool.close()
+        self._telling.stop()  # with the lock free, for a handler that closes, too
         KEPT.discard(self)
         self.pool._followers = tuple(ref for ref in self.pool._followers if ref() not in (self, None))
         return lost + unsent
