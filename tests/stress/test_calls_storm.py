@@ -62,8 +62,6 @@ def test_each_call_has_one_outcome_whatever_channels_do(seed: int) -> None:
     pool = CallPool(revive_initial=0.001, revive_max=0.002, reap_interval=0.001)
     tapes = [Tape() for _ in range(5)]
     policies = [(None, "force"), (0.005, True), (None, "force"), (0.02, "force"), (None, "force")]
-    stays = Tape(methods={"get"})
-    stays.doing = lambda method, payload: payload
     for tape, (ttl, revive) in zip(tapes, policies, strict=True):
         tape.doing = weather
         tape.opening = lambda: (weather.dice.random() < 0.3 and 0.001) or None
