@@ -140,3 +140,17 @@ def test_no_call_is_forgotten_while_channels_come_back_at_the_same_moment(seed: 
             together(*[lambda n=n: call(n) for n in range(8)], limit=50)
         assert sum(len(tape.calls) for tape in tapes) == 320
         assert sum(info.stats["get"].count for info in pool.map(RESOURCE, lambda info: info)) == 320
+
+
+def test_exchanges_at_once_hand_each_value_on_exactly_once() -> None:
+    with CallPool() as pool:
+        id = pool.init(Tape(), extra=(0, 0))
+
+        def exchange(n: int) -> list[object]:
+            return [pool.extra(id, (n, turn)) for turn in range(40)]
+
+        with preempting(*MODULES, chance=0.2, seed=1):
+            had = together(*[lambda n=n: exchange(n) for n in range(1, 9)], limit=50)
+        left = pool.info(id).extra
+    given = [(0, 0), *((n, turn) for n in range(1, 9) for turn in range(40))]
+    assert sorted([*(each for many in had for each in many), left]) == given
