@@ -164,7 +164,7 @@ class Ledger:
         is_plain = not self.is_heard and line.fate is None and line.leaving is None
         is_plain = is_plain and self.state is PoolState.OPEN
         line.open_until = line.expires_at if is_plain else -NEVER
-        line.brisk_until = min(line.open_until, now + OFTEN)
+        line.brisk_until = min(line.open_until, now + OFTEN) if line.rest_until <= now else -NEVER
 
     def closed(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""

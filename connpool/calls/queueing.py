@@ -30,21 +30,11 @@ NEVER: Final = math.inf
 
 
 def obtain(
-    switch: Switch,
-    key: Key | None,
-    name: Hashable,
-    method: Hashable,
-    where: Where | None,
-    timeout: float | None,
+    switch: Switch, name: Hashable, method: Hashable, where: Where | None, timeout: float | None
 ) -> tuple[Key, float | None]:
-    """The key of a channel for one call, and the seconds that are left to it.
-
-    *key*: one that turned out not to be what the call wants, or not its turn.
-    """
+    """The key of a channel for one call, and the seconds that are left to it."""
     switch.check_outside()
-    if key is not None:
-        switch.put_down(key)
-        key = None  # it is not ours any more
+    key = None
     if timeout is not None:
         require_seconds("timeout", timeout, or_zero=True)
     began = switch.clock.now()

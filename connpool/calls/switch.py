@@ -116,7 +116,8 @@ class Switch:
         self.carry_out()
 
     def put_down(self, key: Key) -> None:
-        """A key that was taken for a call that cannot begin at once."""
+        """A key that was taken for a call that it cannot serve, or whose turn it is not."""
+        self.check_outside()
         with self._lock:
             now = self.clock.now()
             if key.line.is_live(now):

@@ -1,4 +1,4 @@
-"""Over TLS all holds that holds without: nothing torn, nothing lost in buffers, no thread in another's way."""
+"""Over TLS all holds that holds without: nothing torn, nothing lost in buffers, no thread in the way."""
 
 from __future__ import annotations
 
