@@ -79,15 +79,22 @@ def test_what_a_killed_peer_had_not_read_is_lost(a, path, setting):
         assert a.lines == [b"next"]
 
 
-def test_what_a_killed_peer_had_not_read_is_sent_again_if_it_has_to_confirm(a, path):
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_what_a_killed_peer_had_not_read_is_sent_again_if_it_has_to_confirm(a, path, is_behind):
     a.is_deaf = True
-    with broadcasting(a, **arguments("confirm", path)) as sender:
-        future = sender.broadcast_async(b"unread")
-        a.until_accepts(1)
-        kill(a)
-        assert not future.result(10).sent
-        bring_back(a)
-        a.until_has(b"unread")
+    with FaultProxy(a.endpoint) as proxy:
+        if is_behind:
+            proxy.refuse()
+        with broadcasting(proxy, **arguments("confirm", path)) as sender:
+            future = sender.broadcast_async(b"unread")
+            if is_behind:
+                assert future.result(10).spooled
+                proxy.heal()
+            until(lambda: proxy.bytes_up > len(b"unread"), "the message's way through")
+            kill(a)
+            assert not future.result(10).sent
+            bring_back(a)
+            a.until_has(b"unread")
 
 
 @pytest.mark.parametrize("setting", guarantees.SPOOLED)
@@ -362,8 +369,9 @@ def test_with_a_full_disk_write_ahead_refuses_and_sends_nothing(a, path, setting
 def test_of_a_damaged_file_what_can_be_read_is_sent_in_order_and_the_rest_is_told(a, path, setting):
     a.stop()
     messages = [b"m-%d-" % number + b"x" * 500 for number in range(60)]
-    run_and_kill(a, setting, path, "spooled", *messages)
-    SQLiteSpool(path).close()  # everything is in its place now
+    with broadcasting(a, **arguments(setting, path)) as sender:
+        for message in messages:
+            sender.broadcast(message)
     content = bytearray(path.read_bytes())
     at = content.index(messages[30])
     content[at - 2_000 : at] = bytes(2_000)
