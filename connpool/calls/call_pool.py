@@ -228,8 +228,10 @@ class CallPool(Steering):
                     line.switch.pass_on(key)
                     return answer
                 line.idle.append(key)
-                if line.waiting:  # looked at after that: who waits looks after it has queued up
-                    line.switch.serve(line.home())
+                if (
+                    line.waiting or line.fate is not None
+                ):  # looked at after that: who waits looks after it has
+                    line.switch.serve(line)  # queued up, who condemns looks after it has said so
                 return answer
             return answered(line.switch, key, answer, ended - began)
         except BaseException as error:

@@ -7,7 +7,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Hashable, Iterator
-from threading import get_ident
 from typing import Final
 
 from connpool.calls.line import Key, Line, Phase
@@ -70,9 +69,7 @@ class Ledger:
         line.failures = 0
         line.fate = None
         self.time(line)
-        for ticket in line.waiting:
-            if ticket.verdicts is not None:
-                ticket.wake()  # its filter has not seen this one
+        line.home().ask_filters()
         self.lay_down(key, now, rest)
 
     def time(self, line: Line) -> None:
@@ -253,14 +250,12 @@ class Ledger:
 
     def _set_alarms(self, resource: Resource) -> None:
         """Have the oldest who could use it look again when a rest is over."""
-        here = get_ident()
         for key in resource.resting:
             for ticket in resource.queue:
                 if ticket.suits(key.line):
                     if key.line.rest_until < ticket.alarm_at:
                         ticket.alarm_at = key.line.rest_until
-                        if ticket.thread != here:  # who looks is awake
-                            ticket.wake()
+                        ticket.wake()
                     break
 
     # -- upkeep and the end

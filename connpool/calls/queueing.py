@@ -83,6 +83,8 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
             if ledger.lost or ledger.strays:
                 recover(ledger, now)
             resource.enqueue(ticket)
+            if ticket.unjudged():  # came after the filter was asked, and before this could be seen
+                ticket.wake()
             if resource.idle or resource.resting or ticket.line is not None:
                 ledger.serve(resource, now)
             if ticket.is_waiting():
@@ -123,7 +125,8 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     recover(ledger, now)
     if ticket.is_waiting() and is_late:
         ticket.has_left = True
-    ticket.alarm_at = NEVER
+    if ticket.alarm_at <= now:
+        ticket.alarm_at = NEVER
     ledger.serve(ticket.resource, now)
 
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 import attrs
 import pytest
 
+import connpool.calls.line
 import connpool.calls.office
+import connpool.calls.queueing
 from connpool import (
     CallPool,
     CallStarted,
     CallTimeoutError,
     ChannelClosed,
+    ChannelInfo,
     ChannelOpened,
     ChannelState,
     CloseReason,
@@ -92,6 +95,122 @@ def test_an_interrupt_between_the_return_of_a_channel_and_the_look_who_waits_for
         pool.call(RESOURCE, "get", "early")
     assert callers[0].outcome() == "late"
     assert tape.closes == 0
+
+
+@pytest.mark.parametrize("revive", [False, "force"])
+def test_a_channel_that_comes_back_in_the_moment_in_which_its_pool_is_closed_is_closed_too(pool, revive):
+    tape = Tape()
+    pool.init(tape, revive=revive)
+    when_laid_down(pool, pool.close)
+    assert pool.call(RESOURCE, "get", 1) == 1
+    until(lambda: tape.closes == 1)
+    assert not pool._switch.ledger.lines
+    assert tape.attempts == 1
+
+
+def test_a_channel_that_is_passed_on_in_the_moment_in_which_its_pool_is_closed_is_closed_too(pool):
+    class Late:
+        """A switch whose pool is closed just before a key is passed on."""
+
+        def __init__(self, switch) -> None:
+            self._switch = switch
+
+        def __getattr__(self, name):
+            return getattr(self._switch, name)
+
+        def pass_on(self, key):
+            assert pool.close() == 1
+            self._switch.pass_on(key)
+
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    line = pool._switch.ledger.lines[1]
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, [2])[0]
+    line.switch = Late(line.switch)
+    held.may_end.release()
+    assert running.outcome() == 1
+    assert isinstance(waiting.outcome(), PoolClosedError)
+    until(lambda: tape.closes == 1)
+    assert not pool._switch.ledger.lines
+
+
+# -- a channel is new
+
+
+def test_a_channel_that_is_new_between_a_filters_look_and_its_calls_queueing_up_is_used(pool, monkeypatch):
+    class Stub(connpool.calls.queueing.Stub):
+        def __init__(self, *args: object) -> None:
+            monkeypatch.undo()
+            pool.init(fresh, extra="good")
+            super().__init__(*args)
+
+    fresh = Tape()
+    pool.init(Tape(), extra="bad")
+    monkeypatch.setattr(connpool.calls.queueing, "Stub", Stub)
+    assert pool.call(RESOURCE, "get", 1, where=lambda info: info.extra == "good", timeout=5) == 1
+    assert fresh.calls == [1]
+
+
+def test_a_channel_that_learns_a_method_is_used_by_who_waits_for_it_with_a_filter(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    pupil = Tape(methods={"set"})
+    pool.init(pupil, extra="pupil")
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, [2], where=lambda info: True)[0]
+    pool.update(
+        RESOURCE, lambda info: attrs.evolve(info, methods={"get"}), lambda info: info.extra == "pupil"
+    )
+    assert waiting.outcome() == 2
+    assert pupil.calls == [2]
+    held.may_end.release()
+    assert running.outcome() == 1
+
+
+def test_a_waiting_thread_whose_signal_handler_adds_a_channel_uses_it_after_its_rest():
+    class Signalled(FakeClock):
+        """Has a signal handler run on the first thread that waits."""
+
+        def wait(self, gate, timeout):
+            if handlers:
+                handlers.pop()()
+            return super().wait(gate, timeout)
+
+    clock = Signalled()
+    with CallPool(clock=clock) as pool:
+        tape, fresh, held = Tape(), Tape(), Held()
+        tape.doing = held
+        fresh.opening = lambda: 5.0
+        handlers = [lambda: pool.init(fresh)]
+        pool.init(tape)
+        running = Caller(pool, 1)
+        assert held.begun.acquire(timeout=10)
+        waiting = queue_up(pool, [2])[0]
+        until(lambda: not handlers)
+        clock.until_waiting(1)
+        clock.advance(5)
+        until(lambda: fresh.calls == [2], "the call")
+        held.may_end.release()
+        assert [running.outcome(), waiting.outcome()] == [1, 2]
+
+
+def test_a_pool_that_closes_just_when_a_channel_is_put_in_leaves_that_to_its_owner(pool, monkeypatch):
+    def offer(line, methods):
+        offered(line, methods)
+        pool.close()
+
+    offered = connpool.calls.line.Line.offer
+    monkeypatch.setattr(connpool.calls.line.Line, "offer", offer)
+    tape = Tape()
+    tape.open()
+    with pytest.raises(PoolClosedError):
+        pool.put(ChannelInfo(tape))
+    assert tape.is_open
 
 
 # -- what an interrupt drops
@@ -171,7 +290,6 @@ def test_what_a_leaver_has_in_hand_goes_to_who_waits(still, clock):
     assert len(outcome) == 1
     assert waiting.outcome() == "waiting"
     assert tapes[0].calls == ["waiting"]
-    assert not still._switch.ledger.lost  # it was put down, not merely found again
     for held in helds[1:]:
         held.may_end.release()
     assert [caller.outcome() for caller in callers] == [1, 2]

@@ -44,7 +44,7 @@ def gate() -> Iterator[Gate]:
 def test_messages_are_sent_in_order_and_each_future_has_its_delivery(a):
     with broadcasting(a) as sender:
         futures = [sender.broadcast_async(message) for message in numbered(1_000)]
-        assert [future.result(GUARD) for future in futures] == [Delivery(sent=(a.endpoint,), group=0)] * 1_000
+        assert {future.result(GUARD).sent for future in futures} == {(a.endpoint,)}
         assert a.until_lines(1_000) == numbered(1_000)
 
 

@@ -197,6 +197,7 @@ def test_one_that_is_closed_just_when_a_call_takes_its_connection_in_hand_sends_
 
     channel = SocketChannel(sockets, "upper", {"say"})
     channel.open()
+    server.until_accepts(1)
     channel._conns = Closing(channel._conns)
     with pytest.raises(ChannelClosedError, match="it was closed"):
         channel.call("say", None)
