@@ -96,10 +96,11 @@ class Ledger:
         return Counter(queue for queue, *_ in copies)
 
     def keep_within(self, draft: Draft) -> None:
-        """Drop what is too old, and the oldest of what is too much."""
+        """Drop what is too old, and the oldest of what is too much; give space back."""
         self.expire(draft, clock.wall())
         if self._limits.may_drop:
             self._evict(draft, 0, 0)
+        self._living().tidy()
 
     # -- limits
 

@@ -201,7 +201,8 @@ class Segment:
         """Give some of the space back that is no longer in use. Within a transaction."""
         free = self.number("PRAGMA freelist_count")
         if free > SPARE_PAGES and free - SPARE_PAGES > self.used() // PAGE_SIZE // 2:
-            self.execute(f"PRAGMA incremental_vacuum({STEP})")
+            for _ in range(STEP):  # the module takes but one step of a statement that gives no rows
+                self._connection.execute("PRAGMA incremental_vacuum(1)")
 
 
 _INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open

@@ -168,6 +168,7 @@ class SQLiteSpool:
             raise SpoolError(f"spool {self.path} is closed")
 
     def _do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
+        self._require_open()
         try:
             return self._keeper.do(work, is_durable=is_durable)
         finally:

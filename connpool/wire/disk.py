@@ -47,11 +47,12 @@ class FileLock:
     It belongs to one open descriptor, so that two owners in one process exclude each other too.
     """
 
-    __slots__ = ("_fd", "_path")
+    __slots__ = ("_fd", "_path", "_process")
 
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        self._process = os.getpid()
 
     @classmethod
     def try_take(cls, path: Path) -> FileLock | None:
@@ -77,19 +78,18 @@ class FileLock:
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
     def end(self) -> None:
-        """Let another have it, and remove the file; again: do nothing."""
-        if self._fd >= 0:
+        """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
+        if self._fd >= 0 and self._process == os.getpid():
             remove(self._path)  # while it is locked: who has opened it meanwhile will look again
-            self.abandon()
+        self.abandon()
 
     def abandon(self) -> None:
-        """Close the descriptor. In a forked child that ends nothing: the parent has it open still."""
+        """Close the descriptor and leave the file. The lock stays while a forked parent has it open."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def __del__(self) -> None:
-        self.abandon()
+    __del__ = end
 
 
 def _identity(facts: os.stat_result) -> Identity:

@@ -1,0 +1,507 @@
+"""The file of a spool: reopened, shared by threads, limited, tidied, left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sqlite3
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
+from connpool.delivery import heirs
+from connpool.delivery.keeper import Keeper
+from connpool.delivery.rows import PAGE_SIZE
+from tests.helpers.scripts import run_program
+from tests.helpers.together import together
+
+ID = bytes(range(16))
+ALL = 10_000, 100_000_000
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "spool.db"
+
+
+def texts(spool: SQLiteSpool, queue: str = "a") -> list[bytes]:
+    items = spool.peek(queue, *ALL)
+    spool.release([item.position for item in items])
+    return [item.message for item in items]
+
+
+# -- reopening -----------------------------------------------------------------
+
+
+def test_what_waits_is_there_again_with_its_id_order_and_time(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    for n in range(5):
+        spool.put(["a", ""], b"%d" % n, n.to_bytes(16))
+    spool.remove([spool.peek("a", 1, 1)[0].position])
+    before = {queue: list(spool.peek(queue, *ALL)) for queue in spool.counts()}
+    spool.close()
+
+    spool = SQLiteSpool(path)
+    assert {queue: list(spool.peek(queue, *ALL)) for queue in spool.counts()} == before
+    assert spool.counts() == {"a": SpoolCount(4, 4, 0), "": SpoolCount(5, 5, 0)}
+    spool.close()
+
+
+def test_positions_are_not_given_out_again_after_all_was_removed(path: Path) -> None:
+    given: list[int] = []
+    for _ in range(3):
+        spool = SQLiteSpool(path)
+        positions = spool.put(["a"], b"1", ID)
+        spool.remove(positions)
+        given += positions
+        spool.close()
+
+    assert given == sorted(set(given))
+
+
+def test_what_a_limit_has_cost_is_remembered(path: Path) -> None:
+    spool = SQLiteSpool(path, max_bytes=1_000)
+    for n in range(15):
+        spool.put(["a"], b"%0100d" % n, ID)
+    spool.close()
+    spool = SQLiteSpool(path, max_bytes=1_000)
+
+    assert spool.counts() == {"a": SpoolCount(10, 1_000, 5)}
+    assert texts(spool) == [b"%0100d" % n for n in range(5, 15)]
+    spool.put(["a"], bytes(100), ID)
+    spool.remove([item.position for item in spool.peek("a", *ALL)])
+    spool.close()
+    spool = SQLiteSpool(path)
+    assert spool.counts() == {"a": SpoolCount(0, 0, 6)}
+    spool.close()
+
+
+def test_a_smaller_limit_is_made_good_at_opening(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    for n in range(5):
+        spool.put(["a"], b"%d" % n, ID)
+    spool.close()
+
+    refusing = SQLiteSpool(path, max_messages=3, on_full="raise")
+    assert refusing.count("a") == 5, "what was accepted is not dropped where nothing may be"
+    refusing.close()
+    dropping = SQLiteSpool(path, max_messages=3)
+    assert texts(dropping) == [b"2", b"3", b"4"]
+    dropping.close()
+
+
+def test_files_are_for_their_owner_only_and_a_closed_spool_leaves_one(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+
+    for name in os.listdir(path.parent):
+        assert stat.S_IMODE((path.parent / name).stat().st_mode) == 0o600, name
+    spool.close()
+    assert os.listdir(path.parent) == ["spool.db"]
+
+
+def test_the_path_stays_the_same_when_the_working_directory_changes(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spool = SQLiteSpool("spool.db")
+    monkeypatch.chdir("/")
+    spool.close()
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    assert spool.path == tmp_path / "spool.db"
+    assert repr(spool) == f"<SQLiteSpool {tmp_path}/spool.db: 0 message(s)>"
+    spool.close()
+
+
+# -- several spools ------------------------------------------------------------
+
+
+def test_two_spools_of_one_process_are_apart_until_one_is_closed(path: Path) -> None:
+    one, other = SQLiteSpool(path), SQLiteSpool(path)
+    one.put(["a"], b"one", ID)
+    (claimed,) = one.peek("a", *ALL)
+    other.put(["a"], b"other", ID)
+    other.remove([claimed.position + 10])
+
+    assert (texts(one), texts(other)) == ([b"one"], [b"other"])
+    assert (one.adopt(), other.adopt()) == ({}, {})
+    one.close()
+    assert other.adopt() == {"a": 1}
+    assert texts(other) == [b"other", b"one"]
+    assert other.adopt() == {}
+    other.close()
+    again = SQLiteSpool(path)
+    assert texts(again) == [b"other", b"one"]
+    again.close()
+
+
+def test_an_empty_second_file_is_removed(path: Path) -> None:
+    one, other = SQLiteSpool(path), SQLiteSpool(path)
+    (position,) = other.put(["a"], b"1", ID)
+    other.remove([position])
+    other.close()
+    assert [name for name in os.listdir(path.parent) if ".2" in name] == []
+    one.close()
+
+
+def test_counters_and_order_are_adopted_with_the_messages(path: Path) -> None:
+    one, other = SQLiteSpool(path), SQLiteSpool(path, max_messages=2)
+    for n in range(5):
+        other.put(["a"], b"%d" % n, n.to_bytes(16))
+    one.put(["a"], b"mine", ID)
+    other.close()
+
+    assert one.adopt() == {"a": 2}
+    assert [(item.message, item.id) for item in one.peek("a", *ALL)] == [
+        (b"mine", ID),
+        (b"3", (3).to_bytes(16)),
+        (b"4", (4).to_bytes(16)),
+    ]
+    assert one.counts() == {"a": SpoolCount(3, 6, 3)}
+    one.close()
+
+
+def test_many_messages_are_adopted_in_steps_that_others_need_not_wait_for(path: Path) -> None:
+    one, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    for n in range(1_600):
+        other.put([f"queue {n % 3}"], b"%d" % n, ID)
+    other.close()
+
+    runs: list[int] = []
+    real = Keeper._attempt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "_attempt", lambda *a: (runs.append(1), real(*a)))
+        adopted = one.adopt()
+    assert sum(adopted.values()) == 1_600
+    assert len(runs) > 4
+    for queue in range(3):
+        assert texts(one, f"queue {queue}") == [b"%d" % n for n in range(queue, 1_600, 3)]
+    one.close()
+
+
+@pytest.mark.parametrize("step", range(14))
+def test_a_message_is_adopted_once_wherever_the_heir_dies(path: Path, monkeypatch, step: int) -> None:
+    """Interrupted at each step in turn, which leaves the files as a killed process would."""
+    first, second = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    for n in range(3):
+        first.put(["a"], b"%d" % n, ID)
+    second.put(["a"], b"second", ID)
+    first.close()
+    left = [step]
+
+    def count(real):
+        def counted(*arguments):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*arguments)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(heirs.disk, "rename", count(heirs.disk.rename))
+        patch.setattr(heirs, "remove_file", count(heirs.remove_file))
+        patch.setattr(Keeper, "_settle", count(Keeper._settle))
+        try:
+            second.adopt()
+        except KeyboardInterrupt:
+            pass
+    second.close()
+
+    third = SQLiteSpool(path, durable=False)
+    third.adopt()
+    assert sorted(texts(third)) == [b"0", b"1", b"2", b"second"]
+    assert [text for text in texts(third) if text != b"second"] == [b"0", b"1", b"2"]
+    third.close()
+    assert os.listdir(path.parent) == ["spool.db"]
+
+
+def test_a_file_that_cannot_be_adopted_is_told_of_once_and_keeps_nobody_from_working(path, caplog) -> None:
+    later = path.with_name("spool.db.2")
+    connection = sqlite3.connect(later)
+    connection.execute("CREATE TABLE message (id)")
+    connection.execute("PRAGMA user_version = 7")
+    connection.close()
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+
+    assert spool.adopt() == {}
+    assert texts(spool) == [b"1"]
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"spool {path}: cannot take over what another has left: spool {later}: its format is 7"
+    )
+    spool.close()
+    assert later.exists()
+
+
+# -- threads -------------------------------------------------------------------
+
+
+def test_what_waits_while_one_commits_is_committed_together(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path, max_bytes=1_000)
+    begun, go_on = threading.Event(), threading.Event()
+    batches: list[int] = []
+    real = Keeper._attempt
+
+    def attempt(keeper, segment, jobs):
+        batches.append(len(jobs))
+        if len(batches) == 1:
+            begun.set()
+            assert go_on.wait(10)
+        real(keeper, segment, jobs)
+
+    monkeypatch.setattr(Keeper, "_attempt", attempt)
+
+    def put(n: int, size: int) -> object:
+        if n:
+            assert begun.wait(10)
+        try:
+            return spool.put(["a"], b"%d" % n + bytes(size), n.to_bytes(16))
+        except SpoolFullError as refusal:
+            return refusal
+
+    def watch() -> None:
+        assert begun.wait(10)
+        while len(spool._keeper.desk.jobs) < 9:
+            threading.Event().wait(0.001)
+        go_on.set()
+
+    outcomes = together(*(lambda n=n: put(n, 2_000 if n == 5 else 10) for n in range(9)), watch)
+
+    assert batches == [1, 8]
+    assert isinstance(outcomes[5], SpoolFullError)
+    positions = [outcome[0] for n, outcome in enumerate(outcomes[:9]) if n != 5]
+    assert sorted(positions) == [item.position for item in spool.peek("a", *ALL)]
+    assert {item.id[-1]: item.position for item in spool.peek("a", *ALL)} == {
+        n: outcome[0] for n, outcome in enumerate(outcomes[:9]) if n != 5
+    }
+    spool.close()
+
+
+def test_each_thread_finds_its_messages_in_its_own_order(path: Path) -> None:
+    spool = SQLiteSpool(path, durable=False)
+
+    def put(thread: int) -> None:
+        for n in range(100):
+            spool.put(["a"], b"%d %d" % (thread, n), ID)
+
+    def take(taken: list[bytes]) -> None:
+        while len(taken) < 800:
+            items = spool.peek("a", 50, 1_000_000)
+            taken += [item.message for item in items]
+            spool.remove([item.position for item in items])
+
+    taken: list[bytes] = []
+    together(*(lambda n=n: put(n) for n in range(8)), lambda: take(taken), limit=30)
+
+    for thread in range(8):
+        own = [message for message in taken if message.startswith(b"%d " % thread)]
+        assert own == [b"%d %d" % (thread, n) for n in range(100)]
+    assert spool.counts() == {}
+    spool.close()
+
+
+def test_close_waits_for_what_is_under_way_and_refuses_what_comes_later(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path)
+    begun, go_on = threading.Event(), threading.Event()
+    real = Keeper._attempt
+
+    def attempt(keeper, segment, jobs):
+        begun.set()
+        assert go_on.wait(10)
+        real(keeper, segment, jobs)
+
+    monkeypatch.setattr(Keeper, "_attempt", attempt)
+
+    def close() -> None:
+        assert begun.wait(10)
+        closer = threading.Thread(target=spool.close)
+        closer.start()
+        while not spool._keeper.is_closed:
+            threading.Event().wait(0.001)
+        with pytest.raises(SpoolError, match="closed"):
+            spool.put(["a"], b"2", ID)
+        go_on.set()
+        closer.join(10)
+
+    together(lambda: spool.put(["a"], b"1", ID), close)
+    monkeypatch.undo()
+    again = SQLiteSpool(path)
+    assert texts(again) == [b"1"]
+    again.close()
+
+
+# -- durability ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("durable", "expected"), [(True, 2), (False, 1)])
+def test_a_put_is_flushed_if_that_is_wanted_and_a_removal_never(path: Path, durable, expected) -> None:
+    spool = SQLiteSpool(path, durable=durable)
+    segment = spool._keeper.ledger.segment
+
+    (position,) = spool.put(["a"], b"1", ID)
+    assert segment.number("PRAGMA synchronous") == expected
+    spool.peek("a", 1, 1)
+    spool.remove([position])
+    assert segment.number("PRAGMA synchronous") == 1
+    spool.put(["a"], b"1", ID)
+    assert segment.number("PRAGMA synchronous") == expected
+    spool.close()
+
+
+# -- space ---------------------------------------------------------------------
+
+
+def size_of(directory: Path) -> int:
+    return sum((directory / name).stat().st_size for name in os.listdir(directory))
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"), [(700, 2_000_000), (4_000, 5_000_000), (10_000, 10_000_000), (100_000, 10_000_000)]
+)
+def test_a_limit_of_10_mb_keeps_the_directory_below_12_mb(path: Path, size: int, limit: int) -> None:
+    spool = SQLiteSpool(path, max_bytes=limit, durable=False)
+    largest = 0
+    for _ in range(12):
+        for n in range(limit // 5 // size):
+            spool.put(["a"] if n % 2 else ["b"], bytes(size), ID)
+            if n % 50 == 0:
+                largest = max(largest, size_of(path.parent))
+        items = spool.peek("a", 10_000, limit // 20)
+        spool.remove([item.position for item in items])
+    assert largest <= limit + 2_000_000
+    held = sum(count.bytes for count in spool.counts().values())
+    assert 0.6 * limit < held <= limit
+    spool.close()
+
+
+def test_space_is_given_back_while_it_runs(path: Path) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    for _ in range(400):
+        spool.put(["a"], bytes(10_000), ID)
+    full = size_of(path.parent)
+    while items := spool.peek("a", 20, 1_000_000):
+        spool.remove([item.position for item in items])
+    for _ in range(20):
+        spool.adopt()
+
+    assert full > 4_000_000
+    assert size_of(path.parent) < 2_000_000
+    spool.close()
+    assert size_of(path.parent) <= 34 * PAGE_SIZE
+
+
+def test_what_was_removed_is_wiped_from_the_file(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    for _ in range(100):
+        spool.put(["a"], b"secret" * 100, ID)
+    spool.remove([item.position for item in spool.peek("a", *ALL)])
+    spool.close()
+
+    assert b"secret" not in path.read_bytes()
+
+
+# -- trouble -------------------------------------------------------------------
+
+
+def test_a_disk_without_space_refuses_and_takes_again_when_there_is_some(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+    segment = spool._keeper.ledger.segment
+    pages = segment.number("PRAGMA page_count")
+    segment.execute(f"PRAGMA max_page_count = {pages}")
+
+    with pytest.raises(SpoolError, match=f"spool {path}: database or disk is full"):
+        spool.put(["a", "b"], bytes(100_000), ID)
+    assert spool.counts() == {"a": SpoolCount(1, 1, 0)}
+    assert texts(spool) == [b"1"]
+    segment.execute("PRAGMA max_page_count = 1000000")
+    spool.put(["a"], b"2", ID)
+    assert texts(spool) == [b"1", b"2"]
+    spool.close()
+
+
+def test_one_too_large_message_fails_alone(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path)
+    spool._keeper.ledger.segment._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000)
+
+    outcomes = together(
+        *(lambda n=n: put_or_error(spool, bytes(20_000 if n == 3 else 10)) for n in range(6)),
+    )
+
+    assert [isinstance(outcome, SpoolError) for outcome in outcomes] == [n == 3 for n in range(6)]
+    assert spool.count("a") == 5
+    spool.close()
+
+
+def put_or_error(spool: SQLiteSpool, message: bytes) -> object:
+    try:
+        return spool.put(["a"], message, ID)
+    except SpoolError as error:
+        return error
+
+
+def test_another_program_that_writes_makes_it_wait_and_then_say_so(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("connpool.delivery.segment.BUSY_TIMEOUT", 0.05)
+    spool = SQLiteSpool(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(SpoolError, match=f"spool {path}: database is locked"):
+        spool.put(["a"], b"1", ID)
+    other.execute("ROLLBACK")
+    other.close()
+    spool.put(["a"], b"2", ID)
+    assert texts(spool) == [b"2"]
+    spool.close()
+
+
+def test_an_operator_may_look_into_it_while_it_runs(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a:1"], b"1", ID)
+    other = sqlite3.connect(path)
+    assert other.execute("SELECT queue, count(*) FROM message GROUP BY queue").fetchall() == [(b"a:1", 1)]
+    other.close()
+    spool.put(["a:1"], b"2", ID)
+    spool.close()
+    again = SQLiteSpool(path)
+    assert texts(again, "a:1") == [b"1", b"2"]
+    again.close()
+
+
+# -- endings -------------------------------------------------------------------
+
+
+def test_a_spool_that_is_dropped_closes_its_file_at_once(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+    gc.disable()
+    try:
+        del spool
+    finally:
+        gc.enable()
+
+    assert not path.with_name("spool.db-wal").exists()
+    again = SQLiteSpool(path)
+    assert texts(again) == [b"1"]
+    again.close()
+
+
+@pytest.mark.parametrize("ending", ["pass", "raise SystemExit(3)", "del spool", "spool.close()"])
+def test_a_program_ends_without_a_warning_and_loses_nothing(path: Path, ending: str) -> None:
+    program = f"""
+        import sys, warnings
+        warnings.simplefilter("error")
+        from connpool import SQLiteSpool
+        spool = SQLiteSpool(sys.argv[1])
+        spool.put(["a"], b"1", bytes(16))
+        {ending}
+    """
+    ran = run_program(program, path)
+
+    assert ran.err == ""
+    assert sorted(os.listdir(path.parent)) == ["spool.db"]
+    spool = SQLiteSpool(path)
+    assert texts(spool) == [b"1"]
+    spool.close()
