@@ -1,18 +1,17 @@
-"""``demo``: three servers, one pool, many threads; a server is killed and comes back."""
+"""The first act of ``demo``: three servers, one pool, many threads; a server is killed and comes back."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from contextlib import ExitStack
 from typing import Final
 
 from attrs import frozen
 
+from connpool.cli import line_server
 from connpool.cli.crowd import Crowd
+from connpool.cli.ctrl_c import INTERRUPTED_STATUS, CtrlC, watching_for_ctrl_c
 from connpool.cli.outcome import Outage, is_success, summary
 from connpool.cli.screen import Screen, at_rank, milliseconds
 from connpool.cli.servers import ServerProcess, ServerProcessError
@@ -34,7 +33,6 @@ PLAIN_INTERVAL: Final = 0.5
 PATIENCE: Final = 10.0  # seconds that the killed server gets to serve again, should a third not be enough
 
 FAILED_STATUS: Final = 1
-INTERRUPTED_STATUS: Final = 130  # what shells report for a program that Ctrl-C ended
 
 
 @frozen
@@ -44,32 +42,6 @@ class Options:
     seconds: float
     n_threads: int
     plain: bool
-
-
-class CtrlC:
-    """Whether Ctrl-C was pressed. Asked between two ticks, so that it never strikes half-way."""
-
-    def __init__(self) -> None:
-        self._was_pressed = False
-
-    def press(self, signal_number: int, frame: FrameType | None) -> None:
-        """The signal's handler."""
-        self._was_pressed = True
-
-    def was_pressed(self) -> bool:
-        """Whether it is time to end."""
-        return self._was_pressed
-
-
-@contextmanager
-def watching_for_ctrl_c() -> Iterator[CtrlC]:
-    """Take note of Ctrl-C inside the block instead of being interrupted by it."""
-    ctrl_c = CtrlC()
-    before = signal.signal(signal.SIGINT, ctrl_c.press)
-    try:
-        yield ctrl_c
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def demo(options: Options) -> int:
@@ -83,7 +55,7 @@ def demo(options: Options) -> int:
     with ExitStack() as stack:
         ctrl_c = stack.enter_context(watching_for_ctrl_c())
         try:
-            servers = [stack.enter_context(ServerProcess(name, WORK)) for name in NAMES]
+            servers = [stack.enter_context(server_named(name)) for name in NAMES]
             pool = stack.enter_context(make_pool([server.endpoint for server in servers], options.seconds))
             introduce(servers, pool, options, screen)
             crowd = stack.enter_context(Crowd(pool, options.n_threads))
@@ -102,6 +74,11 @@ def demo(options: Options) -> int:
         if ctrl_c.was_pressed():
             return INTERRUPTED_STATUS
         return 0 if is_success(crowd.askers, play.outage) else FAILED_STATUS
+
+
+def server_named(name: str) -> ServerProcess:
+    """One of the servers, not started yet."""
+    return ServerProcess(name, line_server.__file__, f"--work={WORK}")
 
 
 def make_pool(endpoints: list[Endpoint], seconds: float) -> ConnectionPool:

@@ -56,6 +56,7 @@ class LineServer(socketserver.ThreadingTCPServer):
     """
 
     allow_reuse_address = True  # come back while connections of its predecessor linger in TIME_WAIT
+    allow_reuse_port = True  # whoever starts it may hold the port for it
     daemon_threads = True
     request_queue_size = 128
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from connpool.cli.check import check
+from connpool.cli.ctrl_c import INTERRUPTED_STATUS
 from connpool.cli.demo import Options, demo
+from connpool.cli.logbook import Logbook
+from connpool.cli.second_act import second_act
 
 __all__ = ["main"]
 
 USAGE_STATUS: Final = 2
-INTERRUPTED_STATUS: Final = 130  # what shells report for a program that Ctrl-C ended
 NO_READER_STATUS: Final = 141  # likewise for one whose output nobody reads any more
 
 
@@ -54,16 +56,27 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = commands.add_parser(
         "demo",
-        help="three servers, one pool, many threads; one server is killed and comes back",
-        description="Starts three servers on this machine and lets many threads ask them through one pool."
-        " A third of the way one server is killed (SIGKILL), two thirds of the way it comes back on its port."
-        " Exit status 0 means: every request was answered, every answer was right, and the killed server"
-        " served again.",
+        help="servers are killed and come back: no request is left unanswered, no message is lost",
+        description="In the first act many threads ask three servers of this machine through one pool; one"
+        " of them is killed (SIGKILL) and comes back on its port. In the second a program broadcasts numbered"
+        " lines over 'A && B || C', while the servers and the program itself are killed and come back. Exit"
+        " status 0 means: every request was answered, every answer was right, and the killed server served"
+        " again; every line that was accepted is in the log of each server to which it was due, in order.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    command.add_argument("--seconds", type=_seconds, default=8.0, metavar="N", help="how long it lasts")
-    command.add_argument("--threads", type=_count, default=32, metavar="N", help="how many threads ask")
+    command.add_argument("--act", type=int, choices=(1, 2), default=argparse.SUPPRESS, help="this one alone")
+    command.add_argument("--seconds", type=_seconds, default=5.0, metavar="N", help="how long an act lasts")
+    command.add_argument(
+        "--threads", type=_count, default=32, metavar="N", help="how many threads ask in act 1"
+    )
     command.add_argument("--plain", action="store_true", help="one line per half second; repaint nothing")
+    command.add_argument(
+        "--plot",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="draw act 2 there, as SVG; needs threaded-connpool[plot]",
+    )
     command.set_defaults(run=_demo)
     command = commands.add_parser(
         "check",
@@ -78,7 +91,29 @@ def _parser() -> Parser:
 
 def _demo(options: argparse.Namespace) -> int:
     plain = options.plain or not sys.stdout.isatty()
-    return demo(Options(seconds=options.seconds, n_threads=options.threads, plain=plain))
+    act = getattr(options, "act", None)
+    try:
+        draw = _picture(options.plot) if "plot" in options and act != 1 else None
+    except ImportError as error:
+        print(f"--plot needs matplotlib, of threaded-connpool[plot]: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    status = 0
+    if act != 2:
+        status = demo(Options(seconds=options.seconds, n_threads=options.threads, plain=plain))
+    if act != 1 and status != INTERRUPTED_STATUS:
+        status = second_act(options.seconds, plain=plain, draw=draw) or status
+    return status
+
+
+def _picture(path: Path) -> Callable[[Logbook], None]:
+    """What draws the second act into *path*.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from connpool.ext.plot import draw_delivery  # noqa: PLC0415 - on demand only
+
+    return lambda log: log.draw(draw_delivery, path)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -108,7 +108,7 @@ class Broadcaster(Admin):
             self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
         )
         office.start_worker, office.stop_worker = self._tending.start, self._tending.stop
-        office.on_strands = self._watch.look
+        office.on_strands, office.hear_out = self._watch.look, self._watch.hear_out
         office.kept = self
 
     # -- sending
@@ -243,9 +243,9 @@ class Broadcaster(Admin):
         with self._closing:
             unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
             self._watch.stop()
-            self._telling.stop()
             if self._spool is not None:
                 self._spool.close()
+        self._telling.stop()  # with the lock free, for a handler that closes, too
         KEPT.discard(self)
         self.pool._followers = tuple(ref for ref in self.pool._followers if ref() not in (self, None))
         return lost + unsent

@@ -34,6 +34,7 @@ class Deferred:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, Future[Delivery]]] = deque()
+        self._n_open = 0  # of its first ones: being sent, or their callbacks called
         self._at_it = threading.Lock()  # held by the thread that sends
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -52,7 +53,8 @@ class Deferred:
                     f"broadcaster {self._name!r}: {self._most} messages wait to be sent already",
                     pool=self._name,
                 )
-            self._changed.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
+            if not self._is_own():
+                self._changed.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
             if self._is_closed:
                 raise PoolClosedError(f"broadcaster {self._name!r} is closed", pool=self._name)
             self._queue.append((message, future))
@@ -78,16 +80,38 @@ class Deferred:
                         self._thread = None  # said with the lock: who comes after that starts another
                         self._changed.notify_all()
                         return
-                    message, future = self._queue[0]
-                if future.set_running_or_notify_cancel():
-                    _settle(future, self._sending.deliver, message)
-                with self._lock:
-                    self._queue.popleft()
-                    self._changed.notify_all()
+                self._send_next()
+
+    def _send_next(self) -> bool:
+        """Send the first that waits, behind those whose callbacks have called us. False: there is none."""
+        with self._lock:
+            place = self._n_open
+            if place >= len(self._queue):
+                return False
+            message, future = self._queue[place]
+            self._n_open += 1
+        try:
+            if future.set_running_or_notify_cancel():
+                _settle(future, self._sending.deliver, message)
+        finally:
+            with self._lock:
+                self._n_open -= 1
+        with self._lock:
+            del self._queue[place]
+            self._changed.notify_all()
+        return True
+
+    def _is_own(self) -> bool:
+        """Whether the caller is a callback of a future: nobody but itself makes room and sends the rest."""
+        return threading.current_thread() is self._thread and self._n_open > 0
 
     def drain(self, timeout: float | None) -> int:
         """Wait until all is sent. Returns how many messages still wait when *timeout* seconds are over."""
         until = None if timeout is None else real.now() + timeout
+        if self._is_own():
+            while (until is None or real.now() < until) and self._send_next():
+                pass
+            return len(self._queue) - self._n_open
         with self._lock:
             left = None if until is None else max(0.0, until - real.now())
             self._changed.wait_for(lambda: not self._queue, left)

@@ -159,7 +159,10 @@ class Keeping:
             return 0
         until = None if timeout is None else real.now() + timeout
         self._send_the_rest(until)
-        self.beat()
+        try:
+            self.beat()
+        except Exception:  # the user's function, or what it returns
+            logger.exception("broadcaster %r: the last heartbeat failed", office.name)
         unsent = self.unsent()
         with office._lock:
             office.is_closed = True

@@ -26,7 +26,7 @@ class Outcome(enum.Enum):
 
     SENT = "sent"
     BEHIND = "behind"  # something else must be sent first
-    BEGUN = "begun"  # a part of it is on its way; the rest is kept in ``unfinished``
+    BEGUN = "begun"  # a part of it is on its way; the rest is kept
     DEAD = "dead"  # there is no connection, or it has just been found broken
 
 
@@ -90,6 +90,7 @@ class Link:
         self.holder: str | None = None  # who waits for the peer: a thread's business, or nobody's
         self.is_flushing = False  # a worker sends what is queued: all others queue up behind
         self.unfinished: Unfinished | None = None
+        self.begun: Unfinished | None = None  # the same without a spool: the holder's, whatever becomes of it
         self.own: set[int] = set()  # in the spool, but their senders are about to send them
         self.done: set[int] = set()  # sent, and about to leave the spool
         self.taken = 0  # the last position that a worker has taken from the queue
@@ -103,7 +104,7 @@ class Link:
         """Send *data* if nothing has to be sent before it, and as far as that needs no wait.
 
         Where it was begun the caller has to ``settle`` it if there is a spool; if there is none the caller
-        is the holder from now on, and has to send ``unfinished.rest``.
+        is the holder from now on, and has to send ``begun.rest``.
 
         Args:
             data: The message as it goes over the wire.
@@ -127,12 +128,14 @@ class Link:
                 return Outcome.SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD
-            if n_sent == 0:
+            if n_sent == 0 and not strand.line.is_midway:
                 return Outcome.BEHIND
-            self.unfinished = Unfinished(strand, data[n_sent:], message, position)
+            begun = Unfinished(strand, data[n_sent:], message, position)
             if self.spool is not None:
+                self.unfinished = begun
                 self.is_flushing = True
             else:
+                self.begun = begun
                 self.holder = "sender"
                 strand.n_users += 1
             return Outcome.BEGUN
@@ -193,7 +196,7 @@ class Link:
     def free(self, strand: Strand) -> Strand | None:
         """Be the holder no more. Returns *strand* if the caller has to close it."""
         with self.writing:
-            self.holder = None
+            self.holder = self.begun = None
             to_close = self._leave(strand)
             try:
                 self._freed.release()

@@ -73,6 +73,7 @@ class Mailbox:
         self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
         self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
         self._n_readers = 0  # threads that wait for messages
+        self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
         self.is_closed = False
 
@@ -107,8 +108,10 @@ class Mailbox:
         gate.acquire()
         _wait(gate, seconds)
 
-    def wants_input(self) -> bool:
-        """Whether anybody would take a message, and there is room for one."""
+    def wants_input(self, *, is_last: bool = False) -> bool:
+        """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
+        if is_last and self._was_read:
+            return not self.is_closed
         wanted = self._n_readers > 0 or bool(self._mask() & LinkEvent.INPUT)
         return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
 
@@ -188,6 +191,7 @@ class Mailbox:
                     with self._lock:
                         self._gates.append(gate)
                         self._n_readers += reads
+                        self._was_read |= reads
                     if reads:
                         self._on_change()
                     continue

@@ -68,6 +68,7 @@ class Office:
         self.kept: Kept | None = None  # who is given turns: the broadcaster
         self.start_worker: Callable[[Link], bool] = lambda link: False
         self.stop_worker: Callable[[], object] = lambda: None
+        self.hear_out: Callable[[Strand], object] = lambda strand: None  # take in a peer's last words
         self.on_strands: Callable[[], object] = lambda: None  # connections have come or gone; input is wanted
 
     def _on_interest(self) -> None:
@@ -179,6 +180,7 @@ class Office:
         """Give the connection back to the pool, to be closed; nobody uses it any more."""
         if strand is None:
             return
+        self.hear_out(strand)
         try:
             strand.conn.terminate(error)
         except Exception:

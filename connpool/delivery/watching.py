@@ -61,6 +61,13 @@ class Watch:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def hear_out(self, strand: Strand) -> None:
+        """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""
+        office = self._office()
+        if office is not None and strand.line.error is not None:
+            while not self._take_in(office, strand, is_last=True)[0]:
+                pass
+
     # -- the thread
 
     def _run(self, poller: Poller) -> None:
@@ -120,27 +127,39 @@ class Watch:
 
     def _read(self, office: Office, link: Link, strand: Strand, *, has_hung_up: bool) -> None:
         """Take what has come; the end of the stream is the end of the link."""
-        error: BaseException | None = None
-        is_over = has_hung_up
-        try:
-            for _ in range(MOST_READS):
-                if office.settings.confirm is not None or not office.mailbox.wants_input():
-                    break
-                data = strand.line.pull()
-                if data is None:
-                    is_over = True
-                    break
-                if not data:
-                    break
-                if messages := strand.decoder.feed(data):
-                    office.mailbox.deliver(strand.endpoint, messages)
-            else:
-                is_over = False  # there may be more to read before the end
-        except FramingError as offence:
-            error, is_over = offence, True
+        is_over, error = self._take_in(office, strand, is_last=has_hung_up)
         if is_over:
             strand.line.is_alive()  # finds the error
             office.lower(link, error or strand.line.error, strand)
+
+    @staticmethod
+    def _take_in(office: Office, strand: Strand, *, is_last: bool) -> tuple[bool, Exception | None]:
+        """Have what has come told and given out, if anybody wants it.
+
+        Args:
+            is_last: The peer has hung up. What nobody waits for just now is read too: there is no later.
+
+        Returns:
+            Whether it was the end, and why, if it was not the peer's doing.
+        """
+        try:
+            for _ in range(MOST_READS):
+                if office.settings.confirm is not None or not office.mailbox.wants_input(is_last=is_last):
+                    return is_last, None
+                data = strand.line.pull()
+                if data is None:
+                    return True, None
+                if not data:
+                    return is_last, None
+                if messages := strand.decoder.feed(data):
+                    office.mailbox.deliver(strand.endpoint, messages)
+                    strand.decoder.feed(b"")  # an offence behind them is told by the next call
+        except FramingError as offence:
+            return True, offence
+        except Exception as error:  # a framing of the user's
+            logger.exception("broadcaster %r: what %s sends cannot be read", office.name, strand.endpoint)
+            return True, error
+        return False, None  # there may be more to read before the end
 
     def _may_leave(self, office: Office) -> bool:
         """Whether the thread can end: said first, and looked after that. Who comes later starts another."""

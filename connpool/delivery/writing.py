@@ -89,9 +89,8 @@ class Writing:
         """Without a spool there is nowhere to put it: wait until the peer takes it."""
         office = self._office
         if outcome is Outcome.BEGUN:
-            begun = link.unfinished
-            if begun is None:
-                return Outcome.DEAD  # the connection was dropped meanwhile
+            begun = link.begun
+            assert begun is not None
             return self._hold_and_write(link, begun.strand, begun.rest, parcel.message)
         strand = link.hold("sender", office.settings.send_timeout)
         if strand is None:

@@ -137,6 +137,10 @@ class SharedConnection(Connection):
         finally:
             turn.end()
 
+    def sendall(self, data: Bytes, timeout: float | None = None) -> None:
+        """Write all of *data*; as ``writev_all`` of one buffer."""
+        self.writev_all((data,), timeout)
+
     def exchange(
         self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None = None
     ) -> T:

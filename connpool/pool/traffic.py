@@ -45,7 +45,12 @@ class Traffic(abc.ABC):
 
     def sendall(self, data: Bytes, timeout: float | None = None) -> None:
         """Write all of *data*; as ``writev_all`` of one buffer."""
-        self.writev_all((data,), timeout)
+        stream = self._stream()
+        try:
+            stream.sendall(data, timeout)
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def exchange(self, buffers: Iterable[Bytes], read: Callable[[Any], T], timeout: float | None = None) -> T:
         """Write *buffers* and read the answer to them, with no other holder's exchange in between.

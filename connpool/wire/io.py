@@ -12,7 +12,7 @@ from typing import Final, TypeGuard, TypeVar
 
 from connpool.errors import UsageError
 from connpool.wire import look
-from connpool.wire.buffers import gather
+from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
 from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
@@ -146,6 +146,19 @@ class Stream(ByteStream):
                 raise
             raise handshake_error(exc, peer) from exc
         return secure
+
+    def sendall(self, data: BytesLike, timeout: float | None = None) -> None:
+        raw = self.raw
+        if type(data) is not bytes or not data or isinstance(raw, ssl.SSLSocket):
+            self.writev_all((data,), timeout)
+            return
+        _block_without_limit(raw)
+        try:  # as a rule the system takes a message at once
+            sent = raw.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+        except OSError:
+            sent = 0  # it says so again, to who knows what to do
+        if sent < len(data):
+            self._write([memoryview(data)[sent:]], len(data), timeout)
 
     # -- one attempt each ---------------------------------------------------------
 

@@ -31,9 +31,11 @@ class Line:
 
     Attributes:
         error: Why it is broken; None: it is not, or the peer has ended it.
+        is_midway: TLS has made a record of what was pushed last, and could not write it: only the same
+            bytes may be pushed next, even if none of them were taken.
     """
 
-    __slots__ = ("_is_tls", "_look", "_raw", "_send", "_stream", "error", "fd", "is_over")
+    __slots__ = ("_is_tls", "_look", "_raw", "_send", "_stream", "error", "fd", "is_midway", "is_over")
 
     def __init__(self, stream: object) -> None:
         if not isinstance(stream, Stream):
@@ -48,6 +50,7 @@ class Line:
             raw.settimeout(None)  # a time-out of its own would wait before MSG_DONTWAIT
         self.fd = raw.fileno()
         self.error: Exception | None = None
+        self.is_midway = False
         self.is_over = False
         self._look = self._poll_of_its_own()
         self._send = raw.send
@@ -83,8 +86,10 @@ class Line:
         try:
             if not self._is_tls:
                 return self._send(data, _AT_ONCE)
+            self.is_midway = True
             while done < len(data):
                 done += self._stream.try_write([memoryview(data)[done:]], eager=True)
+            self.is_midway = False
             return done
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return done

@@ -95,7 +95,11 @@ class ByteStream(abc.ABC):
         Source: dpl_conn_writev_all (Droplet).
         """
         views = as_views(buffers)
-        total = left = sum(map(len, views))
+        self._write(views, sum(map(len, views)), timeout)
+
+    def _write(self, views: list[memoryview], total: int, timeout: float | None) -> None:
+        """Write *views*, which are what is left of *total* bytes, and release them."""
+        left = sum(map(len, views))
         limit = self._limit(timeout)
         try:
             while left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import ssl
@@ -16,14 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from connpool import Broadcaster, Connection, ConnectionPool, Lines, LinkEvent, MemorySpool
+from connpool import Broadcaster, Connection, ConnectionPool, Lines, LinkEvent, MemorySpool, SocketConnector
 from connpool.testing import ScriptedServer, ServedConnection
 from tests.helpers.switchboard import until
 
 GUARD: Final = 10.0  # seconds
 QUICK: Final = 0.02  # seconds: the first wait of the back-off in tests on real time
 MUCH: Final = 65_536  # bytes that no deaf peer's buffers take many of
-SMALL: Final = 4_096  # bytes of a buffer that is soon full
 
 
 class Sink(ScriptedServer):
@@ -39,12 +39,9 @@ class Sink(ScriptedServer):
         last: Lines after which, all in all, it resets the connection that brought the last; None: none.
     """
 
-    def __init__(
-        self, *, tls: ssl.SSLContext | None = None, answers: bool = False, small: bool = False
-    ) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, answers: bool = False) -> None:
         super().__init__(script=self._take_lines, tls=tls)
         self.answers = answers
-        self.small = small
         self.sessions: list[list[bytes]] = []
         self.is_deaf = False
         self.last: int | None = None
@@ -61,6 +58,12 @@ class Sink(ScriptedServer):
         with self._noting:
             return sum(map(len, self.sessions))
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether bytes have arrived that a deaf server has not read."""
+        sockets = [connection._transport.sock for connection in self.connections if connection.ending is None]
+        return bool(select.select(sockets, [], [], 0)[0])
+
     def until_lines(self, n: int) -> list[bytes]:
         """Wait until there are *n* lines at least, and return all."""
         until(lambda: self.n_lines >= n, f"{n} lines, of which {self.n_lines} have come,")
@@ -74,8 +77,6 @@ class Sink(ScriptedServer):
         mine: list[bytes] = []
         with self._noting:
             self.sessions.append(mine)
-        if self.small:
-            connection.limit_buffer(SMALL)
         rest = b""
         while True:
             while self.is_deaf:
@@ -96,6 +97,13 @@ def acknowledged(conn: Connection, message: bytes) -> None:
     """A ``confirm`` for sinks that answer; checks that the answer is the one to *message*."""
     answer = conn.recv_until(b"\n", 1_000_000, timeout=GUARD)
     assert answer == b"got %b\n" % message, (answer, message)
+
+
+def narrow() -> SocketConnector:
+    """A connector for whose connections the system keeps little: soon a peer that does not read is felt."""
+    return SocketConnector(
+        handshake=lambda conn: conn.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+    )
 
 
 @contextmanager

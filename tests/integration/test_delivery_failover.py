@@ -9,9 +9,10 @@ import pytest
 
 from connpool import Broadcaster, LinkState, NoEndpointError
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
-from tests.helpers.sinks import Sink, broadcasting, numbered, refused
+from tests.helpers.sinks import Sink, broadcasting, narrow, numbered, refused
 from tests.helpers.switchboard import until
 
+NARROW = {"connector": narrow()}
 NEVER = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
 
 
@@ -53,7 +54,7 @@ def end_silently(connection: ServedConnection) -> None:
 
 
 def established() -> str:
-    """The own addresses of all connections of this machine that nobody has ended, as the system writes them."""
+    """The own addresses of all connections that nobody has ended, as the system writes them."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return "".join(f"{row[1]} " for row in rows if row[3] == "01")
 
@@ -320,8 +321,8 @@ def test_a_line_that_is_cut_in_the_middle_of_a_message_delivers_it_whole_later(a
 
 
 def test_a_peer_that_takes_nothing_for_the_time_allowed_is_dead_and_others_take_its_place(a, c):
-    a.small = a.is_deaf = True
-    with broadcasting(a, "||", c, spool=None, send_timeout=0.2, pool_settings=NEVER) as sender:
+    a.is_deaf = True
+    with broadcasting(a, "||", c, spool=None, send_timeout=0.2, pool_settings={**NEVER, **NARROW}) as sender:
         all_alive(sender)
         messages = [b"%d" % n + b"-" * 100_000 for n in range(200)]
         groups = [sender.broadcast(message).group for message in messages]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import pty
-import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 from connpool import ConnectionPool
+from connpool.cli import line_server
 from connpool.cli.crowd import Asker, Crowd
 from connpool.cli.line_server import answer_to
 from connpool.cli.main import main
@@ -23,41 +21,7 @@ from connpool.cli.outcome import Outage, is_success, summary
 from connpool.cli.servers import ServerProcess
 from connpool.testing import Answer, Reset, ScriptedServer, ServedConnection
 from tests.helpers.architecture import ROOT
-
-LIMIT = 50.0  # seconds; a machine may be busy
-
-
-@contextmanager
-def running(*arguments: str, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    """The program in a process of its own, which is gone in the end."""
-    with subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "connpool", *arguments],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "COLUMNS": "60",
-            "PYTHONUNBUFFERED": "",
-        },  # the output is buffered, as it is for most
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        process_group=0,
-    ) as program:
-        try:
-            yield program
-        finally:
-            program.kill()
-
-
-def read_until(program: subprocess.Popen[bytes], text: bytes) -> bytes:
-    """Everything up to the line with *text*."""
-    assert program.stdout is not None
-    told = b""
-    for line in program.stdout:
-        told += line
-        if text in line:
-            return told
-    raise AssertionError(f"{text!r} was not said: {told.decode()}")
+from tests.helpers.programs import LIMIT, is_running, processes_named_in, read_until, running
 
 
 def read_some(terminal: int) -> bytes:
@@ -68,20 +32,8 @@ def read_some(terminal: int) -> bytes:
         return b""
 
 
-def processes_named_in(told: bytes) -> list[int]:
-    return [int(number) for number in re.findall(rb"process (\d+)", told)]
-
-
-def is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_a_killed_server_costs_no_answer_and_serves_again() -> None:
-    with running("demo", "--seconds", "2", "--plain") as program:
+    with running("demo", "--act", "1", "--seconds", "2", "--plain") as program:
         told, complaints = program.communicate(timeout=LIMIT)
     assert (program.returncode, complaints) == (0, b""), told.decode()
     for sign in (b"server B is killed", b"server B is back on", b" 0 wrong; 0 requests without", b"verdict "):
@@ -93,7 +45,7 @@ def test_a_killed_server_costs_no_answer_and_serves_again() -> None:
 
 
 def test_ctrl_c_ends_it_with_130_and_without_a_trace() -> None:
-    with running("demo", "--seconds", "60", "--plain") as program:
+    with running("demo", "--act", "1", "--seconds", "60", "--plain") as program:
         told = read_until(program, b"turns/s")
         os.killpg(program.pid, signal.SIGINT)  # as a terminal does: to all of the group
         rest, complaints = program.communicate(timeout=LIMIT)
@@ -107,7 +59,7 @@ def test_ctrl_c_ends_it_with_130_and_without_a_trace() -> None:
 def test_on_a_terminal_one_line_is_painted_over() -> None:
     ours, its = pty.openpty()
     try:
-        with running("demo", "--seconds", "60", stdout=its) as program:
+        with running("demo", "--act", "1", "--seconds", "60", stdout=its) as program:
             os.close(its)
             told = b""
             while told.count(b"\r\x1b[K") < 3:
@@ -125,7 +77,7 @@ def test_on_a_terminal_one_line_is_painted_over() -> None:
 
 
 def test_it_ends_when_nobody_reads_what_it_says() -> None:
-    with running("demo", "--seconds", "60", "--plain") as program:
+    with running("demo", "--act", "1", "--seconds", "60", "--plain") as program:
         told = read_until(program, b"turns/s")
         assert program.stdout is not None
         assert program.stderr is not None
@@ -159,7 +111,7 @@ def test_servers_that_do_not_start_are_an_error_of_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     before = signal.getsignal(signal.SIGINT)
-    assert main(["demo", "--plain"]) == 1
+    assert main(["demo", "--plain", "--act", "1"]) == 1
     assert capsys.readouterr().err.startswith("server A did not start: ")
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -173,7 +125,7 @@ def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process(
     killed: list[int] = []
     kill = subprocess.Popen.kill
     monkeypatch.setattr(subprocess.Popen, "kill", lambda self: (killed.append(self.pid), kill(self)))
-    with ServerProcess("A", work=0) as server:
+    with ServerProcess("A", line_server.__file__) as server:
         endpoint, process = server.endpoint, server.pid
         server.kill()
         assert (killed, is_running(process)) == ([process], False)
@@ -186,7 +138,7 @@ def test_a_server_that_was_killed_comes_back_on_its_port_as_another_process(
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_the_servers() -> None:
-    with ServerProcess("A", work=0) as server:
+    with ServerProcess("A", line_server.__file__) as server:
         assert os.getpgid(server.pid) != os.getpgid(0)
 
 

@@ -1,0 +1,1 @@
+"""What needs a library beside the standard one: a file for each, imported only on demand."""

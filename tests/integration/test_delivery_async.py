@@ -1,0 +1,232 @@
+"""Messages that are sent by a thread of their own: in order, bounded, and not forgotten at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+
+import pytest
+
+from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError
+from tests.helpers.scripts import run_program
+from tests.helpers.sinks import GUARD, Sink, broadcasting, numbered, refused
+from tests.helpers.switchboard import until
+from tests.helpers.together import together
+from tests.helpers.wire import later, taking
+
+
+@pytest.fixture
+def a() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+class Gate:
+    """A ``confirm`` that waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.reached = threading.Event()
+
+    def __call__(self, conn: object, message: bytes) -> None:
+        self.reached.set()
+        assert self.opened.wait(GUARD)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+def test_messages_are_sent_in_order_and_each_future_has_its_delivery(a):
+    with broadcasting(a) as sender:
+        futures = [sender.broadcast_async(message) for message in numbered(1_000)]
+        assert {future.result(GUARD).sent for future in futures} == {(a.endpoint,)}
+        assert a.until_lines(1_000) == numbered(1_000)
+
+
+def test_who_hands_a_message_over_does_not_wait_for_a_peer(a, gate):
+    with broadcasting(a, confirm=gate, spool=None) as sender:
+        with taking(0, 1.0):
+            futures = [sender.broadcast_async(message) for message in numbered(100)]
+        assert not futures[0].done()
+        gate.opened.set()
+        assert futures[-1].result(GUARD).sent == (a.endpoint,)
+
+
+def test_many_threads_hand_over_and_each_ones_messages_stay_in_order(a):
+    with broadcasting(a) as sender:
+        together(*(lambda w=w: list(map(sender.broadcast_async, numbered(100, who=w))) for w in "stuv"))
+        lines = a.until_lines(400)
+        for who in "stuv":
+            assert [line for line in lines if line.startswith(who.encode())] == numbered(100, who=who)
+
+
+def test_who_finds_the_queue_full_waits_for_room(a, gate):
+    with broadcasting(a, confirm=gate, max_async=10) as sender:
+        for message in numbered(10):
+            sender.broadcast_async(message)
+        late: list[Future[Delivery]] = []
+        thread = threading.Thread(target=lambda: late.append(sender.broadcast_async(b"m-10")))
+        thread.start()
+        assert gate.reached.wait(GUARD)
+        thread.join(0.1)
+        assert not late
+        gate.opened.set()
+        thread.join(GUARD)
+        assert late[0].result(GUARD).sent == (a.endpoint,)
+        assert a.until_lines(11) == numbered(11)
+
+
+def test_who_finds_the_queue_full_gets_an_error_where_that_is_wanted(a, gate):
+    with broadcasting(a, confirm=gate, max_async=10, on_full="raise") as sender:
+        for message in numbered(10):
+            sender.broadcast_async(message)
+        with pytest.raises(SpoolFullError, match="10 messages wait"):
+            sender.broadcast_async(b"m-10")
+        gate.opened.set()
+        until(lambda: sender.broadcast_async is not None and len(sender._deferred._queue) == 0)
+        sender.broadcast_async(b"m-10")
+        assert a.until_lines(11) == numbered(11)
+
+
+def test_a_message_that_cannot_be_sent_fails_its_future_and_no_other(a):
+    with refused() as nobody, broadcasting(nobody, spool=None) as sender, pytest.raises(NoEndpointError):
+        sender.broadcast_async(b"x").result(GUARD)
+    with broadcasting(a) as sender:
+        bad, good = sender.broadcast_async(b"two\nlines"), sender.broadcast_async(b"good")
+        with pytest.raises(FramingError):
+            bad.result(GUARD)
+        assert good.result(GUARD).sent == (a.endpoint,)
+        with pytest.raises(FramingError):
+            sender.broadcast_async("text")  # type: ignore[arg-type]
+
+
+def test_a_message_that_is_cancelled_in_time_is_not_sent(a, gate):
+    with broadcasting(a, confirm=gate) as sender:
+        sender.broadcast_async(b"m-0")
+        assert gate.reached.wait(GUARD)
+        doomed = sender.broadcast_async(b"doomed")
+        last = sender.broadcast_async(b"m-1")
+        assert doomed.cancel()
+        gate.opened.set()
+        last.result(GUARD)
+        with pytest.raises(CancelledError):
+            doomed.result(0)
+        assert a.until_lines(2) == numbered(2)
+
+
+def test_the_end_sends_all_that_was_handed_over(a):
+    with broadcasting(a) as sender:
+        futures = [sender.broadcast_async(message) for message in numbered(500)]
+        assert sender.close() == 0
+        assert all(future.done() for future in futures)
+        assert a.until_lines(500) == numbered(500)
+        with pytest.raises(PoolClosedError):
+            sender.broadcast_async(b"late")
+
+
+def test_an_end_that_may_not_wait_tells_how_many_are_lost(a, gate):
+    with broadcasting(a, confirm=gate, spool=None) as sender:
+        for message in numbered(10):
+            sender.broadcast_async(message)
+        assert gate.reached.wait(GUARD)
+        with taking(0, 3.0), later(gate.opened.set, 0.3):
+            assert sender.close(0.1) == 10
+            assert gate.opened.wait(GUARD)
+
+
+def test_who_waits_for_room_is_let_go_by_the_end(a, gate):
+    with broadcasting(a, confirm=gate, max_async=1, spool=None) as sender:
+        sender.broadcast_async(b"m-0")
+
+        def wait() -> None:
+            with pytest.raises(PoolClosedError):
+                sender.broadcast_async(b"m-1")
+
+        def close() -> None:
+            assert gate.reached.wait(GUARD)
+            until(lambda: sender._deferred._changed._waiters, "who waits for room")  # type: ignore[attr-defined]
+            sender.close(0.1)
+            gate.opened.set()
+
+        together(wait, close)
+
+
+# -- callbacks run on the thread that sends
+
+
+def test_a_callback_may_hand_over_the_next_message_even_if_the_queue_is_full(a):
+    left = iter(numbered(50))
+
+    def go_on(_: object) -> None:
+        message = next(left, None)
+        if message is not None:
+            sender.broadcast_async(message).add_done_callback(go_on)
+
+    with broadcasting(a, max_async=1) as sender:
+        go_on(None)
+        assert a.until_lines(50) == numbered(50)
+
+
+@pytest.mark.parametrize("n_behind", [0, 20])
+def test_a_callback_may_close(a, gate, n_behind):
+    closed: list[int] = []
+    with broadcasting(a, confirm=gate) as sender:
+        first = sender.broadcast_async(b"m-0")
+        first.add_done_callback(lambda _: closed.append(sender.close()))
+        behind = [sender.broadcast_async(message) for message in numbered(n_behind, 1)]
+        gate.opened.set()
+        until(lambda: closed, "the end of close")
+        assert closed == [0]
+        assert all(future.result(GUARD) for future in behind)
+        assert a.until_lines(n_behind + 1) == numbered(n_behind + 1)
+
+
+def test_a_callback_that_fails_does_not_hold_up_the_messages_behind(a, gate, caplog):
+    with broadcasting(a, confirm=gate) as sender:
+        sender.broadcast_async(b"m-0").add_done_callback(lambda _: 1 / 0)
+        last = sender.broadcast_async(b"m-1")
+        gate.opened.set()
+        assert last.result(GUARD).sent == (a.endpoint,)
+    assert "ZeroDivisionError" in caplog.text
+
+
+# -- the end of the program
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(3)", "raise ValueError"])
+def test_a_program_that_ends_sends_first_what_it_handed_over(a, ending):
+    program = f"""
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        pool = ConnectionPool(sys.argv[1])
+        sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
+        for n in range(1000):
+            sender.broadcast_async(b"m-%d" % n)
+        {ending}
+    """
+    ran = run_program(program, a.endpoint)
+    assert ran.status == {"": 0, "sys.exit(3)": 3}.get(ending, 1), ran.err
+    assert a.until_lines(1_000) == numbered(1_000)
+    if not ending:
+        assert ran.err == ""
+
+
+def test_a_program_whose_receiver_hangs_ends_all_the_same(a):
+    a.is_deaf = True
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        pool = ConnectionPool(sys.argv[1])
+        sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
+        sender.wait_ready(10)
+        for n in range(200):
+            sender.broadcast_async(b"x" * 100_000)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.seconds < 15
