@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+from connpool.calls.line import Phase
 from connpool.calls.tickets import Ticket
 from connpool.errors import (
     CallError,
@@ -11,6 +12,7 @@ from connpool.errors import (
     FilteredOutError,
     MethodNotSupportedError,
     NoResourceError,
+    UnknownChannelError,
     UsageError,
 )
 
@@ -20,6 +22,8 @@ __all__ = ["objection", "refusal"]
 def objection(pool: str, ticket: Ticket, now: float) -> ConnPoolError | None:
     """Why *ticket* waits in vain; None: it does not."""
     if ticket.line is not None:
+        if ticket.line.phase is Phase.GONE:
+            return UnknownChannelError(f"pool {pool!r}: channel {ticket.line.id} has gone", pool=pool)
         if ticket.line.is_run_by(ticket.thread):
             return UsageError(
                 f"pool {pool!r}: channel {ticket.line.id} cannot be taken out by the call that runs on it",

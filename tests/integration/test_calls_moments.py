@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import attrs
 import pytest
 
+import connpool.calls.farewells
 import connpool.calls.line
 import connpool.calls.office
 import connpool.calls.queueing
@@ -25,6 +26,7 @@ from connpool import (
     NoResourceError,
     PoolClosedError,
     Reply,
+    UnknownChannelError,
 )
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
@@ -505,3 +507,58 @@ def test_while_a_channel_is_closed_calls_find_the_others_or_none(pool):
         gate.set()
     until(lambda: tape.opens == 2)
     assert n_waiting(pool) == 0
+
+
+def test_a_channel_that_was_closed_in_the_moment_in_which_it_is_taken_out_is_said_to_be_down(
+    pool, monkeypatch
+):
+    def await_key(*args: object) -> None:
+        waited_for(*args)
+        pool.close(0)
+
+    waited_for = connpool.calls.farewells._await_key
+    monkeypatch.setattr(connpool.calls.farewells, "_await_key", await_key)
+    tape = Tape()
+    id = pool.init(tape)
+    assert pool.pop(id).state is ChannelState.DOWN
+    assert tape.closes == 1
+
+
+def test_a_call_is_given_its_time_when_the_pool_closes_though_somebody_waits_to_take_its_channel_out(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    id = pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    popped: list[ChannelInfo] = []
+    popper = threading.Thread(target=lambda: popped.append(pool.pop(id)))
+    popper.start()
+    until(lambda: n_waiting(pool) == 1)
+    left: list[int] = []
+    closer = threading.Thread(target=lambda: left.append(pool.close(10)))
+    closer.start()
+    until(lambda: n_waiting(pool) == 2)
+    assert tape.is_open
+    held.may_end.release()
+    for thread in (popper, closer):
+        thread.join(10)
+    assert running.outcome() == 1
+    assert left == [0]
+    assert [info.channel for info in popped] == [tape]  # who came first has it
+    assert tape.is_open
+
+
+def test_a_channel_that_goes_just_when_it_is_to_be_taken_out_is_not_waited_for(still, clock, monkeypatch):
+    def take_out(*args, **options):
+        clock.advance(5)
+        still.sweep()
+        until(lambda: not still._switch.ledger.lines)
+        return taken_out(*args, **options)
+
+    taken_out = connpool.calls.office.take_out
+    monkeypatch.setattr(connpool.calls.office, "take_out", take_out)
+    id = still.init(Tape(), ttl=5.0)
+    with pytest.raises(UnknownChannelError):
+        still.pop(id, timeout=5)
+    still.init(Tape(), ttl=5.0)
+    assert still.pop(resource=RESOURCE, timeout=5) == []

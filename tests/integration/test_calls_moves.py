@@ -21,8 +21,9 @@ from connpool import (
     MethodNotSupportedError,
     NoResourceError,
     Reply,
+    UnknownChannelError,
 )
-from connpool.testing import Answer, ScriptedServer
+from connpool.testing import Answer, FakeClock, ScriptedServer
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
 from tests.helpers.switchboard import until
 
@@ -322,3 +323,79 @@ def test_a_page_is_got_from_a_mirror_when_the_first_server_is_overloaded(still):
         assert [still.call("web", "GET", "/") for _ in range(2)] == [b"hello"] * 2
         assert (overloaded.accepts, mirror.accepts) == (1, 1)
         still.close()
+
+
+# -- what ends while somebody is at it
+
+
+def test_a_channel_that_breaks_while_somebody_waits_to_take_it_out_is_handed_over_as_down(still):
+    tape, held, running = busy(still, 1, revive="force")
+    held.result = ChannelClosedError("gone")
+    popped: list[ChannelInfo] = []
+    popper = threading.Thread(target=lambda: popped.append(still.pop(1)))
+    popper.start()
+    until(lambda: n_waiting(still) == 1)
+    held.may_end.release()
+    popper.join(10)
+    assert isinstance(running.outcome(), ChannelClosedError)
+    assert popped[0].state is ChannelState.DOWN
+    assert (tape.attempts, tape.closes) == (1, 1)
+    assert not still._switch.ledger.lines
+
+
+def reopening(still: CallPool, clock: FakeClock) -> tuple[Tape, threading.Event]:
+    """A channel whose second opening hangs until an event is set, and then fails."""
+    tape, gate = Tape(), threading.Event()
+
+    def fail_later() -> None:
+        gate.wait(10)
+        raise ConnectionError("down")
+
+    still.init(tape, ttl=5.0, revive=True)
+    tape.opening = fail_later
+    clock.advance(5)
+    still.sweep()
+    until(lambda: tape.attempts == 2)
+    return tape, gate
+
+
+def test_who_takes_a_channel_out_while_it_is_opened_again_in_vain_has_it_as_it_is(still, clock):
+    tape, gate = reopening(still, clock)
+    popped: list[ChannelInfo] = []
+    popper = threading.Thread(target=lambda: popped.append(still.pop(1)))
+    popper.start()
+    until(lambda: n_waiting(still) == 1)
+    gate.set()
+    popper.join(10)
+    assert (popped[0].channel, popped[0].state) == (tape, ChannelState.DOWN)
+    clock.advance(100)
+    still.sweep()
+    assert tape.attempts == 2
+
+
+def test_a_closed_pool_forgets_a_channel_that_cannot_be_opened_again(still, clock):
+    _, gate = reopening(still, clock)
+    assert still.close() == 0
+    gate.set()
+    until(lambda: not still._switch.ledger.lines)
+
+
+def test_a_closed_pool_forgets_a_channel_that_is_down(still, clock):
+    tape, gate = reopening(still, clock)
+    gate.set()
+    until(lambda: still.info(1).failures == 1)
+    still.close()
+    with pytest.raises(UnknownChannelError):
+        still.info(1)
+    clock.advance(100)
+    still.sweep()
+    assert tape.attempts == 2
+
+
+def test_a_channel_that_has_expired_is_neither_shown_nor_taken_out(still, clock):
+    still.init(Tape(), ttl=5.0)
+    young = Tape()
+    still.init(young)
+    clock.advance(5)
+    assert still.map(RESOURCE, lambda info: info.channel) == [young]
+    assert [info.channel for info in still.pop(resource=RESOURCE)] == [young]
