@@ -13,6 +13,7 @@ from connpool.calls.office import Office
 from connpool.calls.queueing import Where, answered, failed, obtain
 from connpool.calls.steering import Steering
 from connpool.calls.switch import Switch
+from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_seconds
@@ -200,9 +201,12 @@ class CallPool(Steering):
                     if began < line.open_until and not line.waiting and is_timely:
                         tally = line.took.get(method)
             if tally is None:
-                key, left = obtain(self._switch, key, resource, method, where, timeout)
+                if key is not None:
+                    self._switch.put_down(key)
+                    key = None  # others have it now; if they drop it, its finaliser must not wait for us
+                key, left = obtain(self._switch, resource, method, where, timeout)
                 line = key.line
-                tally = line.took[method]
+                tally = line.took.get(method) or Tally()  # it may just have been taken away
                 began = self._now()
             line.run = get_ident(), method, began
             try:
@@ -217,15 +221,17 @@ class CallPool(Steering):
                 raise
             ended = self._now()
             tally.new.append(ended - began)
-            if ended < line.brisk_until and answer.__class__ is not Reply:
+            if ended < line.brisk_until and not isinstance(answer, Reply):
                 line.called_at = began
                 line.run = None
                 if line.waiting:
                     line.switch.pass_on(key)
                     return answer
                 line.idle.append(key)
-                if line.waiting:  # looked at after that: who waits looks after it has queued up
-                    line.switch.serve(line.home())
+                if (
+                    line.waiting or line.fate is not None
+                ):  # looked at after that: who waits looks after it has
+                    line.switch.serve(line)  # queued up, who condemns looks after it has said so
                 return answer
             return answered(line.switch, key, answer, ended - began)
         except BaseException as error:

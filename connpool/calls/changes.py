@@ -78,6 +78,7 @@ class Change:
         if "methods" in changed:
             line.offer(after.methods or frozenset())
             line.home().is_shrunk = True
+            line.home().ask_filters()
         if "rest_left" in changed:
             line.rest_until = now + after.rest_left
         if line.phase is not Phase.OPEN:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
-from connpool.calls.line import Key, Line
+from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import wait
 from connpool.calls.recovery import withdraw
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
-from connpool.errors import CallTimeoutError, PoolClosedError
+from connpool.errors import CallTimeoutError, PoolClosedError, UnknownChannelError
 from connpool.model.channel import ChannelInfo
 
 __all__ = ["take_out"]
@@ -49,14 +51,23 @@ def take_out(
 
 
 def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
-    """Wait until the calls that run on *lines*, or wait for them, are over, or until *deadline*."""
+    """Wait until the calls that run on *lines*, or wait for them, are over, or until *deadline*.
+
+    Not for the one that makes this very thread wait.
+    """
+    here = threading.get_ident()
+    lines = [line for line in lines if not line.is_run_by(here)]
     stubs: list[Stub] = []
     try:
         with switch._lock:
+            taken = [line for line in lines if line.leaving is not None]  # its call is still to have its time
             _say_farewell(switch, lines, stubs, is_polite=True)
+            numbers = switch.ledger.numbers
+            stubs += [Stub(switch, Ticket(each.home(), None, next(numbers), each)) for each in taken]
         for stub in stubs:
             if stub.ticket is not None:
-                wait(switch, stub.ticket, deadline)
+                with suppress(UnknownChannelError):  # who was quicker has it
+                    wait(switch, stub.ticket, deadline)
     except (CallTimeoutError, PoolClosedError):  # or somebody else closes it at once
         pass
     finally:
@@ -70,7 +81,7 @@ def _say_farewell(switch: Switch, lines: list[Line], stubs: list[Stub], *, is_po
     """
     ledger = switch.ledger
     for line in lines:
-        if line.leaving is None:  # else somebody is quicker
+        if line.leaving is None and line.phase is not Phase.GONE:  # else somebody was quicker
             ticket = Ticket(line.home(), None, next(ledger.numbers) if is_polite else next(_early), line)
             stubs.append(Stub(switch, ticket))
             line.leaving = ticket

@@ -7,7 +7,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Hashable, Iterator
-from threading import get_ident
 from typing import Final
 
 from connpool.calls.line import Key, Line, Phase
@@ -70,9 +69,7 @@ class Ledger:
         line.failures = 0
         line.fate = None
         self.time(line)
-        for ticket in line.waiting:
-            if ticket.verdicts is not None:
-                ticket.wake()  # its filter has not seen this one
+        line.home().ask_filters()
         self.lay_down(key, now, rest)
 
     def time(self, line: Line) -> None:
@@ -164,7 +161,7 @@ class Ledger:
         is_plain = not self.is_heard and line.fate is None and line.leaving is None
         is_plain = is_plain and self.state is PoolState.OPEN
         line.open_until = line.expires_at if is_plain else -NEVER
-        line.brisk_until = min(line.open_until, now + OFTEN)
+        line.brisk_until = min(line.open_until, now + OFTEN) if line.rest_until <= now else -NEVER
 
     def closed(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""
@@ -253,14 +250,12 @@ class Ledger:
 
     def _set_alarms(self, resource: Resource) -> None:
         """Have the oldest who could use it look again when a rest is over."""
-        here = get_ident()
         for key in resource.resting:
             for ticket in resource.queue:
                 if ticket.suits(key.line):
                     if key.line.rest_until < ticket.alarm_at:
                         ticket.alarm_at = key.line.rest_until
-                        if ticket.thread != here:  # who looks is awake
-                            ticket.wake()
+                        ticket.wake()
                     break
 
     # -- upkeep and the end

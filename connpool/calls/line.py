@@ -149,6 +149,11 @@ class Line:
             self.fate = reason
         self.brisk_until = self.open_until = -NEVER
 
+    def is_run_by(self, thread: int) -> bool:
+        """Whether a call runs on it, or is about to, that thread number *thread* makes."""
+        run = self.run  # looked at once: a call may end meanwhile
+        return run is not None and run[0] == thread
+
     def is_begun(self) -> bool:
         """Whether a call has begun on it, and its key was not merely given to one."""
         run = self.run  # looked at once: a call may end meanwhile

@@ -66,13 +66,7 @@ class Office:
         with self._lock:
             self._switch.check_open()
             self._check_new_locked(channel)
-        line.unclosed.append(None)
-        key = Key(line)
-        try:
-            return self._enrol(key, name, methods, info.rest_left, 0.0, info.opened_at)
-        except BaseException:
-            line.unclosed.clear()  # it stays the caller's
-            raise
+        return self._enrol(Key(line), name, methods, info.rest_left, 0.0, info.opened_at)
 
     def _check_new_locked(self, channel: Channel) -> None:
         if id(channel) in self._ledger.owned:
@@ -87,7 +81,7 @@ class Office:
         seconds: float,
         opened_at: float | None = None,
     ) -> int:
-        """Take in an open channel. On an error it is closed again."""
+        """Take in an open channel. On an error it is closed again, if it is the pool's to close."""
         line, switch = key.line, self._switch
         try:
             line.offer(methods_of(line.channel) if methods is None else methods)
@@ -96,12 +90,13 @@ class Office:
                 self._ledger.add(line, name)
             switch.tell(ChannelOpened, line.id, name, seconds)
             with self._lock:
+                if not line.unclosed:
+                    line.unclosed.append(None)  # until here it was its owner's
                 self._ledger.admit(key, rest, self._clock.now(), opened_at)
                 self._ledger.serve(line.home(), self._clock.now())
         except BaseException:
             with self._lock:
                 if line.phase is Phase.OPENING:
-                    line.revive = False
                     self._ledger.doom(key, CloseReason.POOL_CLOSED)
             switch.carry_out()
             raise

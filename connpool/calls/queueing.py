@@ -30,21 +30,11 @@ NEVER: Final = math.inf
 
 
 def obtain(
-    switch: Switch,
-    key: Key | None,
-    name: Hashable,
-    method: Hashable,
-    where: Where | None,
-    timeout: float | None,
+    switch: Switch, name: Hashable, method: Hashable, where: Where | None, timeout: float | None
 ) -> tuple[Key, float | None]:
-    """The key of a channel for one call, and the seconds that are left to it.
-
-    *key*: one that turned out not to be what the call wants, or not its turn.
-    """
+    """The key of a channel for one call, and the seconds that are left to it."""
     switch.check_outside()
-    if key is not None:
-        switch.put_down(key)
-        key = None  # it is not ours any more
+    key = None
     if timeout is not None:
         require_seconds("timeout", timeout, or_zero=True)
     began = switch.clock.now()
@@ -93,6 +83,8 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
             if ledger.lost or ledger.strays:
                 recover(ledger, now)
             resource.enqueue(ticket)
+            if ticket.unjudged():  # came after the filter was asked, and before this could be seen
+                ticket.wake()
             if resource.idle or resource.resting or ticket.line is not None:
                 ledger.serve(resource, now)
             if ticket.is_waiting():
@@ -133,7 +125,8 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     recover(ledger, now)
     if ticket.is_waiting() and is_late:
         ticket.has_left = True
-    ticket.alarm_at = NEVER
+    if ticket.alarm_at <= now:
+        ticket.alarm_at = NEVER
     ledger.serve(ticket.resource, now)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from connpool.calls.line import Line
+from connpool.calls.line import Phase
 from connpool.calls.tickets import Ticket
 from connpool.errors import (
     CallError,
@@ -12,6 +12,7 @@ from connpool.errors import (
     FilteredOutError,
     MethodNotSupportedError,
     NoResourceError,
+    UnknownChannelError,
     UsageError,
 )
 
@@ -21,21 +22,23 @@ __all__ = ["objection", "refusal"]
 def objection(pool: str, ticket: Ticket, now: float) -> ConnPoolError | None:
     """Why *ticket* waits in vain; None: it does not."""
     if ticket.line is not None:
-        if _is_run_by(ticket.line, ticket.thread):
+        if ticket.line.phase is Phase.GONE:
+            return UnknownChannelError(f"pool {pool!r}: channel {ticket.line.id} has gone", pool=pool)
+        if ticket.line.is_run_by(ticket.thread):
             return UsageError(
                 f"pool {pool!r}: channel {ticket.line.id} cannot be taken out by the call that runs on it",
                 pool=pool,
             )
         return None
     for line in ticket.resource.members.values():
-        if line.is_live(now) and ticket.suits(line) and not _is_run_by(line, ticket.thread):
+        if line.is_live(now) and ticket.suits(line) and not line.is_run_by(ticket.thread):
             return None
     lines = [x for x in ticket.resource.members.values() if x.is_live(now) and ticket.may_use(x)]
     offering = [line for line in lines if ticket.method in line.took]
     verdicts = ticket.verdicts
     usable = offering if verdicts is None else [line for line in offering if verdicts.get(line, True)]
     if usable:
-        if all(_is_run_by(line, ticket.thread) for line in usable):
+        if all(line.is_run_by(ticket.thread) for line in usable):
             return UsageError(
                 f"pool {pool!r}: {ticket.method!r} of {ticket.resource.name!r} was called by the very call"
                 " that it would have to wait for",
@@ -57,8 +60,3 @@ def refusal(pool: str, name: Hashable, method: Hashable, has_lines: bool, is_off
         f"pool {pool!r}: no channel of {name!r} that supports {method!r} passed the filter",
         pool=pool,
     )
-
-
-def _is_run_by(line: Line, thread: int) -> bool:
-    run = line.run  # looked at once: a call may end meanwhile
-    return run is not None and run[0] == thread

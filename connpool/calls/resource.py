@@ -60,6 +60,12 @@ class Resource:
         else:
             queue.insert(sum(1 for other in queue if other.number < ticket.number), ticket)
 
+    def ask_filters(self) -> None:
+        """A channel is new, or can do more than before: have the filters of who waits asked about it."""
+        for ticket in self.queue:
+            if ticket.verdicts is not None:
+                ticket.wake()
+
     def before(self, ticket: Ticket) -> Iterator[Ticket]:
         """Those that came before *ticket*."""
         return (other for other in self.queue if other.number < ticket.number)

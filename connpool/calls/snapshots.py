@@ -34,7 +34,7 @@ def describe(ledger: Ledger, line: Line, now: float) -> ChannelInfo:
 
 
 def _state(line: Line, rest: float) -> ChannelState:
-    if line.phase is not Phase.OPEN:
+    if line.phase is not Phase.OPEN or not line.unclosed:
         return ChannelState.DOWN
     if line.run is not None:
         return ChannelState.BUSY

@@ -13,9 +13,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from connpool.calls.ledger import Ledger
-from connpool.calls.line import Key, Phase
+from connpool.calls.line import Key, Line, Phase
 from connpool.calls.recovery import recover, restore
-from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket
 from connpool.calls.workers import Workers
 from connpool.clock import Clock
@@ -83,13 +82,16 @@ class Switch:
 
     # -- keys
 
-    def serve(self, resource: Resource) -> None:
-        """A channel has become free while somebody waits."""
+    def serve(self, line: Line) -> None:
+        """A channel has become free while somebody waits, or in the moment in which it was condemned."""
         if self.is_inside():
             return  # whoever was interrupted does so
         try:
             with self._lock:
-                self.ledger.serve(resource, self.clock.now())
+                if line.fate is None:
+                    self.ledger.serve(line.home(), self.clock.now())
+                else:
+                    self.ledger.condemn(line, line.fate, self.clock.now())
             self.carry_out()
         except BaseException:
             self.wink()
@@ -104,7 +106,7 @@ class Switch:
             if self.ledger.pass_on(key):
                 return
             key.line.idle.append(key)
-        self.serve(key.line.home())
+        self.serve(key.line)
 
     def receive(self, key: Key, reason: CloseReason | None, rest: float) -> None:
         """The long way back of a key."""
@@ -116,7 +118,8 @@ class Switch:
         self.carry_out()
 
     def put_down(self, key: Key) -> None:
-        """A key that was taken for a call that cannot begin at once."""
+        """A key that was taken for a call that it cannot serve, or whose turn it is not."""
+        self.check_outside()
         with self._lock:
             now = self.clock.now()
             if key.line.is_live(now):

@@ -65,7 +65,7 @@ def _parser() -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     command.add_argument("--act", type=int, choices=(1, 2), default=argparse.SUPPRESS, help="this one alone")
-    command.add_argument("--seconds", type=_seconds, default=6.0, metavar="N", help="how long an act lasts")
+    command.add_argument("--seconds", type=_seconds, default=5.0, metavar="N", help="how long an act lasts")
     command.add_argument(
         "--threads", type=_count, default=32, metavar="N", help="how many threads ask in act 1"
     )

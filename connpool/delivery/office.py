@@ -53,6 +53,9 @@ class Office:
         self.name = pool.name
         self.spool = spool
         self.settings = settings
+        framing = settings.framing
+        # Asked once: to look at a protocol takes longer than to send a message.
+        self._identifying = framing if isinstance(framing, Identifying) else None
         self.clock: Clock = pool._lender.clock
         self._lock = threading.RLock()
         self.roster = Roster(spool, fail_back_after=settings.fail_back_after, failover=settings.failover)
@@ -280,13 +283,14 @@ class Office:
         Raises:
             FramingError: it cannot be framed.
         """
-        framing = self.settings.framing
-        return framing.encode_as(message, id) if isinstance(framing, Identifying) else framing.encode(message)
+        if self._identifying is None:
+            return self.settings.framing.encode(message)
+        return self._identifying.encode_as(message, id)
 
     @property
     def is_identified(self) -> bool:
         """Whether the peers get to see the ids of messages."""
-        return isinstance(self.settings.framing, Identifying)
+        return self._identifying is not None
 
     def describe_links(self) -> tuple[LinkInfo, ...]:
         """Each link as it stands."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator
 
@@ -535,4 +537,29 @@ def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):
     pool.init(tape)
     assert pool.call(RESOURCE, "get") == "done"
     assert answers == [0]
+    assert pool.resources() == [RESOURCE]
+
+
+def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(pool):
+    tape, pids = Tape(), []
+
+    def fork(method, payload):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
+            pids.append(os.fork())
+        if pids[0] == 0:
+            raise ChannelClosedError("in the child")
+        return "done"
+
+    tape.doing = fork
+    pool.init(tape)
+    status = 99
+    try:
+        assert pool.call(RESOURCE, "get") == "done"
+    except ChannelClosedError:
+        status = tape.closes
+    finally:
+        if pids[0] == 0:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
     assert pool.resources() == [RESOURCE]

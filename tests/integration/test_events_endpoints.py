@@ -65,6 +65,7 @@ def test_it_is_told_once_however_many_dials_fail_at_the_same_time(stage):
     for caller in callers:
         caller.failure(ConnPoolError)
     s.ears.until("ConnectionClosed", 3)
+    s.ears.until("EndpointDown", 1)
     assert s.ears.kinds("EndpointDown", "EndpointUp") == ["EndpointDown"]
 
 

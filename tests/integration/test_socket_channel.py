@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
@@ -184,3 +185,22 @@ def test_closing_it_closes_its_connection_once(sockets, server):
     assert sockets.stats().size == 0
     with pytest.raises(ChannelClosedError, match="not open"):
         channel.call("say", None)
+
+
+def test_one_that_is_closed_just_when_a_call_takes_its_connection_in_hand_sends_nothing(sockets, server):
+    class Closing(deque):
+        def popleft(self):
+            conn = super().popleft()
+            channel._conns = deque()
+            channel.close()  # by another thread, which finds nothing to close
+            return conn
+
+    channel = SocketChannel(sockets, "upper", {"say"})
+    channel.open()
+    server.until_accepts(1)
+    channel._conns = Closing(channel._conns)
+    with pytest.raises(ChannelClosedError, match="it was closed"):
+        channel.call("say", None)
+    assert sockets.stats().size == 0
+    server.connections[0].until_ended()
+    assert server.connections[0].received == b""
