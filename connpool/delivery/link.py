@@ -91,8 +91,9 @@ class Link:
         self.is_flushing = False  # a worker sends what is queued: all others queue up behind
         self.unfinished: Unfinished | None = None
         self.begun: Unfinished | None = None  # the same without a spool: the holder's, whatever becomes of it
-        self.own: set[int] = set()  # in the spool, but their senders are about to send them
-        self.done: set[int] = set()  # sent, and about to leave the spool
+        self.own: set[int] = set()  # in the spool, but their senders are about to send them, and no worker is
+        self.done: set[int] = set()  # sent, and still in the spool
+        self.leaving: set[int] = set()  # sent, and perhaps not in the spool any more: they do not count
         self.taken = 0  # the last position that a worker has taken from the queue
         self._turns = Turns()  # of those who wait to become the holder
         self._freed: Gate = threading.Lock()  # opened when there is no holder any more
@@ -146,6 +147,19 @@ class Link:
             if self.unfinished is not None and not self.unfinished.is_settled:
                 self.unfinished.position = position
                 self.unfinished.is_settled = True
+
+    def begin_removal(self, position: int) -> None:
+        """What was sent at *position* is about to be taken out of the spool."""
+        with self.writing:
+            self.done.discard(position)
+            self.leaving.add(position)
+
+    def end_removal(self, position: int, *, is_gone: bool) -> None:
+        """That is over; or it has failed."""
+        with self.writing:
+            self.leaving.discard(position)
+            if not is_gone:
+                self.done.add(position)
 
     def try_hold(self, position: int = 0) -> Strand | Outcome:
         """Become the holder if nothing has to be sent before the message at *position*."""

@@ -152,12 +152,8 @@ class Sending:
             finally:
                 with link.writing:
                     link.own.discard(position)
-        arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
-        if arrived:
-            spool.remove(arrived)
+        self._remove({link: positions[link] for link in outcomes if outcomes[link] is Outcome.SENT})
         for link, outcome in outcomes.items():
-            with link.writing:
-                link.done.discard(positions[link])
             if outcome is Outcome.DEAD:
                 self._writing.bury(link)
             elif outcome is not Outcome.SENT:
@@ -170,6 +166,22 @@ class Sending:
             group=number,
             id=parcel.id,
         )
+
+    def _remove(self, arrived: dict[Link, int]) -> None:
+        """Take copies out of the spool that were sent."""
+        spool = self._office.spool
+        assert spool is not None
+        if not arrived:
+            return
+        for link, position in arrived.items():
+            link.begin_removal(position)
+        is_gone = False
+        try:
+            spool.remove(list(arrived.values()))
+            is_gone = True
+        finally:
+            for link, position in arrived.items():
+                link.end_removal(position, is_gone=is_gone)
 
     # -- nobody can take it
 
