@@ -12,6 +12,7 @@ from benchmarks import (
     many,
     outages,
     sharing,
+    spool,
     wire,
 )
 from benchmarks.plan import Workload
@@ -27,4 +28,5 @@ WORKLOADS: Mapping[str, Workload] = {
     **many.WORKLOADS,
     **calls.WORKLOADS,
     **delivery.WORKLOADS,
+    **spool.WORKLOADS,
 }

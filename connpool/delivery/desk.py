@@ -83,7 +83,9 @@ class Call:
             if desk.jobs:
                 desk.wake_next()
 
-    __del__ = end
+    def __del__(self) -> None:
+        if hasattr(self, "_job"):
+            self.end()
 
 
 class Desk:
@@ -121,7 +123,10 @@ class Desk:
         finally:
             call.end()
         if job.error is not None:
-            raise job.error
+            try:
+                raise job.error
+            finally:
+                job.error = None  # or it would refer to itself, through its traceback and this frame
         return job.outcome
 
     def hold(self, timeout: float | None = None) -> Call | None:

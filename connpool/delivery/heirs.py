@@ -65,8 +65,9 @@ def _left_behind(keeper: Keeper) -> Iterator[tuple[Path, FileLock]]:
 def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
     """Make the file *path* an heirloom of *keeper*'s, or remove it if nothing is in it."""
     other = Keeper(path, Limits())
+    other.news = keeper.news
+    other.own(path, lock)
     try:
-        other.own(path, lock)
         other.do(_nothing)  # it is open and whole now
         _take_all_in(other)  # its owner may have died while it was at this
         segment = _segment(other)
@@ -78,9 +79,10 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
         else:
             segment.close()
             remove_file(path)
-    finally:
+    except Exception:  # after an interrupt the finalisers do it: a call may still be under way
         other.close()
-        keeper.news.extend(other.news)
+        raise
+    other.close()
 
 
 def _heirloom(keeper: Keeper) -> Path:

@@ -21,7 +21,6 @@ RESERVE: Final = 1 << 20  # serials that are noted as given out at a time
 ROOM: Final = 1 << 20  # bytes that a file may take beyond its limit on messages, or a tenth of that limit
 
 Head: TypeAlias = tuple[int, int, float]  # position, size, when it was spooled
-Copy: TypeAlias = tuple[str, bytes, float, bytes]  # queue, id, when it was spooled, message
 
 
 class Ledger:
@@ -43,7 +42,7 @@ class Ledger:
         now = clock.wall()
         self.expire(draft, now)
         self._make_room(draft, len(queues), len(message))
-        return self._add(draft, [(queue, id, now, message) for queue in queues])
+        return self._add(draft, queues, id, now, message)
 
     def peek(self, draft: Draft, queue: str, max_messages: int, max_bytes: int) -> list[Spooled]:
         now = clock.wall()
@@ -80,20 +79,20 @@ class Ledger:
         if tally is None or max_messages < 1:
             return 0
         leaving = list(self.write(draft).rows(first_of(tally.lane), max_messages))
-        copies = [(queue, row.id, row.spooled_at, row.message) for row in leaving for queue in targets]
-        self._add(draft, copies)
+        for row in leaving:
+            self._add(draft, targets, row.id, row.spooled_at, row.message)
         self._take_out(draft, {row.position: len(row.message) for row in leaving})
         return len(leaving)
 
     def take_in(self, draft: Draft, leftovers: Iterable[Row]) -> Counter[str]:
         """Put *leftovers* of another file at the tail of their queues; returns how many of each."""
-        copies = [
-            (row.queue.decode("utf-8", "surrogatepass"), row.id, row.spooled_at, row.message)
-            for row in leftovers
-        ]
-        self._add(draft, copies)
+        taken: Counter[str] = Counter()
+        for row in leftovers:
+            queue = row.queue.decode("utf-8", "surrogatepass")
+            self._add(draft, [queue], row.id, row.spooled_at, row.message)
+            taken[queue] += 1
         draft.books.expires_at = 0.0
-        return Counter(queue for queue, *_ in copies)
+        return taken
 
     def keep_within(self, draft: Draft) -> None:
         """Drop what is too old, and the oldest of what is too much; give space back."""
@@ -197,19 +196,23 @@ class Ledger:
         assert self.segment is not None
         return self.segment
 
-    def _add(self, draft: Draft, copies: Sequence[Copy]) -> list[int]:
-        """Add *copies* at the tail of their queues; returns their positions."""
-        books = draft.books
-        for queue, *_ in copies:
-            books.lane_of(queue)  # or an error, before anything has changed
-        if books.serial + len(copies) > books.reserved:
-            books.reserved = books.serial + len(copies) + RESERVE
+    def _add(
+        self, draft: Draft, queues: Sequence[str], id: bytes, spooled_at: float, message: bytes
+    ) -> list[int]:
+        """Add a copy at the tail of each of *queues*; returns their positions."""
+        books, size = draft.books, len(message)
+        for queue in queues:
+            if queue not in books.tallies:
+                books.lane_of(queue)  # or an error, before anything has changed
+        if books.serial + len(queues) > books.reserved:
+            books.reserved = books.serial + len(queues) + RESERVE
             self._living().write("serial", b"", books.reserved)
-        positions = [books.grow(queue, len(message)) for queue, _, _, message in copies]
-        draft.rows += [
-            sealed(position, queue.encode("utf-8", "surrogatepass"), id, spooled_at, message)
-            for position, (queue, id, spooled_at, message) in zip(positions, copies, strict=True)
-        ]
+        positions = []
+        for queue in queues:
+            position = books.grow(queue, size)
+            positions.append(position)
+            name = queue.encode("utf-8", "surrogatepass")
+            draft.rows.append(sealed(position, name, id, spooled_at, message))
         return positions
 
     def write(self, draft: Draft) -> Segment:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +26,6 @@ from connpool.pool.pool import ConnectionPool
 from connpool.wire.framing import Identifying
 
 __all__ = ["Office", "Plan"]
-
-CHANCE: Final = random.Random()
 
 START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
 
@@ -105,7 +102,8 @@ class Office:
             link.last_error = None
             link.is_wanted = False
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
-            link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
+            is_behind = self.spool is not None and not self.is_closed and self.spool.count(link.queue) > 0
+            link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
             self._publish_locked()
             is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()

@@ -81,7 +81,7 @@ class SQLiteSpool:
         _ALL.add(self)
         try:
             self.adopt()
-        except BaseException:
+        except Exception:  # after an interrupt the finalisers do it: the call may still be under way
             self.close()
             raise
 

@@ -45,6 +45,18 @@ def confirm(how: Confirm | None, strand: Strand, message: bytes) -> None:
         raise NotConfirmedError from error
 
 
+def take_out(office: Office, positions: list[int]) -> bool:
+    """What lies in the spool at *positions* has arrived. False: it cannot be taken out just now."""
+    assert office.spool is not None
+    try:
+        if positions:
+            office.spool.remove(positions)
+    except SpoolError:
+        logger.exception("broadcaster %r: what was sent cannot be taken out of the spool", office.name)
+        return False
+    return True
+
+
 class Tending:
     """Opens links and empties their queues, on threads that end when there is nothing to do."""
 
@@ -166,7 +178,7 @@ class Tending:
         with link.writing:
             link.unfinished = None
             if begun.position:
-                link.done.add(begun.position)
+                link.note_sent(begun.position)
         self._remove(link, [begun.position] if begun.position else [])
         return True
 
@@ -187,7 +199,7 @@ class Tending:
             if self._share_out(link):
                 continue
             with link.writing:
-                if spool.count(link.queue) <= len(link.own) + len(link.done):
+                if spool.count(link.queue) <= len(link.own):  # what is done may have left already, or not
                     link.is_flushing = False
                     return True
         return False
@@ -196,16 +208,14 @@ class Tending:
         """The next messages of the queue that nobody else has sent."""
         spool = self._office.spool
         assert spool is not None
-        with link.writing:  # before the look: from now on nobody else sends, but what was sent may leave
-            gone = link.done | link.leaving
         batch = spool.peek(link.queue, BATCH, BATCH_BYTES)
         with link.writing:
             if batch:
                 link.taken = max(link.taken, batch[-1].position)
-                link.own.difference_update([each.position for each in batch])
-        sent = [each.position for each in batch if each.position in gone]
+            sent = [each.position for each in batch if each.position in link.done]
         if sent:  # by their own senders, who are about to remove them
             spool.remove(sent)
+            gone = set(sent)
             batch = [each for each in batch if each.position not in gone]
         return batch
 
@@ -237,19 +247,14 @@ class Tending:
                 self._pause(max(0.0, len(arrived) / rate - (real.now() - began)))
 
     def _remove(self, link: Link, positions: list[int]) -> None:
-        spool = self._office.spool
-        if spool is None or not positions:
+        if self._office.spool is None or not positions:
             return
-        try:
-            spool.remove(positions)
-        except SpoolError:
-            logger.exception(
-                "broadcaster %r: what was sent to %s cannot be taken out of the spool: it may be sent again",
-                self._office.name,
-                link.queue,
-            )
+        is_out = take_out(self._office, positions)
         with link.writing:
-            link.done.difference_update(positions)
+            if is_out:
+                link.done.difference_update(positions)
+            else:
+                link.done.update(positions)  # tried again with the next batch, but not sent again
 
     def _share_out(self, link: Link) -> bool:
         """Put what waits for everybody into the queues of the active group. False: there is nothing."""
@@ -263,6 +268,9 @@ class Tending:
             if active is None or active not in link.groups or link.state is not LinkState.ALIVE:
                 return False
             links = office.roster.groups[active]
+        for other in links:
+            with other.writing:
+                other.is_flushing = True  # by now: what comes next comes after what is moved
         n_moved = spool.move(GLOBAL, [each.queue for each in links], BATCH)
         for other in links:
             if other is not link:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
@@ -47,12 +48,12 @@ class FileLock:
     It belongs to one open descriptor, so that two owners in one process exclude each other too.
     """
 
-    __slots__ = ("_fd", "_path", "_process")
+    __slots__ = ("_file", "_path", "_process")
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
-        self._fd = fd
         self._process = os.getpid()
+        self._file = file
 
     @classmethod
     def try_take(cls, path: Path) -> FileLock | None:
@@ -63,33 +64,33 @@ class FileLock:
         """
         while True:
             with _told(path):
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
-            lock = cls(path, fd)
-            try:
-                with _told(path):
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except SpoolError as error:
-                lock.abandon()
-                if isinstance(error.__cause__, BlockingIOError):
+                lock = cls(path, FileIO(path, "ab", opener=_open_private))
+                try:
+                    fcntl.flock(lock._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.abandon()
                     return None
-                raise
-            if identity(path) == _identity(os.fstat(fd)):
+            if identity(path) == _identity(os.fstat(lock._file.fileno())):
                 return lock
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
-        if self._fd >= 0 and self._process == os.getpid():
+        if not self._file.closed and self._process == os.getpid():
             remove(self._path)  # while it is locked: who has opened it meanwhile will look again
         self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptor and leave the file. The lock stays while a forked parent has it open."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._file.close()
 
-    __del__ = end
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.end()
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, PRIVATE)
 
 
 def _identity(facts: os.stat_result) -> Identity:
@@ -124,7 +125,7 @@ def create(path: Path) -> None:
         SpoolError: it cannot be made; or it is there, and cannot be read and written.
     """
     with _told(path):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
+        FileIO(path, "ab+", opener=_open_private).close()
 
 
 def size_of(path: Path) -> int | None:

@@ -1,0 +1,194 @@
+"""The desk: jobs of many threads, done by one of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from connpool import UsageError
+from connpool.delivery.desk import Call, Desk, Job
+from tests.helpers.together import together
+
+
+class Runner:
+    """Does jobs, and waits in the first batch until the desk holds as many as are told."""
+
+    def __init__(self, desk: Desk, wait_for: int = 0) -> None:
+        self.desk = desk
+        self.batches: list[list[Job]] = []
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+        if not wait_for:
+            self.go_on.set()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        self.batches.append(list(jobs))
+        self.begun.set()
+        assert self.go_on.wait(10)
+        for job in jobs:
+            job.outcome = job.work(None)  # type: ignore[arg-type,misc]
+            job.is_done = True
+            job.wake()
+
+    def let_go_when(self, jobs: int) -> None:
+        while len(self.desk.jobs) < jobs:
+            threading.Event().wait(0.001)
+        self.go_on.set()
+
+
+def test_one_thread_does_its_own_job() -> None:
+    desk = Desk()
+    assert desk.do(Job(lambda _: 7), Runner(desk).run) == 7
+    assert not desk.jobs
+    assert not desk.users
+
+
+def test_who_has_the_file_does_what_the_others_want_and_each_has_its_own_outcome() -> None:
+    desk = Desk()
+    runner = Runner(desk, wait_for=5)
+
+    def first() -> int:
+        return int(desk.do(Job(lambda _: 0), runner.run))
+
+    def later(n: int) -> int:
+        assert runner.begun.wait(10)
+        return int(desk.do(Job(lambda _: n), runner.run))
+
+    outcomes = together(first, *(lambda n=n: later(n) for n in range(1, 5)), lambda: runner.let_go_when(5))
+
+    assert outcomes[:5] == [0, 1, 2, 3, 4]
+    assert [len(batch) for batch in runner.batches] == [1, 4]
+
+
+def test_an_error_is_raised_where_the_job_came_from() -> None:
+    desk = Desk()
+
+    def fail(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.error = LookupError("no")
+            job.is_done = True
+
+    with pytest.raises(LookupError, match="no"):
+        desk.do(Job(lambda _: 1), fail)
+    assert desk.do(Job(lambda _: 1), Runner(desk).run) == 1
+
+
+def test_what_a_failed_leader_leaves_undone_the_next_does() -> None:
+    desk = Desk()
+    runner = Runner(desk)
+
+    def die(jobs: Sequence[Job]) -> None:
+        runner.begun.set()
+        while len(desk.jobs) < 3:
+            threading.Event().wait(0.001)
+        raise KeyboardInterrupt
+
+    def leader() -> str:
+        with pytest.raises(KeyboardInterrupt):
+            desk.do(Job(lambda _: "leader"), die)
+        return "interrupted"
+
+    def other(n: int) -> int:
+        assert runner.begun.wait(10)
+        return int(desk.do(Job(lambda _: n), runner.run))
+
+    assert together(leader, lambda: other(1), lambda: other(2)) == ["interrupted", 1, 2]
+    assert not desk.jobs
+    assert not desk.users
+
+
+def test_who_wants_the_file_alone_comes_before_those_who_come_later() -> None:
+    desk = Desk()
+    runner = Runner(desk, wait_for=3)
+    order: list[str] = []
+
+    def first() -> None:
+        desk.do(Job(lambda _: order.append("first")), runner.run)
+
+    def alone() -> None:
+        assert runner.begun.wait(10)
+        call = desk.hold()
+        assert call is not None
+        assert len(desk.users) == 1
+        order.append("alone")
+        call.end()
+
+    def later() -> None:
+        while len(desk.jobs) < 2:
+            threading.Event().wait(0.001)
+        desk.do(Job(lambda _: order.append("later")), runner.run)
+
+    together(first, alone, later, lambda: runner.let_go_when(3))
+    assert order == ["first", "alone", "later"]
+
+
+def test_who_waits_for_it_alone_may_give_up_and_leaves_it_to_the_others() -> None:
+    desk = Desk()
+    mine = desk.hold()
+    assert mine is not None
+
+    assert together(lambda: desk.hold(0)) == [None]
+    assert together(lambda: desk.hold(0.01)) == [None]
+    mine.end()
+    mine.end()
+    assert together(lambda: desk.do(Job(lambda _: 3), Runner(desk).run)) == [3]
+
+
+def test_a_call_from_within_a_call_is_turned_away() -> None:
+    desk = Desk()
+
+    def nested(_: object) -> None:
+        with pytest.raises(UsageError, match="from within"):
+            desk.do(Job(lambda _: 1), Runner(desk).run)
+        with pytest.raises(UsageError, match="from within"):
+            desk.hold(0)
+
+    desk.do(Job(nested), Runner(desk).run)
+    assert not desk.jobs
+
+
+def test_a_call_that_is_dropped_ends() -> None:
+    desk = Desk()
+    call: Call | None = desk.hold()
+    assert desk.users
+    del call
+    assert not desk.users
+    assert not desk.jobs
+    assert not desk.loners
+
+
+def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
+    desk = Desk()
+    mine = desk.hold()
+    assert mine is not None
+    gone, waiting = threading.Event(), Job(lambda _: 5)
+
+    def leaves() -> None:
+        job = Job(None)
+        call = desk._join(job)
+        job.gate = threading.Lock()
+        job.gate.acquire()
+        gone.set()
+        assert job.gate.acquire(timeout=10), "it is told first"
+        call.end()
+
+    def waits() -> int:
+        assert gone.wait(10)
+        return int(desk.do(waiting_of_this_thread(waiting), Runner(desk).run))
+
+    def ends() -> None:
+        assert gone.wait(10)
+        while waiting.gate is None:
+            threading.Event().wait(0.001)
+
+    holder = threading.Thread(target=lambda: (ends(), mine.end()))
+    holder.start()
+    assert together(leaves, waits)[1] == 5
+    holder.join(10)
+
+
+def waiting_of_this_thread(job: Job) -> Job:
+    job.thread = threading.get_ident()
+    return job
