@@ -13,7 +13,7 @@ from typing import Final
 
 from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged, Told
-from connpool.delivery.keeper import Keeper, lock_of
+from connpool.delivery.keeper import HEIRLOOM, Keeper, lock_of
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_file
 from connpool.delivery.rows import END, Row
@@ -27,7 +27,6 @@ __all__ = ["adopt"]
 logger = logging.getLogger("connpool.spool")
 
 CHUNK: Final = 500  # messages taken over in one transaction: callers do not wait for all of them
-HEIRLOOM: Final = r"\.inherited-[0-9a-f]{16}"  # how the name of an inherited file goes on
 
 
 def adopt(keeper: Keeper) -> Counter[str]:

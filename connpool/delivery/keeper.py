@@ -6,7 +6,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from connpool.delivery.books import Books, Draft
 from connpool.delivery.desk import Desk, Job
@@ -20,7 +20,9 @@ from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 from connpool.wire.disk import FileLock
 
-__all__ = ["Keeper", "News", "lock_of"]
+__all__ = ["HEIRLOOM", "Keeper", "News", "lock_of"]
+
+HEIRLOOM: Final = r"\.inherited-[0-9a-f]{16}"  # how the name of a file goes on that another one inherited
 
 News: TypeAlias = dict[str, int] | tuple[SpoolDamaged, str]
 
@@ -84,7 +86,8 @@ class Keeper:
             self._settle()
             segment, self.ledger.segment = self.ledger.segment, None
             if segment is not None:
-                is_of_use = segment.path == self.base or self.books.tallies
+                heirlooms = disk.names_like(segment.path, HEIRLOOM)  # how far they are copied is in it
+                is_of_use = segment.path == self.base or self.books.tallies or heirlooms
                 segment.close()
                 if not is_of_use:
                     remove_file(segment.path)

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from connpool import clock
 from connpool.delivery.limits import Limits, Listener, Teller
-from connpool.delivery.spool import SpoolCount, Spooled, check_message
+from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 
 __all__ = ["MemorySpool"]
@@ -81,7 +81,7 @@ class MemorySpool:
         self._numbers = itertools.count(1)
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
-        check_message(message, id)
+        check_put(queues, message, id)
         now = clock.wall()
         self._require_outside()
         with self._lock:

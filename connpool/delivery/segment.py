@@ -138,12 +138,20 @@ class Segment:
             yield row
 
     def heads(self, lane: int) -> Iterator[tuple[int, int, float]]:
-        """Position, size and time of the messages of *lane*, the oldest first."""
-        return self._connection.execute(
+        """Position, size and time of the messages of *lane*, the oldest first.
+
+        Raises:
+            Damaged: when it comes to one that has none.
+        """
+        found = self._connection.execute(
             "SELECT position, length(message), spooled_at FROM message"
             " WHERE position >= ? AND position < ? ORDER BY position",
             (first_of(lane), first_of(lane + 1)),
         )
+        for position, size, spooled_at in found:
+            if not (isinstance(size, int) and isinstance(spooled_at, float)):
+                raise Damaged(f"message {position} is not what was written")
+            yield position, size, spooled_at
 
     def size_at(self, position: int) -> int | None:
         """Size of the message at *position*; None: there is none."""

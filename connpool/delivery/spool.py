@@ -9,7 +9,7 @@ from attrs import frozen
 
 from connpool.errors import UsageError
 
-__all__ = ["ID_SIZE", "Spool", "SpoolCount", "Spooled", "check_message"]
+__all__ = ["ID_SIZE", "Spool", "SpoolCount", "Spooled", "check_put"]
 
 ID_SIZE: Final = 16  # bytes
 
@@ -103,12 +103,14 @@ class Spool(Protocol):
         """Give no more out and take no more in; again: do nothing. What a file holds stays for the next."""
 
 
-def check_message(message: object, id: object) -> None:
+def check_put(queues: object, message: object, id: object) -> None:
     """Refuse what no spool takes.
 
     Raises:
-        UsageError: *message* is not bytes, or *id* not 16 of them.
+        UsageError: *queues* is one text, *message* is not bytes, or *id* not 16 of them.
     """
+    if isinstance(queues, str):
+        raise UsageError(f"a list of queues is expected, got the text {queues!r}")
     if not isinstance(message, bytes):
         raise UsageError(f"a message must be bytes, got {type(message).__name__}")
     if not isinstance(id, bytes) or len(id) != ID_SIZE:

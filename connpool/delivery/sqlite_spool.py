@@ -17,7 +17,7 @@ from connpool.delivery.desk import Call, Desk
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Listener, Teller
-from connpool.delivery.spool import SpoolCount, Spooled, check_message
+from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.events import SpoolDamaged
 
@@ -89,7 +89,7 @@ class SQLiteSpool:
         return f"<SQLiteSpool {self.path}: {self._keeper.books.messages} message(s)>"
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
-        check_message(message, id)
+        check_put(queues, message, id)
         work = partial(self._keeper.ledger.put, queues=queues, message=message, id=id)
         positions: Sequence[int] = self._do(work, is_durable=self._is_durable)
         return positions
@@ -138,8 +138,11 @@ class SQLiteSpool:
         Raises:
             SpoolError: a file cannot be read or written. What was not taken over is left for the next call.
         """
-        call = self._adoption.hold(0)
-        if call is None:  # another thread is at it
+        try:
+            call = self._adoption.hold(0)
+        except UsageError:  # a listener that is told of what is adopted
+            call = None
+        if call is None:  # somebody is at it
             return {}
         try:
             self._do(self._keeper.ledger.keep_within)

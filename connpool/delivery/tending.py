@@ -22,6 +22,7 @@ __all__ = ["NotConfirmedError", "Tending", "confirm"]
 
 BATCH: Final = 512  # messages
 BATCH_BYTES: Final = 262_144
+SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
 BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 
 logger = logging.getLogger("connpool.delivery")
@@ -208,9 +209,11 @@ class Tending:
         """The next messages of the queue that nobody else has sent."""
         spool = self._office.spool
         assert spool is not None
+        rate = self._office.settings.flush_rate
+        most = BATCH if rate is None else max(1, min(BATCH, int(rate * SLICE)))
         with link.writing:
             gone = frozenset(link.done)  # before the look: during it they may leave the spool, and ``done``
-        batch = spool.peek(link.queue, BATCH, BATCH_BYTES)
+        batch = spool.peek(link.queue, most, BATCH_BYTES)
         with link.writing:
             if batch:
                 link.taken = max(link.taken, batch[-1].position)

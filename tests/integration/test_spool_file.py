@@ -217,6 +217,41 @@ def test_a_message_is_adopted_once_wherever_the_heir_dies(path: Path, monkeypatc
     assert os.listdir(path.parent) == ["spool.db"]
 
 
+def test_an_heir_that_is_closed_half_way_keeps_what_it_has_copied(path: Path, monkeypatch) -> None:
+    """How far an inherited file is copied is noted in the heir's own, which must stay even if it is empty."""
+    first, second = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    first.put(["a"], b"1", ID)
+    first.close()
+    monkeypatch.setattr(heirs, "remove_file", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        second.adopt()
+    monkeypatch.undo()
+    gc.collect()
+    second.remove([item.position for item in second.peek("a", *ALL)])
+    second.close()
+
+    third = SQLiteSpool(path, durable=False)
+    assert third.counts() == {}
+    third.close()
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_listener_that_adopts_while_it_is_told_of_an_adoption_gets_nothing(path: Path) -> None:
+    seen: list[object] = []
+    first = SQLiteSpool(path)
+    second = SQLiteSpool(path, max_messages=1, listener=lambda _: seen.append(second.adopt()))
+    first.put(["a"], b"1", ID)
+    second.put(["a"], b"2", ID)
+    first.close()
+
+    assert second.adopt() == {"a": 1}
+    assert seen == [{}]
+    second.close()
+
+
 def test_a_file_that_cannot_be_adopted_is_told_of_once_and_keeps_nobody_from_working(path, caplog) -> None:
     later = path.with_name("spool.db.2")
     connection = sqlite3.connect(later)
@@ -434,6 +469,28 @@ def test_one_too_large_message_fails_alone(path: Path, monkeypatch) -> None:
     assert [isinstance(outcome, SpoolError) for outcome in outcomes] == [n == 3 for n in range(6)]
     assert spool.count("a") == 5
     spool.close()
+
+
+def test_a_file_that_may_not_grow_any_more_refuses_and_takes_again_when_it_may(path: Path) -> None:
+    program = """
+        import resource, sys
+        from connpool import SpoolError, SQLiteSpool
+        spool = SQLiteSpool(sys.argv[1])
+        spool.put(["a"], b"1", bytes(16))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        for _ in range(3):
+            try:
+                spool.put(["a", "b"], bytes(200_000), bytes(16))
+            except SpoolError as error:
+                print("refused" if sys.argv[1] in str(error) else error)
+        print(spool.counts() if len(sys.argv) > 2 else [m.message for m in spool.peek("a", 9, 9)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        spool.put(["a"], b"2", bytes(16))
+        print([m.message for m in spool.peek("a", 9, 9)], spool.count("b"))
+    """
+    ran = run_program(program, path)
+    assert ran.out.splitlines() == ["refused"] * 3 + ["[b'1']", "[b'1', b'2'] 0"]
 
 
 def put_or_error(spool: SQLiteSpool, message: bytes) -> object:

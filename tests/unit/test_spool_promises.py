@@ -342,6 +342,11 @@ def test_what_is_no_message_or_no_id_is_refused(make: Make, message, id) -> None
     assert spool.counts() == {}
 
 
+def test_one_text_is_no_list_of_queues(make: Make) -> None:
+    with pytest.raises(UsageError, match="got the text 'ab'"):
+        make().put("ab", b"1", ID)
+
+
 @pytest.mark.parametrize(
     "setting",
     [{"max_messages": 0}, {"max_bytes": True}, {"max_age": 0}, {"on_full": "wait"}, {"listener": 1}],
