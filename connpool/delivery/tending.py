@@ -211,14 +211,15 @@ class Tending:
         assert spool is not None
         rate = self._office.settings.flush_rate
         most = BATCH if rate is None else max(1, min(BATCH, int(rate * SLICE)))
+        with link.writing:
+            gone = frozenset(link.done)  # before the look: during it they may leave the spool, and ``done``
         batch = spool.peek(link.queue, most, BATCH_BYTES)
         with link.writing:
             if batch:
                 link.taken = max(link.taken, batch[-1].position)
-            sent = [each.position for each in batch if each.position in link.done]
+        sent = [each.position for each in batch if each.position in gone]
         if sent:  # by their own senders, who are about to remove them
             spool.remove(sent)
-            gone = set(sent)
             batch = [each for each in batch if each.position not in gone]
         return batch
 
