@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -41,6 +42,11 @@ class Plan:
     delivery: Delivery
 
 
+def _look_again(office: Office | None) -> None:
+    if office is not None:
+        office.on_strands()
+
+
 class Office:
     """The state of one broadcaster.
 
@@ -64,15 +70,13 @@ class Office:
         self._due_at = math.inf  # when the next turn is needed, as far as that is not passed on yet
         self._switches: deque[tuple[int, int | None]] = deque()  # of the active group, to be logged
         self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
-        self.mailbox = Mailbox(self._lock, pool.name, self._on_interest)
+        me = weakref.ref(self)  # a thread that waits at the mailbox must not keep a forgotten broadcaster
+        self.mailbox = Mailbox(self._lock, pool.name, lambda: _look_again(me()))
         self.kept: Kept | None = None  # who is given turns: the broadcaster
         self.start_worker: Callable[[Link], bool] = lambda link: False
         self.stop_worker: Callable[[], object] = lambda: None
         self.hear_out: Callable[[Strand], object] = lambda strand: None  # take in a peer's last words
         self.on_strands: Callable[[], object] = lambda: None  # connections have come or gone; input is wanted
-
-    def _on_interest(self) -> None:
-        self.on_strands()
 
     # -- the route
 
@@ -182,6 +186,7 @@ class Office:
         if strand is None:
             return
         self.hear_out(strand)
+        strand.line.drain()
         try:
             strand.conn.terminate(error)
         except Exception:

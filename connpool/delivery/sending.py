@@ -158,9 +158,9 @@ class Sending:
         is_out = take_out(office, arrived)
         for link, outcome in outcomes.items():
             with link.writing:
-                if is_out:
+                if is_out and not link.is_flushing:  # a worker may have looked before it was out
                     link.done.discard(positions[link])
-                elif outcome is Outcome.SENT:
+                elif outcome is Outcome.SENT and not is_out:
                     link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
                 self._writing.bury(link)

@@ -202,6 +202,7 @@ class Tending:
             with link.writing:
                 if spool.count(link.queue) <= len(link.own):  # what is done may have left already, or not
                     link.is_flushing = False
+                    link.done.clear()
                     return True
         return False
 
