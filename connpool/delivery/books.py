@@ -116,9 +116,11 @@ class Draft:
         gone: Positions that are no more.
         dropped: How many messages a limit has cost each queue.
         rows: Messages that are in the books and not yet in the file.
+        late: Positions that are no more, but are still in the file.
+        made_good: Those of before that are no longer in the file either.
     """
 
-    __slots__ = ("books", "claimed", "dropped", "gone", "rows")
+    __slots__ = ("books", "claimed", "dropped", "gone", "late", "made_good", "rows")
 
     def __init__(self, books: Books) -> None:
         self.books = books.copy()
@@ -126,3 +128,5 @@ class Draft:
         self.gone: set[int] = set()
         self.dropped: dict[str, int] = {}
         self.rows: list[Row] = []
+        self.late: set[int] = set()
+        self.made_good: set[int] = set()

@@ -100,7 +100,7 @@ def take_stock(segment: Segment) -> Books:
     ):
         ((first,),) = found
         lane = lane_of(first)
-        (row,) = segment.rows(first, 1)
+        row = next(segment.rows(first))
         messages, size, last = segment.execute(
             "SELECT count(*), total(length(message)), max(position) FROM message"
             " WHERE position >= ? AND position < ?",

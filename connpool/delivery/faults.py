@@ -9,7 +9,7 @@ from typing import Final
 
 from connpool.errors import SpoolError
 
-__all__ = ["Damaged", "Told", "told"]
+__all__ = ["Damaged", "NoSpaceError", "Told", "told"]
 
 # What SQLite says when the fault lies in the file. ERROR: a table or a column is missing that we made.
 DAMAGE: Final = frozenset(
@@ -29,12 +29,17 @@ class Damaged(Exception):
     """The file is not what was written. Never leaves the spool."""
 
 
+class NoSpaceError(SpoolError):
+    """The disk is full. To callers it is a SpoolError."""
+
+
 def told(error: sqlite3.Error, path: Path) -> Damaged | SpoolError:
     """What *error* is: damage of the file *path*, or something else: no space, no permission."""
     code = getattr(error, "sqlite_errorcode", None)  # None: the module says so, not SQLite
     if isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in DAMAGE:
         return Damaged(str(error))
-    return SpoolError(f"spool {path}: {error}")
+    kind = NoSpaceError if code is not None and code & 0xFF == sqlite3.SQLITE_FULL else SpoolError
+    return kind(f"spool {path}: {error}")
 
 
 class Told:

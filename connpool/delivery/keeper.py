@@ -111,8 +111,33 @@ class Keeper:
             assert self.path is not None
             segment = open_whole(self.path, self._note)
             self.books = segment.books
+            self.ledger.late.clear()  # they are in these books again
             self.ledger.segment = segment
         return self.ledger.segment
+
+    def start_over(self) -> None:
+        """Begin a new file if all that is in this one was removed, and a full disk keeps it there."""
+        call = self.desk.hold()
+        try:
+            self._settle()
+            segment = self.ledger.segment
+            if segment is None or self.books.messages or not self.ledger.late:
+                return
+            self.ledger.segment = None
+            segment.close()
+            remove_file(segment.path)  # now there is space
+            new = Segment(segment.path)
+            with Told(new.path):
+                new.begin(is_durable=True)
+                new.write("serial", b"", self.books.reserved)
+                for queue, tally in self.books.tallies.items():
+                    new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+                new.commit()
+            self.ledger.late.clear()
+            self.ledger.segment = new
+        finally:
+            if call is not None:
+                call.end()
 
     def _find(self) -> None:
         """Have the first file that nobody has: *base*, or one called like it and a number."""
@@ -204,6 +229,8 @@ class Keeper:
         self.ledger.claimed.update(draft.claimed)
         for position in draft.gone:
             self.ledger.claimed.pop(position, None)
+        self.ledger.late.update(draft.late)
+        self.ledger.late.difference_update(draft.made_good)
         if draft.dropped:
             self.news.append(draft.dropped)
             draft.dropped = {}
@@ -230,3 +257,4 @@ class Keeper:
         segment.close()
         self.ledger.segment = mend(segment.path, why, self._note, self.books.messages)
         self.books = self.ledger.segment.books
+        self.ledger.late.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final, TypeAlias
 
 from connpool import clock
@@ -28,12 +29,14 @@ class Ledger:
 
     Attributes:
         claimed: Positions that limits spare, and the size of each message.
+        late: Positions that were removed, and are still in the file: a full disk has no space for removals.
     """
 
     def __init__(self, limits: Limits, name: str) -> None:
         self._limits = limits
         self._name = name
         self.claimed: dict[int, int] = {}
+        self.late: set[int] = set()
         self.segment: Segment | None = None
 
     # -- what callers want
@@ -52,7 +55,9 @@ class Ledger:
             return []
         oldest: list[Spooled] = []
         size = 0
-        for row in self.write(draft).rows(first_of(tally.lane), max(max_messages, 1)):
+        for row in self._rows(draft, tally.lane):
+            if len(oldest) >= max(max_messages, 1):
+                break
             if self._limits.is_expired(row.spooled_at, now) and not self._is_claimed(draft, row.position):
                 continue
             size += len(row.message)
@@ -65,23 +70,44 @@ class Ledger:
         return oldest
 
     def remove(self, draft: Draft, positions: Iterable[int]) -> None:
+        self._make_good(draft)
+        sizes = self._sizes(draft, positions)
+        self.write(draft).delete(sizes)
+        self._strike_out(draft, sizes)
+
+    def remove_later(self, draft: Draft, positions: Iterable[int]) -> None:
+        """The same without a change to the file. It is made good as soon as that is possible."""
+        sizes = self._sizes(draft, positions)
+        self._strike_out(draft, sizes)
+        draft.late.update(sizes)
+
+    def _sizes(self, draft: Draft, positions: Iterable[int]) -> dict[int, int]:
+        """Of the messages at those of *positions* where there is one."""
         sizes = {}
         for position in positions:
             size = self.claimed.get(position)
             if size is None:
                 size = self.write(draft).size_at(position)
-            if size is not None and position not in draft.gone:
+            if size is not None and not self._is_gone(draft, position):
                 sizes[position] = size
-        self._take_out(draft, sizes)
+        return sizes
+
+    def _make_good(self, draft: Draft) -> None:
+        """Delete what was removed without a change to the file."""
+        if self.late:
+            self._living().delete(self.late)
+            draft.made_good.update(self.late)
 
     def move(self, draft: Draft, source: str, targets: Sequence[str], max_messages: int) -> int:
         tally = draft.books.tallies.get(source)
         if tally is None or max_messages < 1:
             return 0
-        leaving = list(self.write(draft).rows(first_of(tally.lane), max_messages))
+        leaving = list(islice(self._rows(draft, tally.lane), max_messages))
         for row in leaving:
             self._add(draft, targets, row.id, row.spooled_at, row.message)
-        self._take_out(draft, {row.position: len(row.message) for row in leaving})
+        sizes = {row.position: len(row.message) for row in leaving}
+        self.write(draft).delete(sizes)
+        self._strike_out(draft, sizes)
         return len(leaving)
 
     def take_in(self, draft: Draft, leftovers: Iterable[Row]) -> Counter[str]:
@@ -99,6 +125,7 @@ class Ledger:
         self.expire(draft, clock.wall())
         if self._limits.may_drop:
             self._evict(draft, 0, 0)
+        self._make_good(draft)
         self._living().tidy()
 
     # -- limits
@@ -110,7 +137,7 @@ class Ledger:
             return
         doomed, oldest_left = [], now
         for tally in draft.books.tallies.values():
-            for position, size, spooled_at in self.write(draft).heads(tally.lane):
+            for position, size, spooled_at in self._heads(draft, tally.lane):
                 is_claimed = self._is_claimed(draft, position)
                 if is_claimed or not self._limits.is_expired(spooled_at, now):
                     oldest_left = min(oldest_left, spooled_at)
@@ -174,8 +201,7 @@ class Ledger:
 
     def _unclaimed(self, draft: Draft) -> Iterator[Head]:
         """What may be dropped, the oldest of all queues first."""
-        segment = self.write(draft)
-        heads = (segment.heads(t.lane) for t in draft.books.tallies.values() if t.messages)
+        heads = (self._heads(draft, t.lane) for t in draft.books.tallies.values() if t.messages)
         oldest = heapq.merge(*heads, key=lambda head: serial_of(head[0]))
         return (head for head in oldest if not self._is_claimed(draft, head[0]))
 
@@ -184,7 +210,8 @@ class Ledger:
 
     def _drop(self, draft: Draft, doomed: Sequence[tuple[int, int]]) -> None:
         """Take out what a limit costs, and note it down."""
-        dropped = self._take_out(draft, dict(doomed))
+        self.write(draft).delete([position for position, _ in doomed])
+        dropped = self._strike_out(draft, dict(doomed))
         for queue, messages in dropped.items():
             total = draft.books.note_dropped(queue, messages)
             self._living().write("dropped", queue.encode("utf-8", "surrogatepass"), total)
@@ -222,13 +249,25 @@ class Ledger:
             draft.rows = []
         return self._living()
 
-    def _take_out(self, draft: Draft, sizes: dict[int, int]) -> Counter[str]:
-        """Delete the messages at these positions; returns how many of each queue that are."""
-        self.write(draft).delete(sizes)
+    def _rows(self, draft: Draft, lane: int) -> Iterator[Row]:
+        """The messages of *lane*, the oldest first."""
+        rows = self.write(draft).rows(first_of(lane))
+        return (row for row in rows if not self._is_gone(draft, row.position))
+
+    def _heads(self, draft: Draft, lane: int) -> Iterator[Head]:
+        """The same, less what they say."""
+        heads = self.write(draft).heads(lane)
+        return (head for head in heads if not self._is_gone(draft, head[0]))
+
+    def _is_gone(self, draft: Draft, position: int) -> bool:
+        return position in draft.gone or position in self.late
+
+    def _strike_out(self, draft: Draft, sizes: dict[int, int]) -> Counter[str]:
+        """Let the messages at these positions be no more; returns how many of each queue that are."""
         draft.gone.update(sizes)
-        taken: Counter[str] = Counter()
+        struck: Counter[str] = Counter()
         for position, size in sizes.items():
             queue = draft.books.lanes[lane_of(position)]
             draft.books.shrink(queue, size)
-            taken[queue] += 1
-        return taken
+            struck[queue] += 1
+        return struck

@@ -113,13 +113,13 @@ class Segment:
 
     # -- content
 
-    def rows(self, position: int, limit: int) -> Iterator[Row]:
+    def rows(self, position: int) -> Iterator[Row]:
         """The messages of one lane from *position* on.
 
         Raises:
             Damaged: when it comes to one that is not what was written.
         """
-        return self._rows(position, first_of(lane_of(position) + 1), limit)
+        return self._rows(position, first_of(lane_of(position) + 1), -1)
 
     def rows_of_all(self, position: int, limit: int) -> Iterator[Row]:
         """The same, of all lanes: first all that are in the lane of *position*, then those of the next."""

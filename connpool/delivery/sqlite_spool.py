@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
+from connpool.delivery.faults import NoSpaceError
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Listener, Teller
@@ -103,7 +104,14 @@ class SQLiteSpool:
         return oldest
 
     def remove(self, positions: Sequence[int]) -> None:
-        self._do(partial(self._keeper.ledger.remove, positions=positions))
+        try:
+            self._do(partial(self._keeper.ledger.remove, positions=positions))
+            return
+        except NoSpaceError:
+            pass
+        # A removal, too, needs space in the log. Until there is some they are gone for this process alone.
+        self._do(partial(self._keeper.ledger.remove_later, positions=positions))
+        self._keeper.start_over()
 
     def release(self, positions: Sequence[int]) -> None:
         self._require_open()
@@ -161,10 +169,18 @@ class SQLiteSpool:
 
     def _close(self, timeout: float | None) -> None:
         try:
+            if self._keeper.ledger.late:
+                self._make_good()
             self._keeper.close(timeout)
         finally:
             self._tell()
             self._teller.log_dropped(clock.now(), is_last=True)
+
+    def _make_good(self) -> None:
+        try:
+            self._do(self._keeper.ledger.keep_within)
+        except SpoolError:  # there is still no space, or it is closed: they will come again
+            pass
 
     def _require_open(self) -> None:
         if self._keeper.is_closed:

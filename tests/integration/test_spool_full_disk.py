@@ -1,0 +1,119 @@
+"""A disk that is really full: a small one, mounted for a process of its own, where that is allowed."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.scripts import run_program
+
+MOUNT = """
+    import ctypes, os, sys
+    libc = ctypes.CDLL(None, use_errno=True)
+    NEW_MOUNTS, PRIVATE = 0x20000, 1 << 14 | 1 << 18
+    if libc.unshare(NEW_MOUNTS) or libc.mount(b"none", b"/", None, PRIVATE, None):
+        sys.exit("not allowed")
+    if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=3m"):
+        sys.exit("not allowed")
+    from connpool import SpoolError, SQLiteSpool
+    path = os.path.join(sys.argv[1], "spool.db")
+    size = 10_000
+
+    def fill(spool):
+        put = 0
+        try:
+            while True:
+                spool.put(["a"], bytes(size), put.to_bytes(16, "big"))
+                put += 1
+        except SpoolError as error:
+            assert path in str(error) and "full" in str(error), error
+        return put
+
+    def drain(spool):
+        seen = []
+        while items := spool.peek("a", 20, 10_000_000):
+            seen += [int.from_bytes(item.id, "big") for item in items]
+            spool.remove([item.position for item in items])
+        return seen
+"""
+
+
+def on_a_small_disk(folder: Path, text: str) -> list[str]:
+    ran = run_program(textwrap.dedent(MOUNT) + textwrap.dedent(text), folder)
+    if ran.err.strip() == "not allowed":
+        pytest.skip("no file system may be mounted here")
+    assert ran.err == ""
+    return ran.out.splitlines()
+
+
+def test_what_a_full_disk_holds_can_be_sent_once_and_then_it_takes_messages_again(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path, max_age=1_000_000)
+        for _ in range(3):
+            put = fill(spool)
+            assert put > 50 and spool.count("a") == put, put
+            assert drain(spool) == list(range(put))
+            assert spool.counts() == {}
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(spool.counts(), spool.damage)
+        spool.close()
+        """,
+    )
+    assert said == ["{} None"]
+
+
+def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+        more = fill(spool)
+        first = [item.position for item in spool.peek("a", 20, 10_000_000)]
+        spool.remove(first)
+        spool.remove(first)
+        print(spool.count("a") == 40 + more, spool.move("a", ["b"], 0))
+        ballast.truncate(0)
+        ballast.close()
+        spool.adopt()
+        spool.close()
+        spool = SQLiteSpool(path)
+        ids = [int.from_bytes(item.id, "big") for item in spool.peek("a", 1_000, 10_000_000)]
+        print(ids == [*range(20, 60), *range(more)], spool.damage)
+        spool.close()
+        """,
+    )
+    assert said == ["True 0", "True None"]
+
+
+def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path, max_messages=2)
+        for n in range(5):
+            (last,) = spool.put(["b"], b"1", n.to_bytes(16, "big"))
+        spool.remove([item.position for item in spool.peek("b", 9, 9)])
+        spool.close()
+        spool = SQLiteSpool(path)
+        fill(spool)
+        drain(spool)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(spool.counts(), spool.put(["b"], b"1", bytes(16))[0] % 2**48 > last % 2**48)
+        spool.close()
+        """,
+    )
+    assert said == ["{'b': SpoolCount(messages=0, bytes=0, dropped=3)} True"]
