@@ -50,17 +50,18 @@ def link_of(sender: Broadcaster) -> Link:
 
 def test_what_leaves_the_spool_while_a_worker_looks_into_it_is_not_sent_again(a):
     spool = Paced()
-    is_peeked = threading.Event()
+    is_peeked, is_out = threading.Event(), threading.Event()
     with broadcasting(a, spool=spool, write_ahead=True) as sender:
         assert sender.wait_ready(GUARD)
         link = link_of(sender)
 
         def peeked() -> None:
             is_peeked.set()
-            until(lambda: not link.done, "the end of the other's removal")
+            assert is_out.wait(GUARD)
 
         def send() -> None:
             sender.broadcast(b"m-0")
+            is_out.set()
 
         def flush() -> None:
             until(lambda: link.done, "a message that was sent and not yet removed")
