@@ -67,9 +67,11 @@ class FileLock:
                 lock = cls(path, FileIO(path, "ab", opener=_open_private))
                 try:
                     fcntl.flock(lock._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                except OSError as error:
                     lock.abandon()
-                    return None
+                    if isinstance(error, BlockingIOError):
+                        return None
+                    raise
             if identity(path) == _identity(os.fstat(lock._file.fileno())):
                 return lock
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more

@@ -1,0 +1,136 @@
+"""Files that one owner has to itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from connpool import SpoolError
+from connpool.wire import disk
+from connpool.wire.disk import FileLock
+from tests.helpers.forks import in_child
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_lock_excludes_others_in_the_same_process_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock.try_take(path)
+    assert lock is not None
+    assert FileLock.try_take(path) is None
+    assert mode_of(path) == 0o600
+
+    lock.end()
+    lock.end()
+    assert not path.exists()
+    again = FileLock.try_take(path)
+    assert again is not None
+    again.end()
+
+
+def test_a_lock_that_is_dropped_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock.try_take(path)
+    assert lock is not None
+    del lock
+    assert not path.exists()
+
+
+def test_a_forked_child_neither_has_nor_ends_its_parents_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock.try_take(path)
+    assert lock is not None
+
+    def child() -> tuple[bool, bool]:
+        lock.end()
+        return FileLock.try_take(path) is None, path.exists()
+
+    assert in_child(child) == (True, True)
+    assert FileLock.try_take(path) is None
+    lock.end()
+
+
+def test_who_has_opened_a_lock_file_that_is_removed_meanwhile_looks_again(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.lock"
+    real, left = disk.fcntl.flock, [2]
+
+    def flock(file, how) -> None:
+        if left[0]:
+            left[0] -= 1
+            path.unlink()  # the last owner ends just now
+        real(file, how)
+
+    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    lock = FileLock.try_take(path)
+    assert lock is not None
+    assert path.exists()
+    assert left == [0]
+    assert FileLock.try_take(path) is None
+    lock.end()
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_is_an_error(tmp_path, monkeypatch) -> None:
+    def flock(file, how) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    with pytest.raises(SpoolError, match=f"spool {tmp_path / 'a.lock'}: No locks available"):
+        FileLock.try_take(tmp_path / "a.lock")
+
+
+def test_a_new_file_is_private_and_an_old_one_is_left_as_it_is(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"content")
+    old.chmod(0o640)
+    disk.create(new)
+    disk.create(old)
+
+    assert (new.read_bytes(), mode_of(new)) == (b"", 0o600)
+    assert (old.read_bytes(), mode_of(old)) == (b"content", 0o640)
+
+
+def test_a_renewed_file_is_another_with_the_same_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    path.chmod(0o640)
+    before = disk.identity(path)
+    disk.renew(path)
+
+    assert disk.identity(path) != before
+    assert (path.read_bytes(), mode_of(path)) == (b"content", 0o640)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_files_are_found_by_the_whole_of_their_names(tmp_path: Path) -> None:
+    for name in ("a.db", "a.db.2", "a.db.10", "aXdb", "a.db.2-wal", "xa.db"):
+        (tmp_path / name).touch()
+    found = disk.names_like(tmp_path / "a.db", r"(\.\d+)?")
+    assert [path.name for path in found] == ["a.db", "a.db.10", "a.db.2"]
+
+
+def test_what_is_not_there_has_no_size_and_is_removed_already(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    assert (disk.size_of(path), disk.identity(path)) == (None, None)
+    disk.remove(path)
+    path.write_bytes(b"12345")
+    assert disk.size_of(path) == 5
+
+
+def test_every_error_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "file"
+    for call in (
+        lambda: disk.create(path),
+        lambda: disk.rename(path, tmp_path / "x"),
+        lambda: disk.renew(path),
+        lambda: disk.names_like(path, ""),
+        lambda: disk.reading(path).__enter__(),
+        lambda: FileLock.try_take(path),
+    ):
+        with pytest.raises(SpoolError, match=f"spool {path}: No such file or directory"):
+            call()
