@@ -15,7 +15,7 @@ from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.keeper import HEIRLOOM, Keeper, lock_of
 from connpool.delivery.limits import Limits
-from connpool.delivery.mend import mend, open_whole, remove_file
+from connpool.delivery.mend import mend, open_whole, remove_attached, remove_file
 from connpool.delivery.rows import END, Row
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolError
@@ -44,7 +44,9 @@ def adopt(keeper: Keeper) -> Counter[str]:
         except SpoolError as error:
             if path not in keeper.shunned:
                 keeper.shunned.add(path)
-                logger.warning("spool %s: cannot take over what another has left: %s", keeper.base, error)
+                logger.warning(
+                    "spool %s: cannot take over what another has left: %s", keeper.base, str(error)
+                )
         adopted += _take_all_in(keeper)
     return adopted
 
@@ -74,6 +76,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
             with Told(path):
                 segment.settle()
             segment.close()
+            remove_attached(path)  # or it would be taken for what belongs to the next file of that name
             disk.rename(path, _heirloom(keeper))
         else:
             segment.close()

@@ -206,7 +206,7 @@ class Keeper:
                 job.outcome = job.work(draft)
             except SpoolError as error:  # it has changed nothing that must be undone
                 job.error = error
-        self.ledger.write(draft)
+        self.ledger.written(draft)
         if draft.gone:
             segment.tidy()
         self._unsettled = jobs, draft

@@ -18,7 +18,7 @@ from connpool.errors import SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 
-__all__ = ["mend", "open_whole", "remove_file"]
+__all__ = ["mend", "open_whole", "remove_attached", "remove_file"]
 
 ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
 ASIDE: Final = ".damaged-"
@@ -37,14 +37,14 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     Raises:
         SpoolError: it cannot be opened, for a reason that is no damage.
     """
-    for mended in disk.names_like(path, MENDED + ".*"):  # the process was ended in the midst of it
-        aside = _swap(path, mended)
-        recovered = Segment(path).books.messages
-        tell(SpoolDamaged("", clock.now(), str(path), str(aside), recovered, 0), "mended before")
+    asides = [_swap(path, mended) for mended in disk.names_like(path, MENDED + ".*")]  # its mender has died
     try:
-        return Segment(path)
+        segment = Segment(path)
     except Damaged as damage:
-        return mend(path, str(damage), tell)
+        segment = mend(path, str(damage), tell)
+    for aside in asides:
+        tell(_event(path, aside, segment.books.messages, 0), "mended before")
+    return segment
 
 
 def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
@@ -66,16 +66,24 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
         recovered, lost = _write(draft, Salvage(database, log))
     mended = _free_name(path)
     disk.rename(draft, mended)  # from here on it is this one that counts
-    aside = _swap(path, mended)
-    lost = max(lost, known - recovered)
-    tell(SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost), why)
+    tell(_event(path, _swap(path, mended), recovered, max(lost, known - recovered)), why)
     return Segment(path)
 
 
 def remove_file(path: Path) -> None:
     """Remove *path* and what belongs to it."""
-    for ending in (*ATTACHED, ""):
+    remove_attached(path)
+    disk.remove(path)
+
+
+def remove_attached(path: Path) -> None:
+    """Remove what SQLite keeps beside *path*, which is closed and needs none of it."""
+    for ending in ATTACHED:
         disk.remove(path.with_name(path.name + ending))
+
+
+def _event(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamaged:
+    return SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost)
 
 
 def _write(draft: Path, found: Salvage) -> tuple[int, int]:
@@ -119,10 +127,10 @@ def _placed(row: Row, queues: dict[int, bytes]) -> Row:
 
 def _free_name(path: Path) -> Path:
     """What the mended file is called until it is swapped; it says what the damaged one will be called."""
-    name = f"{path.name}{ASIDE}{clock.stamp()}"
-    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    free = next(free for free in names if disk.size_of(path.with_name(free)) is None)
-    return path.with_name(free.replace(ASIDE, MENDED))
+    stamp = clock.stamp()
+    endings = itertools.chain([stamp], (f"{stamp}-{n}" for n in itertools.count(2)))
+    free = next(e for e in endings if disk.size_of(path.with_name(path.name + ASIDE + e)) is None)
+    return path.with_name(path.name + MENDED + free)
 
 
 def _swap(path: Path, mended: Path) -> Path:

@@ -26,12 +26,11 @@ STEP: Final = 64  # pages given back after one transaction; moving one costs abo
 
 
 class Segment:
-    """An open file. All calls but ``close`` on the thread that has the spool's baton.
+    """An open file. For one thread at a time.
 
     Attributes:
         path: Where it is.
-        books: What is in it, as of the last commit.
-        is_durable: Whether commits are flushed to the disk before they return.
+        books: What was in it when it was opened.
 
     Raises:
         Damaged: the file must be mended first.
