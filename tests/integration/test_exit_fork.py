@@ -286,6 +286,7 @@ def test_a_child_says_no_goodbye_on_connections_of_the_parent(driver: type[Drive
             served.until_received(b"ALIVE")
             assert served.received == b"ALIVE"
         pools[0].close()
+        server.until_accepts(2)
         server.until_open(0)
         assert server.received == [b"ALIVEBYE"] * 2
 

@@ -59,6 +59,7 @@ def test_a_child_that_ends_in_the_ordinary_way_says_no_goodbye_either(ending: st
         text = GOODBYES.replace("HAS_FILENO", fileno).replace("ENDING", ending)
         ran = run_program(text, server.port, flags=QUIET)
         assert (ran.status, ran.out, ran.err) == (0, "", "")
+        server.until_accepts(2)  # the program may be over before the server has seen all of it
         server.until_open(0)
         assert server.received == [b"ALIVE", b"ALIVE"]
 
