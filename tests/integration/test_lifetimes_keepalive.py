@@ -127,9 +127,11 @@ def test_validation_does_not_change_who_is_lent_next(clock: FakeClock) -> None:
         for _ in range(3):
             clock.advance(10.5)
             settle(pool)
+            until(lambda: pool.stats().idle == 3)
             assert turn(pool) is last
         clock.advance(5.5)  # the others are due, the one last used is not
         settle(pool)
+        until(lambda: pool.stats().idle == 3)
         assert turn(pool) is last
 
 
