@@ -92,7 +92,7 @@ class Link:
         self.unfinished: Unfinished | None = None
         self.begun: Unfinished | None = None  # the same without a spool: the holder's, whatever becomes of it
         self.own: set[int] = set()  # in the spool, but their senders are about to send them
-        self.done: set[int] = set()  # sent, and about to leave the spool
+        self.done: set[int] = set()  # sent, and about to leave the spool, or just gone
         self.taken = 0  # the last position that a worker has taken from the queue
         self._turns = Turns()  # of those who wait to become the holder
         self._freed: Gate = threading.Lock()  # opened when there is no holder any more
@@ -120,16 +120,16 @@ class Link:
                 or self.is_flushing
                 or (self.spool is not None and self._has_older(position))
             ):
-                return Outcome.BEHIND
+                return self._fall_behind(position)
             n_sent = strand.line.look_and_push(data)
             if n_sent == len(data):
                 if position:
-                    self.done.add(position)
+                    self.note_sent(position)
                 return Outcome.SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD
             if n_sent == 0 and not strand.line.is_midway:
-                return Outcome.BEHIND
+                return self._fall_behind(position)
             begun = Unfinished(strand, data[n_sent:], message, position)
             if self.spool is not None:
                 self.unfinished = begun
@@ -155,12 +155,24 @@ class Link:
                 return Outcome.DEAD
             is_behind = self.spool is not None and self._has_older(position)
             if self.holder is not None or self.is_flushing or is_behind:
-                return Outcome.BEHIND
+                return self._fall_behind(position)
             if not strand.line.is_alive():
                 return Outcome.DEAD
             self.holder = "sender"
             strand.n_users += 1
             return strand
+
+    def _fall_behind(self, position: int) -> Outcome:
+        """The spool has it, or will: a worker sends it, and what comes after it until nothing is left."""
+        if self.spool is not None:
+            self.is_flushing = True
+            self.own.discard(position)
+        return Outcome.BEHIND
+
+    def note_sent(self, position: int) -> None:
+        """With ``writing`` held: the peer has what lies in the spool at *position*."""
+        self.own.discard(position)
+        self.done.add(position)
 
     def _has_older(self, position: int) -> bool:
         """Whether anything waits in the spool that must be sent before, or that somebody sends just now."""
@@ -206,9 +218,14 @@ class Link:
 
     # -- a connection's beginning and end
 
-    def adopt(self, strand: Strand) -> None:
-        """Have *strand* from now on. Only the worker does this, while there is none: it needs no lock."""
+    def adopt(self, strand: Strand, *, is_behind: bool) -> None:
+        """Have *strand* from now on. Only the worker does this, while there is none: it needs no lock.
+
+        Args:
+            is_behind: Something waits in the spool, to be sent first.
+        """
         self.unfinished = None
+        self.is_flushing = is_behind
         self.strand = strand
 
     def drop(self, strand: Strand) -> tuple[bool, Strand | None]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -28,8 +28,6 @@ from connpool.wire.framing import Identifying
 
 __all__ = ["Office", "Plan"]
 
-CHANCE: Final = random.Random()
-
 START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
 
 logger = logging.getLogger("connpool.delivery")
@@ -44,6 +42,11 @@ class Plan:
     delivery: Delivery
 
 
+def _look_again(office: Office | None) -> None:
+    if office is not None:
+        office.on_strands()
+
+
 class Office:
     """The state of one broadcaster.
 
@@ -56,6 +59,9 @@ class Office:
         self.name = pool.name
         self.spool = spool
         self.settings = settings
+        framing = settings.framing
+        # Asked once: to look at a protocol takes longer than to send a message.
+        self._identifying = framing if isinstance(framing, Identifying) else None
         self.clock: Clock = pool._lender.clock
         self._lock = threading.RLock()
         self.roster = Roster(spool, fail_back_after=settings.fail_back_after, failover=settings.failover)
@@ -64,15 +70,13 @@ class Office:
         self._due_at = math.inf  # when the next turn is needed, as far as that is not passed on yet
         self._switches: deque[tuple[int, int | None]] = deque()  # of the active group, to be logged
         self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
-        self.mailbox = Mailbox(self._lock, pool.name, self._on_interest)
+        me = weakref.ref(self)  # a thread that waits at the mailbox must not keep a forgotten broadcaster
+        self.mailbox = Mailbox(self._lock, pool.name, lambda: _look_again(me()))
         self.kept: Kept | None = None  # who is given turns: the broadcaster
         self.start_worker: Callable[[Link], bool] = lambda link: False
         self.stop_worker: Callable[[], object] = lambda: None
         self.hear_out: Callable[[Strand], object] = lambda strand: None  # take in a peer's last words
         self.on_strands: Callable[[], object] = lambda: None  # connections have come or gone; input is wanted
-
-    def _on_interest(self) -> None:
-        self.on_strands()
 
     # -- the route
 
@@ -102,7 +106,8 @@ class Office:
             link.last_error = None
             link.is_wanted = False
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
-            link.adopt(strand)  # whoever finds it broken waits for this lock before saying so
+            is_behind = self.spool is not None and not self.is_closed and self.spool.count(link.queue) > 0
+            link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
             self._publish_locked()
             is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()
@@ -181,6 +186,7 @@ class Office:
         if strand is None:
             return
         self.hear_out(strand)
+        strand.line.drain()
         try:
             strand.conn.terminate(error)
         except Exception:
@@ -282,13 +288,14 @@ class Office:
         Raises:
             FramingError: it cannot be framed.
         """
-        framing = self.settings.framing
-        return framing.encode_as(message, id) if isinstance(framing, Identifying) else framing.encode(message)
+        if self._identifying is None:
+            return self.settings.framing.encode(message)
+        return self._identifying.encode_as(message, id)
 
     @property
     def is_identified(self) -> bool:
         """Whether the peers get to see the ids of messages."""
-        return isinstance(self.settings.framing, Identifying)
+        return self._identifying is not None
 
     def describe_links(self) -> tuple[LinkInfo, ...]:
         """Each link as it stands."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from connpool.delivery.link import Link, Outcome
 from connpool.delivery.office import Office, Plan
+from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Parcel, Writing
 from connpool.errors import NoEndpointError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
@@ -105,6 +106,7 @@ class Sending:
             for link in late:
                 if outcomes[link] is Outcome.BEGUN:
                     office.lower(link, error)  # the peer has a part of a message that has no rest
+                office.kick(link)
             if isinstance(error, SpoolError) and sent:
                 logger.warning("broadcaster %r: no copy for %s: %s", office.name, ", ".join(queues), error)
                 return Delivery(sent=sent, group=number, refused=queues, id=parcel.id)
@@ -132,11 +134,11 @@ class Sending:
             positions = spool.put([link.queue for link in links], parcel.message, parcel.id)
             delivery = self._send_ahead(number, dict(zip(links, positions, strict=True)), parcel)
             if delivery is not None:
-                spool.remove(stale)
+                take_out(office, stale)
                 return delivery
             stale.extend(positions)
         delivery = self._put_aside(parcel)
-        spool.remove(stale)
+        take_out(office, stale)
         return delivery
 
     def _send_ahead(self, number: int, positions: dict[Link, int], parcel: Parcel) -> Delivery | None:
@@ -153,14 +155,16 @@ class Sending:
                 with link.writing:
                     link.own.discard(position)
         arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
-        if arrived:
-            spool.remove(arrived)
+        is_out = take_out(office, arrived)
         for link, outcome in outcomes.items():
             with link.writing:
-                link.done.discard(positions[link])
+                if is_out and not link.is_flushing:  # a worker may have looked before it was out
+                    link.done.discard(positions[link])
+                elif outcome is Outcome.SENT and not is_out:
+                    link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
                 self._writing.bury(link)
-            elif outcome is not Outcome.SENT:
+            elif outcome is not Outcome.SENT or not is_out:
                 office.kick(link)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None

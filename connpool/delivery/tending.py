@@ -22,6 +22,7 @@ __all__ = ["NotConfirmedError", "Tending", "confirm"]
 
 BATCH: Final = 512  # messages
 BATCH_BYTES: Final = 262_144
+SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
 BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 
 logger = logging.getLogger("connpool.delivery")
@@ -43,6 +44,18 @@ def confirm(how: Confirm | None, strand: Strand, message: bytes) -> None:
         how(strand.conn, message)
     except Exception as error:
         raise NotConfirmedError from error
+
+
+def take_out(office: Office, positions: list[int]) -> bool:
+    """What lies in the spool at *positions* has arrived. False: it cannot be taken out just now."""
+    assert office.spool is not None
+    try:
+        if positions:
+            office.spool.remove(positions)
+    except SpoolError:
+        logger.exception("broadcaster %r: what was sent cannot be taken out of the spool", office.name)
+        return False
+    return True
 
 
 class Tending:
@@ -166,7 +179,7 @@ class Tending:
         with link.writing:
             link.unfinished = None
             if begun.position:
-                link.done.add(begun.position)
+                link.note_sent(begun.position)
         self._remove(link, [begun.position] if begun.position else [])
         return True
 
@@ -187,8 +200,9 @@ class Tending:
             if self._share_out(link):
                 continue
             with link.writing:
-                if spool.count(link.queue) <= len(link.own) + len(link.done):
+                if spool.count(link.queue) <= len(link.own):  # what is done may have left already, or not
                     link.is_flushing = False
+                    link.done.clear()
                     return True
         return False
 
@@ -196,14 +210,17 @@ class Tending:
         """The next messages of the queue that nobody else has sent."""
         spool = self._office.spool
         assert spool is not None
-        batch = spool.peek(link.queue, BATCH, BATCH_BYTES)
+        rate = self._office.settings.flush_rate
+        most = BATCH if rate is None else max(1, min(BATCH, int(rate * SLICE)))
+        with link.writing:
+            gone = frozenset(link.done)  # before the look: during it they may leave the spool, and ``done``
+        batch = spool.peek(link.queue, most, BATCH_BYTES)
         with link.writing:
             if batch:
                 link.taken = max(link.taken, batch[-1].position)
-            sent = [each.position for each in batch if each.position in link.done]
+        sent = [each.position for each in batch if each.position in gone]
         if sent:  # by their own senders, who are about to remove them
             spool.remove(sent)
-            gone = set(sent)
             batch = [each for each in batch if each.position not in gone]
         return batch
 
@@ -235,19 +252,14 @@ class Tending:
                 self._pause(max(0.0, len(arrived) / rate - (real.now() - began)))
 
     def _remove(self, link: Link, positions: list[int]) -> None:
-        spool = self._office.spool
-        if spool is None or not positions:
+        if self._office.spool is None or not positions:
             return
-        try:
-            spool.remove(positions)
-        except SpoolError:
-            logger.exception(
-                "broadcaster %r: what was sent to %s cannot be taken out of the spool: it may be sent again",
-                self._office.name,
-                link.queue,
-            )
+        is_out = take_out(self._office, positions)
         with link.writing:
-            link.done.difference_update(positions)
+            if is_out:
+                link.done.difference_update(positions)
+            else:
+                link.done.update(positions)  # tried again with the next batch, but not sent again
 
     def _share_out(self, link: Link) -> bool:
         """Put what waits for everybody into the queues of the active group. False: there is nothing."""
@@ -261,6 +273,9 @@ class Tending:
             if active is None or active not in link.groups or link.state is not LinkState.ALIVE:
                 return False
             links = office.roster.groups[active]
+        for other in links:
+            with other.writing:
+                other.is_flushing = True  # by now: what comes next comes after what is moved
         n_moved = spool.move(GLOBAL, [each.queue for each in links], BATCH)
         for other in links:
             if other is not link:

@@ -26,12 +26,18 @@ class Watch:
     """
 
     def __init__(self, office: Office) -> None:
-        self._office = weakref.ref(office)
+        self._office = weakref.ref(office, lambda _: self._wake())
         self._name = f"connpool-watch-{office.name}"
         self._lock = threading.Lock()  # guards the thread's coming and going
         self._poller: Poller | None = None
         self._thread: threading.Thread | None = None
         self._is_over = False
+
+    def _wake(self) -> None:
+        """A finaliser's: takes no lock."""
+        poller = self._poller
+        if poller is not None:
+            poller.wake()
 
     def look(self) -> None:
         """Connections have come or gone, or somebody wants input: see to it. Starts the thread."""
@@ -175,6 +181,8 @@ class Watch:
             to_close = link.leave(strand)
             if office is not None:
                 office.close_strand(to_close)
+            else:
+                strand.conn.terminate()  # forgotten, with nobody else left to do it
         with self._lock:
             if self._poller is poller:
                 self._poller = self._thread = None

@@ -65,7 +65,7 @@ class Writing:
         finally:
             if is_sent and position:
                 with link.writing:
-                    link.done.add(position)
+                    link.note_sent(position)
             to_close = link.free(strand)
             if not is_sent:
                 office.lower(link, error, strand)
@@ -81,7 +81,7 @@ class Writing:
             self.bury(link)
         elif outcome is Outcome.BEGUN and self._office.spool is None:
             self.wait_and_write(link, outcome, parcel)
-        elif outcome is Outcome.BEGUN:
+        elif self._office.spool is not None:
             link.settle(0)
             self._office.kick(link)
 

@@ -19,6 +19,7 @@ __all__ = ["BROKEN", "Line", "Poller"]
 
 BROKEN: Final = -1  # instead of a number of bytes
 CHUNK: Final = 65_536
+MOST_DRAINED: Final = 100  # chunks; who goes on talking is not waited for
 SLICE: Final = 0.25  # seconds after which a long wait looks whether it was called off
 
 _HUNG_UP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
@@ -130,6 +131,12 @@ class Line:
         except (OSError, ValueError) as error:
             self._break(error)
             return None
+
+    def drain(self) -> None:
+        """Read away what nobody wants: closed with input unread it would be reset, and eat what was sent."""
+        for _ in range(MOST_DRAINED):
+            if not self.pull():
+                break
 
     def has_more(self) -> bool:
         """Whether decrypted bytes lie ready that no poll tells of."""

@@ -64,6 +64,11 @@ class Sink(ScriptedServer):
         sockets = [connection._transport.sock for connection in self.connections if connection.ending is None]
         return bool(select.select(sockets, [], [], 0)[0])
 
+    def kill(self) -> None:
+        """Reset every connection, those too that the system has made and this server is about to accept."""
+        until(lambda: established(self.port) <= self.open, "the acceptance of all connections")
+        super().kill()
+
     def until_lines(self, n: int) -> list[bytes]:
         """Wait until there are *n* lines at least, and return all."""
         until(lambda: self.n_lines >= n, f"{n} lines, of which {self.n_lines} have come,")
@@ -97,6 +102,12 @@ def acknowledged(conn: Connection, message: bytes) -> None:
     """A ``confirm`` for sinks that answer; checks that the answer is the one to *message*."""
     answer = conn.recv_until(b"\n", 1_000_000, timeout=GUARD)
     assert answer == b"got %b\n" % message, (answer, message)
+
+
+def established(port: int) -> int:
+    """How many connections with *port* as their own the system has that neither side has ended."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[3] == "01" and row[1].endswith(f":{port:04X}") for row in rows)
 
 
 def narrow() -> SocketConnector:

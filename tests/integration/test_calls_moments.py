@@ -139,6 +139,47 @@ def test_a_channel_that_is_passed_on_in_the_moment_in_which_its_pool_is_closed_i
     assert not pool._switch.ledger.lines
 
 
+def test_a_channel_that_another_call_takes_in_the_moment_in_which_it_is_found_is_not_used_twice(pool):
+    class Rival(deque):
+        """Somebody on the fast path takes the first key just after the others were told of it."""
+
+        def copy(self):
+            found = list(self)
+            taken.append(self.popleft())
+            return found
+
+    taken: list[object] = []
+    tape = Tape()
+    pool.init(tape)
+    ledger = pool._switch.ledger
+    resource, idle = ledger.resources[RESOURCE], ledger.idle[RESOURCE]
+    resource.idle = Rival(idle)
+    with pytest.raises(CallTimeoutError):
+        pool.call(RESOURCE, "get", where=lambda info: True, timeout=0)
+    assert tape.calls == []
+    assert [key.line.channel for key in taken] == [tape]
+    resource.idle = idle
+
+
+def test_whose_filter_takes_long_keeps_its_place(pool):
+    def slow(info: ChannelInfo) -> bool:
+        callers.extend(queue_up(pool, ["quick"]))
+        return True
+
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    callers = [Caller(pool, "running")]
+    assert held.begun.acquire(timeout=10)
+    callers.append(Caller(pool, "slow", where=slow))
+    until(lambda: n_waiting(pool) == 2)
+    for _ in range(3):
+        held.may_end.release()
+    for caller in callers:
+        caller.outcome()
+    assert tape.calls == ["running", "slow", "quick"]
+
+
 # -- a channel is new
 
 

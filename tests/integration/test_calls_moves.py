@@ -399,3 +399,11 @@ def test_a_channel_that_has_expired_is_neither_shown_nor_taken_out(still, clock)
     clock.advance(5)
     assert still.map(RESOURCE, lambda info: info.channel) == [young]
     assert [info.channel for info in still.pop(resource=RESOURCE)] == [young]
+
+
+def test_a_channel_that_is_given_a_ttl_later_is_closed_without_any_traffic_too():
+    with CallPool() as pool:
+        tape = Tape()
+        pool.init(tape)
+        pool.update(RESOURCE, lambda info: attrs.evolve(info, ttl=0.05))
+        until(lambda: tape.closes == 1)

@@ -414,6 +414,7 @@ def test_a_handler_that_hangs_holds_up_no_sender_and_no_reconnection(a):
     with broadcasting(a) as sender:
         sender.on(ALIVE, handler)
         assert hanging.wait(GUARD)
+        a.until_accepts(1)
         try:
             a.kill()
             a.until_accepts(2)

@@ -204,3 +204,23 @@ def test_one_that_is_closed_just_when_a_call_takes_its_connection_in_hand_sends_
     assert sockets.stats().size == 0
     server.connections[0].until_ended()
     assert server.connections[0].received == b""
+
+
+def test_one_that_was_opened_again_after_it_broke_survives_an_answer_that_cannot_be_decoded(
+    pool, sockets, server
+):
+    class Numbers(SocketChannel):
+        def decode(self, method, message):
+            return int(message)
+
+    server.script = [Answer(b"", times=1, delimiter=b"\n"), Reset()]
+    pool.init(Numbers(sockets, "upper", {"5", "x"}), revive=True)
+    server.until_accepts(1)
+    server.script = UPPER
+    with pytest.raises(ChannelClosedError):
+        pool.call("upper", "5", timeout=5)
+    until(lambda: pool.resources() == ["upper"])
+    with pytest.raises(ValueError, match="invalid literal"):
+        pool.call("upper", "x", timeout=5)
+    assert pool.call("upper", "5", timeout=5) == 5
+    assert server.accepts == 2

@@ -1,0 +1,375 @@
+"""The end of a broadcaster, asked for or not: nothing is lost by it, nothing is left behind, and it comes."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connpool import (
+    Broadcaster,
+    ConnectionPool,
+    Lines,
+    LinkEvent,
+    LinkState,
+    MemorySpool,
+    NoEndpointError,
+    PoolClosedError,
+    SocketConnector,
+    SpoolError,
+)
+from connpool.testing import Send, ServedConnection
+from tests.helpers.forks import in_child
+from tests.helpers.scripts import run_program
+from tests.helpers.sinks import GUARD, MUCH, Sink, broadcasting, fill, narrow, numbered
+from tests.helpers.switchboard import until
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
+
+
+@pytest.fixture
+def a() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+@pytest.fixture
+def b() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+class Lasting(MemorySpool):
+    """Can be looked at after its close."""
+
+    left = -1
+
+    def close(self) -> None:
+        if self.left < 0:
+            self.left = sum(count.messages for count in self.counts().values())
+        super().close()
+
+
+def all_alive(sender: Broadcaster) -> None:
+    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+
+
+# -- close
+
+
+def test_after_the_end_every_call_says_so_or_does_nothing(a):
+    with broadcasting(a) as sender:
+        sender.broadcast(b"hello")
+        assert sender.close() == 0
+        assert sender.close() == 0
+        for call in (sender.broadcast, sender.broadcast_async):
+            with pytest.raises(PoolClosedError, match="'sensors' is closed"):
+                call(b"late")
+        assert sender.recv(0) is None
+        assert sender.check_event(0) == 0
+        assert sender.flush(1) == 0
+        assert sender.unsent().total == 0
+        assert not sender.ready
+        assert not sender.wait_ready(0.1)
+        sender.sweep()
+        sender.mark_dead(a.endpoint)
+        sender.mark_alive(a.endpoint)
+        sender.pool.route = "elsewhere:1"
+        assert "0 of" in repr(sender)
+        assert sender.pool.stats().opening == 0
+
+
+def test_the_end_gives_back_all_connections_and_threads_of_a_pool_that_lives_on(a, b):
+    pool = ConnectionPool(f"{a.endpoint} && {b.endpoint}")
+    before = set(threading.enumerate())
+    for _ in range(3):
+        with Broadcaster(pool, framing=Lines()) as sender:
+            sender.on(LinkEvent.DEAD, lambda *_: None)
+            sender.recv(0)
+            all_alive(sender)
+            sender.broadcast_async(b"hello").result(GUARD)
+        until(lambda: pool.stats().size == 0)
+        mine = {t for t in set(threading.enumerate()) - before if t.name.startswith("connpool")}
+        assert {t.name for t in mine} <= {"connpool-reaper"}
+    with pool.try_connect() as conn:
+        conn.sendall(b"by hand\n")
+    until(lambda: b"by hand" in a.lines + b.lines)
+    pool.close()
+
+
+def test_what_waits_for_living_members_is_sent_before_the_end(a):
+    a.is_deaf = True
+    with broadcasting(a, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        n = fill(sender, lambda: sender.unsent().total > 3)
+        threading.Timer(0.1, lambda: setattr(a, "is_deaf", False)).start()
+        assert sender.close() == 0
+        assert a.until_lines(n) == [b"f" * MUCH] * n
+
+
+def test_an_end_that_may_not_last_tells_how_many_messages_are_unsent(a):
+    a.is_deaf = True
+    with broadcasting(a, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        fill(sender, lambda: sender.unsent().total > 3)
+        with taking(0, 3.0):
+            assert sender.close(0.1) >= 1
+
+
+def test_the_end_does_not_wait_for_the_dead(a):
+    a.stop()
+    with broadcasting(a) as sender:
+        sender.broadcast(b"hello")
+        with taking(0, 3.0):
+            assert sender.close() == 1
+
+
+def test_the_end_breaks_off_a_dial_that_hangs(a):
+    a.black_hole()
+    with broadcasting(a, pool_settings={"connect_timeout": 60}) as sender, taking(0, 3.0):
+        assert sender.close() == 0
+
+
+def test_the_end_lets_a_sender_go_that_waits_for_a_peer(a):
+    a.is_deaf = True
+    outcome: list[object] = []
+
+    def send() -> None:
+        try:
+            while True:
+                outcome.append(sender.broadcast(b"x" * MUCH))
+        except (NoEndpointError, PoolClosedError) as error:
+            outcome.append(error)
+
+    with broadcasting(a, spool=None, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        thread = threading.Thread(target=send)
+        thread.start()
+        until(lambda: a.has_unread)
+        sender.close(0.1)
+        thread.join(GUARD)
+        assert not thread.is_alive()
+        assert isinstance(outcome[-1], Exception)
+
+
+def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_delivered(a):
+    accepted: list[bytes] = []
+
+    def send(who: str) -> None:
+        for message in numbered(100_000, who=who):
+            try:
+                delivery = sender.broadcast(message)
+            except (PoolClosedError, SpoolError):
+                return
+            if delivery.sent:
+                accepted.append(message)
+
+    def close() -> None:
+        a.until_lines(200)
+        sender.close()
+
+    with broadcasting(a) as sender:
+        together(*(lambda who=who: send(who) for who in "stuv"), close, limit=20)
+        until(lambda: set(accepted) <= set(a.lines), "all that was accepted")
+
+
+def test_several_threads_may_close_at_once(a):
+    with broadcasting(a) as sender:
+        for message in numbered(100):
+            sender.broadcast_async(message)
+        assert together(*[sender.close] * 4) == [0] * 4
+        assert a.until_lines(100) == numbered(100)
+
+
+def test_the_end_during_a_flush_keeps_what_is_not_sent_in_the_spool(a):
+    spool = Lasting()
+    a.stop()
+    with broadcasting(a, spool=spool, flush_rate=100.0) as sender:
+        for message in numbered(1_000):
+            sender.broadcast(message)
+        a.start()
+        a.until_lines(20)
+        with taking(0, 3.0):
+            left = sender.close(0.1)
+        a.until_open(0)
+        assert 0 < left <= 1_000
+        assert left - 10 <= spool.left <= left
+        assert a.n_lines + spool.left == 1_000
+
+
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
+def test_the_end_does_not_take_back_what_was_sent_though_the_peer_said_what_nobody_read(
+    certificates, is_secure
+):
+    """A connection that is closed with input unread is reset, and eats what was sent."""
+
+    def talk(connection: ServedConnection) -> None:
+        connection.send(b"welcome\n" * 1_000)
+
+    connector = SocketConnector(tls=certificates.client(), handshake=narrow().handshake)
+    spool = Lasting()
+    with Sink(tls=certificates.server() if is_secure else None) as a:
+        a.script = [talk, a.script]
+        with broadcasting(a, spool=spool, pool_settings={"connector": connector}) as sender:
+            all_alive(sender)
+            a.is_deaf = True
+            for n in range(1_000):
+                sender.broadcast(b"%d-" % n + b"." * 1_000)
+            until(lambda: a.has_unread and sender.unsent().total < 1_000)
+            sender.close(0.1)
+            n_sent = 1_000 - spool.left
+            assert 0 < n_sent < 1_000
+            a.is_deaf = False
+            lines = a.until_lines(n_sent)
+            assert [int(line.split(b"-")[0]) for line in lines] == list(range(len(lines)))
+
+
+def test_the_pool_may_be_closed_first(a):
+    pool = ConnectionPool(str(a.endpoint), name="sensors")
+    sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
+    all_alive(sender)
+    sender.broadcast(b"hello")
+    assert pool.close() == 1
+    a.until_lines(1)
+    with taking(0, 3.0):
+        sender.close()
+    until(lambda: pool.stats().size == 0)
+
+
+def test_a_pool_that_is_cleared_or_shut_down_under_it_costs_no_message(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        for n, message in enumerate(numbered(60)):
+            sender.broadcast(message)
+            a.until_has(message)
+            if n % 20 == 10:
+                sender.pool.clear(interrupt=True)
+        assert a.lines == numbered(60)
+
+
+# -- forgotten
+
+
+def test_a_broadcaster_that_is_forgotten_leaves_neither_thread_nor_connection(a, recwarn):
+    pool = ConnectionPool(str(a.endpoint))
+    sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
+    sender.on(LinkEvent.DEAD, print)
+    sender.recv(0)
+    all_alive(sender)
+    sender.broadcast(b"hello")
+    a.until_lines(1)
+    gone = weakref.ref(sender)
+    del sender
+    until(lambda: gc.collect() >= 0 and gone() is None, "its end")
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith(("connpool-w", "connpool-e"))])
+    pool.sweep()
+    until(lambda: pool.stats().size == 0, "the end of its connection")
+    recwarn.clear()
+    pool.close()
+
+
+# -- fork
+
+
+def test_a_forked_child_has_connections_of_its_own_and_leaves_the_parent_s_in_peace(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        sender.broadcast(b"parent 0")
+        a.until_has(b"parent 0")
+
+        def child() -> Any:
+            delivery = sender.broadcast(b"child")
+            return [str(endpoint) for endpoint in delivery.sent], sender.unsent().total, sender.close(5)
+
+        assert in_child(child) == ([str(a.endpoint)], 0, 0)
+        sender.broadcast(b"parent 1")
+        a.until_lines(3)
+        assert a.sessions == [[b"parent 0", b"parent 1"], [b"child"]]
+
+
+def test_a_child_that_is_forked_while_threads_send_does_not_hang(a):
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            sender.broadcast(b"parent")
+
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        threads = [threading.Thread(target=send) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            for n in range(5):
+
+                def child(n: int = n) -> int:
+                    sender.broadcast(b"child %d" % n)
+                    sender.broadcast_async(b"child %d later" % n).result(GUARD)
+                    sender.check_event(0)
+                    return sender.close(5)
+
+                assert in_child(child) == 0
+                a.until_has(b"child %d" % n, b"child %d later" % n)
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
+        assert a.accepts == 6
+
+
+def test_a_child_of_a_closed_broadcaster_has_a_closed_one(a):
+    with broadcasting(a) as sender:
+        sender.close()
+
+        def child() -> str:
+            try:
+                sender.broadcast(b"hello")
+            except PoolClosedError:
+                return "closed"
+            return "open"
+
+        assert in_child(child) == "closed"
+
+
+# -- the end of the program
+
+
+def test_a_program_that_forgets_to_close_ends_without_a_word(a):
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, LinkEvent, MemorySpool
+        pool = ConnectionPool(sys.argv[1])
+        sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines(), heartbeat=(1, b"beat"))
+        sender.on(LinkEvent.ALIVE | LinkEvent.INPUT, lambda *_: None)
+        sender.broadcast(b"hello")
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    a.until_has(b"hello")
+    a.until_open(0)
+
+
+def test_nothing_is_started_by_the_import():
+    program = """
+        import threading
+        before = threading.active_count()
+        import connpool
+        pool = connpool.ConnectionPool("127.0.0.1:1")
+        print(threading.active_count() - before)
+    """
+    assert run_program(program).out.strip() == "0"
+
+
+def test_a_server_that_speaks_first_and_leaves_is_no_reason_for_haste(a):
+    """Links that open and break at once are tried with the back-off, not in a circle."""
+    a.script = [Send(b"go away\n"), ServedConnection.close]
+    with broadcasting(a, pool_settings={"blacklist_initial": 0.1, "blacklist_max": 10}) as sender:
+        threading.Event().wait(0.5)
+        assert a.accepts <= 8
+        sender.close(1)

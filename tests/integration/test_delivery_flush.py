@@ -1,0 +1,261 @@
+"""Emptying the queues: what flush() promises, how fast it may go, and heartbeats in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from connpool import Broadcaster, LinkState
+from connpool.testing import FakeClock
+from tests.helpers.sinks import GUARD, Sink, acknowledged, broadcasting, fill, narrow, numbered, refused
+from tests.helpers.switchboard import until
+from tests.helpers.together import together
+from tests.helpers.upkeep import let_pass
+from tests.helpers.wire import taking
+
+PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
+
+
+@pytest.fixture
+def a() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+@pytest.fixture
+def b() -> Iterator[Sink]:
+    with Sink() as server:
+        yield server
+
+
+def all_alive(sender: Broadcaster) -> None:
+    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+
+
+# -- flush
+
+
+def test_a_flush_returns_at_once_if_nothing_is_unsent(a):
+    with broadcasting(a) as sender:
+        sender.broadcast(b"hello")
+        with taking(0, 1.0):
+            assert sender.flush() == 0
+            assert sender.flush(10) == 0
+
+
+def test_a_flush_tries_dead_members_at_once(a):
+    a.stop()
+    with broadcasting(a, pool_settings=PATIENT) as sender:
+        for message in numbered(5):
+            sender.broadcast(message)
+        a.start()
+        assert sender.flush(GUARD) == 0
+        assert a.until_lines(5) == numbered(5)
+
+
+def test_a_flush_without_a_limit_returns_what_cannot_be_sent_now(a):
+    with refused() as nobody, broadcasting(a, nobody, pool_settings=PATIENT) as sender:
+        for message in numbered(5):
+            sender.broadcast(message)
+        with taking(0, 5.0):
+            assert sender.flush() == 5
+        assert dict(sender.unsent()) == {nobody: 5}
+
+
+def test_a_flush_waits_no_longer_than_it_was_told(a):
+    a.is_deaf = True
+    with broadcasting(a, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        fill(sender, lambda: sender.unsent().total > 2, b"f" * 300_000)
+        with taking(0.2, 2.0):
+            assert sender.flush(0.2) >= 2
+        a.is_deaf = False
+        assert sender.flush(GUARD) == 0
+
+
+def test_a_flush_of_a_member_that_comes_back_meanwhile_ends_when_all_is_sent(a):
+    a.stop()
+    with broadcasting(a) as sender:
+        for message in numbered(100):
+            sender.broadcast(message)
+        assert together(lambda: sender.flush(GUARD), a.start)[0] == 0
+        assert a.until_lines(100) == numbered(100)
+
+
+def test_a_flush_ends_when_the_broadcaster_is_closed(a):
+    a.stop()
+    with broadcasting(a) as sender:
+        sender.broadcast(b"hello")
+        with taking(0, 5.0):
+            together(lambda: sender.flush(60), lambda: sender.close(1))
+
+
+def test_without_a_spool_there_is_nothing_to_flush(a):
+    with broadcasting(a, spool=None) as sender:
+        sender.broadcast(b"hello")
+        assert sender.flush() == 0
+        assert sender.unsent().total == 0
+
+
+def test_unsent_counts_by_member_and_for_all(a, b):
+    a.stop()
+    b.stop()
+    with broadcasting(a, "||", b, pool_settings=PATIENT) as sender:
+        for message in numbered(3):
+            sender.broadcast(message)
+        unsent = sender.unsent()
+        assert (unsent[""], unsent.everywhere, unsent.total, unsent[a.endpoint]) == (3, 3, 3, 0)
+        assert (list(unsent), len(unsent), "" in unsent) == ([""], 1, True)
+
+
+# -- a flush does not stand in the way
+
+
+def test_a_queue_that_is_flushed_slowly_does_not_slow_senders(a, b):
+    b.stop()
+    with broadcasting(a, b, flush_rate=20.0) as sender:
+        for message in numbered(100):
+            sender.broadcast(message)
+        b.start()
+        until(lambda: b.n_lines > 0)
+        with taking(0, 2.0):
+            for message in numbered(500, 100):
+                sender.broadcast(message)
+        a.until_lines(600)
+        sender.close(0.1)
+
+
+def test_a_member_that_hangs_in_its_confirmation_does_not_hold_back_another():
+    free = threading.Event()
+
+    def confirm(conn: object, message: bytes) -> None:
+        assert slow.endpoint != getattr(conn, "endpoint", None) or free.wait(GUARD)
+
+    with Sink() as slow, Sink() as quick:
+        slow.stop()
+        quick.stop()
+        with broadcasting(slow, quick, confirm=confirm) as sender:
+            for message in numbered(100):
+                sender.broadcast(message)
+            slow.start()
+            quick.start()
+            assert quick.until_lines(100) == numbered(100)
+            free.set()
+            assert sender.flush(GUARD) == 0
+
+
+def test_a_flush_is_no_faster_than_it_may_be(a):
+    a.stop()
+    with broadcasting(a, flush_rate=100.0) as sender:
+        for message in numbered(60):
+            sender.broadcast(message)
+        a.start()
+        began = time.monotonic()
+        assert sender.flush(GUARD) == 0
+        assert time.monotonic() - began > 0.4
+        assert a.until_lines(60) == numbered(60)
+
+
+def test_a_flush_with_a_rate_spreads_messages_over_time(a):
+    a.stop()
+    with broadcasting(a, flush_rate=50.0) as sender:
+        for message in numbered(1_000):
+            sender.broadcast(message)
+        began = time.monotonic()
+        a.start()
+        a.until_lines(20)
+        assert a.n_lines <= 10 + 50 * (time.monotonic() - began)
+        sender.close(0.1)
+
+
+def test_many_messages_are_confirmed_in_one_batch_in_their_order():
+    with Sink(answers=True) as a:
+        a.stop()
+        with broadcasting(a, confirm=acknowledged) as sender:
+            for message in numbered(2_000):
+                sender.broadcast(message)
+            a.start()
+            assert sender.flush(GUARD) == 0
+            assert a.lines == numbered(2_000)
+
+
+# -- heartbeats
+
+
+def test_heartbeats_come_at_their_interval_and_one_at_the_end(a):
+    with broadcasting(a, heartbeat=(0.1, b"alive")) as sender:
+        all_alive(sender)
+        let_pass(0.55)
+        n_before = a.n_lines
+        assert 3 <= n_before <= 6
+        sender.close()
+        until(lambda: a.n_lines >= n_before + 1)
+        a.until_open(0)
+        assert n_before < a.n_lines <= n_before + 2
+        assert set(a.lines) == {b"alive"}
+
+
+def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(a, clock: FakeClock, caplog):
+    beats = iter([b"one", b"two"])
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(a, heartbeat=(1.0, lambda: next(beats)), pool_settings=settings) as sender:
+        sender.wait_ready(GUARD)
+        for n in range(4):
+            clock.advance(1.0)
+            sender.sweep()
+            until(lambda n=n: a.n_lines >= min(n + 1, 2))
+            until(lambda: not sender._keeping._is_busy)
+        sender.broadcast(b"still here")
+        assert sender.close(5) == 0
+        assert a.until_lines(3) == [b"one", b"two", b"still here"]
+    assert "StopIteration" in caplog.text
+
+
+def test_a_heartbeat_is_never_spooled_and_a_dead_member_gets_none_later(a, b, clock: FakeClock):
+    b.stop()
+    settings = {"clock": clock, "reap_interval": None, **PATIENT}
+    with broadcasting(a, b, heartbeat=(1.0, b"beat"), pool_settings=settings) as sender:
+        sender.wait_ready(GUARD)
+        until(lambda: not any(link.state is LinkState.NEW for link in sender.links()))
+        for n in range(3):
+            clock.advance(1.0)
+            sender.sweep()
+            a.until_lines(n + 1)
+            until(lambda: not sender._keeping._is_busy)
+        assert sender.unsent().total == 0
+        b.start()
+        sender.mark_alive(b.endpoint)
+        all_alive(sender)
+        sender.broadcast(b"hello")
+        assert b.until_lines(1) == [b"hello"]
+
+
+def test_a_heartbeat_to_a_deaf_member_holds_up_neither_other_heartbeats_nor_messages(a, b, clock: FakeClock):
+    settings = {"clock": clock, "reap_interval": None, "connector": narrow()}
+    with broadcasting(b, a, heartbeat=(1.0, b"beat"), pool_settings=settings) as sender:
+        all_alive(sender)
+        b.is_deaf = True
+        n = fill(sender, lambda: sender.unsent()[b.endpoint] > 2)
+        a.until_lines(n)
+        until(lambda: not sender._office.roster.links[str(a.endpoint)].is_flushing, "a rest for the other")
+        for _ in range(5):
+            clock.advance(1.0)
+            sender.sweep()
+            until(lambda: not sender._keeping._is_busy)
+        until(lambda: a.lines.count(b"beat") >= 3)
+        b.is_deaf = False
+        assert sender.flush(GUARD) == 0
+        b.until_lines(n)
+
+
+def test_a_heartbeat_keeps_a_message_that_comes_at_the_same_time_whole(a):
+    with broadcasting(a, heartbeat=(0.005, b"h" * 5_000)) as sender:
+        all_alive(sender)
+        together(*(lambda w=w: [sender.broadcast(w * 7_000) for _ in range(50)] for w in (b"x", b"y", b"z")))
+        a.until_lines(150)
+        sender.close()
+        a.until_open(0)
+        assert set(a.lines) <= {b"h" * 5_000, b"x" * 7_000, b"y" * 7_000, b"z" * 7_000}
