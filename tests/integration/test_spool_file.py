@@ -265,7 +265,7 @@ def test_a_file_that_cannot_be_adopted_is_told_of_once_and_keeps_nobody_from_wor
     assert texts(spool) == [b"1"]
     (line,) = caplog.messages
     assert line.startswith(
-        f"spool {path}: what another has left cannot be had: spool {later}: its format is 7"
+        f"spool {path}: cannot take over what another has left: spool {later}: its format is 7"
     )
     spool.close()
     assert later.exists()
