@@ -291,6 +291,7 @@ def test_a_handler_may_call_anything(event):
         sender.on(event, handler)
         all_alive(sender)
         if event is DEAD:
+            a.until_accepts(1)  # a connection that it has not seen yet would not be killed
             a.kill()
         until(lambda: done, "the end of the handler")
         until(lambda: sender.unsent().total == 0)
