@@ -24,7 +24,7 @@ IMPORT = "from time import perf_counter as t; began = t(); import {}; print(t() 
 def w12(plan: Plan) -> list[Finding]:
     """What does an idle connection take in memory, and importing the package in time?"""
     keepers: dict[str, Callable[[int], float]] = {"ours": bytes_per_idle_connection}
-    imports = {"ours": "connpool"}
+    imports = {"ours, the package alone": "connpool", "ours": "connpool.pool.pool, connpool.upkeep"}
     findings: list[Finding] = []
     for name, peer in peers.here().items() if plan.peers else ():
         imports[name] = peer.module

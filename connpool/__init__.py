@@ -1,10 +1,14 @@
-"""A synchronous, thread-safe connection pool: exclusive loans over several endpoints, with failover."""
+"""A synchronous, thread-safe connection pool: loans, sharing, failover, messages, calls.
 
+These are the public names. All but the errors are imported when they are first asked for: who only borrows
+connections does not wait for spools and channels, and who never makes a pool waits for nothing.
+"""
+
+import atexit
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import connpool.upkeep.exit
-import connpool.upkeep.fork  # noqa: F401 - and with it the reaper
 from connpool.errors import (
     CallError,
     CallTimeoutError,
@@ -37,39 +41,6 @@ from connpool.errors import (
     UnknownPoolError,
     UsageError,
 )
-from connpool.model.config import PoolConfig
-from connpool.model.endpoint import Endpoint
-from connpool.model.events import (
-    CheckedIn,
-    CheckedOut,
-    CheckoutFailed,
-    CheckoutStarted,
-    ConnectionClosed,
-    ConnectionOpened,
-    ConnectionOpening,
-    EndpointDown,
-    EndpointUp,
-    Event,
-    GroupSwitched,
-    LoanHeldLong,
-    LoanLost,
-    MessagesDropped,
-    PoolCleared,
-    PoolClosed,
-    PoolOpened,
-    PoolPaused,
-    PoolResumed,
-    SpoolDamaged,
-)
-from connpool.model.request import Request
-from connpool.model.route import Group, Member, Route
-from connpool.model.states import CloseReason, ConnState, EndpointState, FailReason, PoolState
-from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, PoolStats
-from connpool.pool.connection import Connection
-from connpool.pool.pool import ConnectionPool
-from connpool.pool.shared import SharedConnection
-from connpool.repository import Repository, repository
-from connpool.wire.connector import Connector, SocketConnector
 
 if TYPE_CHECKING:
     from connpool.calls.call_pool import CallPool
@@ -88,17 +59,56 @@ if TYPE_CHECKING:
         ChannelOpened,
     )
     from connpool.model.channel import ChannelInfo, ChannelState, MethodStats
+    from connpool.model.config import PoolConfig
     from connpool.model.delivery import Delivery, LinkEvent, LinkInfo, LinkState, Unsent
+    from connpool.model.endpoint import Endpoint
+    from connpool.model.events import (
+        CheckedIn,
+        CheckedOut,
+        CheckoutFailed,
+        CheckoutStarted,
+        ConnectionClosed,
+        ConnectionOpened,
+        ConnectionOpening,
+        EndpointDown,
+        EndpointUp,
+        Event,
+        GroupSwitched,
+        LoanHeldLong,
+        LoanLost,
+        MessagesDropped,
+        PoolCleared,
+        PoolClosed,
+        PoolOpened,
+        PoolPaused,
+        PoolResumed,
+        SpoolDamaged,
+    )
+    from connpool.model.request import Request
+    from connpool.model.route import Group, Member, Route
+    from connpool.model.states import CloseReason, ConnState, EndpointState, FailReason, PoolState
+    from connpool.model.stats import ConnectionInfo, EndpointInfo, Percentiles, PoolStats
+    from connpool.pool.connection import Connection
+    from connpool.pool.pool import ConnectionPool
+    from connpool.pool.shared import SharedConnection
+    from connpool.registry import Repository, repository
+    from connpool.wire.connector import Connector, SocketConnector
     from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Raw
 
-# Imported when they are asked for: who only borrows connections should not wait for them.
 _LATER = {
     "connpool.calls.call_pool": ("CallPool",),
-    "connpool.calls.channel": ("Channel", "Reply"),
+    "connpool.calls.channel": (
+        "Channel",
+        "Reply",
+    ),
     "connpool.calls.socket_channel": ("SocketChannel",),
     "connpool.delivery.broadcaster": ("Broadcaster",),
     "connpool.delivery.memory_spool": ("MemorySpool",),
-    "connpool.delivery.spool": ("Spool", "SpoolCount", "Spooled"),
+    "connpool.delivery.spool": (
+        "Spool",
+        "SpoolCount",
+        "Spooled",
+    ),
     "connpool.delivery.sqlite_spool": ("SQLiteSpool",),
     "connpool.model.call_events": (
         "CallEnded",
@@ -108,9 +118,79 @@ _LATER = {
         "ChannelDown",
         "ChannelOpened",
     ),
-    "connpool.model.channel": ("ChannelInfo", "ChannelState", "MethodStats"),
-    "connpool.model.delivery": ("Delivery", "LinkEvent", "LinkInfo", "LinkState", "Unsent"),
-    "connpool.wire.framing": ("Framing", "Identified", "LengthPrefixed", "Lines", "Raw"),
+    "connpool.model.channel": (
+        "ChannelInfo",
+        "ChannelState",
+        "MethodStats",
+    ),
+    "connpool.model.config": ("PoolConfig",),
+    "connpool.model.delivery": (
+        "Delivery",
+        "LinkEvent",
+        "LinkInfo",
+        "LinkState",
+        "Unsent",
+    ),
+    "connpool.model.endpoint": ("Endpoint",),
+    "connpool.model.events": (
+        "CheckedIn",
+        "CheckedOut",
+        "CheckoutFailed",
+        "CheckoutStarted",
+        "ConnectionClosed",
+        "ConnectionOpened",
+        "ConnectionOpening",
+        "EndpointDown",
+        "EndpointUp",
+        "Event",
+        "GroupSwitched",
+        "LoanHeldLong",
+        "LoanLost",
+        "MessagesDropped",
+        "PoolCleared",
+        "PoolClosed",
+        "PoolOpened",
+        "PoolPaused",
+        "PoolResumed",
+        "SpoolDamaged",
+    ),
+    "connpool.model.request": ("Request",),
+    "connpool.model.route": (
+        "Group",
+        "Member",
+        "Route",
+    ),
+    "connpool.model.states": (
+        "CloseReason",
+        "ConnState",
+        "EndpointState",
+        "FailReason",
+        "PoolState",
+    ),
+    "connpool.model.stats": (
+        "ConnectionInfo",
+        "EndpointInfo",
+        "Percentiles",
+        "PoolStats",
+    ),
+    "connpool.pool.connection": ("Connection",),
+    "connpool.pool.pool": ("ConnectionPool",),
+    "connpool.pool.shared": ("SharedConnection",),
+    "connpool.registry": (
+        "Repository",
+        "repository",
+    ),
+    "connpool.wire.connector": (
+        "Connector",
+        "SocketConnector",
+    ),
+    "connpool.wire.framing": (
+        "Framing",
+        "Identified",
+        "LengthPrefixed",
+        "Lines",
+        "Raw",
+    ),
 }
 
 
@@ -125,6 +205,15 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
+
+def _end() -> None:
+    if (upkeep := sys.modules.get("connpool.upkeep.exit")) is not None:
+        upkeep.end()
+
+
+atexit.register(
+    _end
+)  # now, not with the first pool: what a program registers after this import runs before it
 
 __all__ = [
     "Broadcaster",

@@ -86,6 +86,26 @@ def test_importing_connpool_starts_no_thread_and_warns_of_nothing() -> None:
     assert (ran.stdout.strip(), ran.stderr) == ("1", "")
 
 
+def test_importing_connpool_waits_for_nothing_that_is_not_asked_for() -> None:
+    look = (
+        "import sys, threading, connpool; print(sorted({'attr', 'ssl', 'sqlite3'} & {*sys.modules}));"
+        "from connpool import *; print(connpool.ConnectionPool.__name__, 'connpool.upkeep' in sys.modules);"
+        "pool = ConnectionPool(); print('connpool.upkeep' in sys.modules, connpool.repository().name)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ran.stdout.splitlines(), ran.stderr) == (["[]", "ConnectionPool False", "True default"], "")
+
+
+def test_a_name_that_is_not_public_is_said_to_be_missing() -> None:
+    import connpool
+
+    with pytest.raises(AttributeError, match="module 'connpool' has no attribute 'Pool'"):
+        connpool.Pool  # noqa: B018
+    assert {*connpool.__all__} <= {*dir(connpool)}
+
+
 def test_the_readme_gives_the_very_line_that_ci_runs() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     line = re.search(r'^readme_line="(.*)"$', script, re.MULTILINE)

@@ -17,7 +17,7 @@ from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_seconds
-from connpool.pool.census import KEPT
+from connpool.pool.census import keep
 
 __all__ = ["CallPool"]
 
@@ -66,7 +66,7 @@ class CallPool(Steering):
         self._settle(Switch(self, clock, revive_initial, revive_max))
         for handler in listeners:
             self._office.listen(handler, ())
-        KEPT.add(self)
+        keep(self)
 
     def _settle(self, switch: Switch) -> None:
         self._switch = switch

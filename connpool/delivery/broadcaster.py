@@ -26,7 +26,7 @@ from connpool.errors import ConfigError, UsageError
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
-from connpool.pool.census import KEPT
+from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
 from connpool.wire.framing import bytes_of
 
@@ -90,7 +90,7 @@ class Broadcaster(Admin):
         self._spool: Spool | None = spool
         self._closing = threading.Lock()
         self._begin()
-        KEPT.add(self)
+        keep(self)
         pool._followers = (*pool._followers, weakref.ref(self))
         self._office.follow(pool.route)
         self._keeping.begin()

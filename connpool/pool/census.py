@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from connpool.model.states import CloseReason
@@ -13,14 +14,14 @@ from connpool.wire.look import abandon
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
 
-__all__ = ["KEPT", "Kept", "Timekeeper", "disown", "engage", "inherit", "watch", "wink"]
+__all__ = ["KEPT", "Kept", "Timekeeper", "disown", "engage", "inherit", "keep", "watch", "wink"]
 
 
 class Kept(Protocol):
     """What is kept up in the background: a pool, or anything else with something due now and then.
 
-    It asks for its next turn with ``watch``. To be told of a fork and of the end of the program it adds
-    itself to ``KEPT``. Nobody holds it but its users. Compared and hashed by identity.
+    It asks for its next turn with ``watch``. To be told of a fork and of the end of the program it gives
+    itself to ``keep``. Nobody holds it but its users. Compared and hashed by identity.
     """
 
     name: str  # for messages
@@ -58,8 +59,21 @@ def engage(timekeeper: Timekeeper) -> None:
     _engaged[:] = [timekeeper]
 
 
+def keep(kept: Kept) -> None:
+    """Count *kept* among what forks and the end of the program are told of."""
+    _call_the_timekeeper()
+    KEPT.add(kept)
+
+
+def _call_the_timekeeper() -> None:
+    """It is of a higher floor, so it is called by name, when there is first something to keep."""
+    if not _engaged:
+        import_module("connpool.upkeep")
+
+
 def watch(kept: Kept, at: float) -> bool:
     """See to it that *kept* gets a turn of upkeep at *at*. False: nobody can."""
+    _call_the_timekeeper()
     return all(timekeeper.watch(kept, at) for timekeeper in _engaged)
 
 

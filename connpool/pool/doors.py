@@ -9,6 +9,7 @@ from typing import Final
 from connpool.errors import PoolClosedError, PoolPausedError, UsageError
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
 from connpool.model.states import POOL_MOVES, CloseReason, PoolState
+from connpool.pool.census import inherit
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Phase
@@ -110,12 +111,18 @@ class Doors:
         return self._books.n_lent()
 
     def close_idle_at_exit(self) -> None:
-        """The interpreter ends: close what lies idle, unless that might take long."""
+        """The interpreter ends: close what lies idle, unless that might take long.
+
+        What is still lent is held for good. Else the last collection might find it in a circle with its
+        socket, whose own finaliser could run first, and complain.
+        """
         todo = Todo()
         if not self._lender.connector.prompt or not self._lock.acquire(timeout=EXIT_GRACE):
             return
         try:
             self._books.drain_all(CloseReason.POOL_CLOSED, todo)
+            for record in self._books.records():
+                inherit(record.raw)
         finally:
             self._lock.release()
         self._lender.carry_out(todo)

@@ -17,7 +17,7 @@ from connpool.model.events import PoolOpened
 from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
-from connpool.pool.census import KEPT, disown, watch
+from connpool.pool.census import disown, keep, watch
 from connpool.pool.checkout import Checkout
 from connpool.pool.chores import Chores
 from connpool.pool.connection import Connection
@@ -105,7 +105,7 @@ class ConnectionPool(Steering):
         if paused:
             self._doors.pause(fail=False)
         self._control.follow(where_to)
-        KEPT.add(self)
+        keep(self)
         if config.min_idle:
             watch(self, self._now())
 

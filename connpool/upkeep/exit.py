@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
-
 from connpool.pool.census import KEPT
 from connpool.upkeep.reaper import REAPER
 
-__all__: list[str] = []
+__all__ = ["end"]
 
 
-def _end() -> None:
+def end() -> None:
     """Runs after all non-daemon threads have ended, and after what the program registered later."""
     REAPER.end()
     for kept in list(KEPT):
         kept._close_at_exit()
-
-
-atexit.register(_end)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import Gate, SystemClock
-from connpool.pool.census import Kept, engage
+from connpool.pool.census import Kept
 
 __all__ = ["REAPER", "Reaper"]
 
@@ -195,4 +195,3 @@ class Reaper:
 
 
 REAPER: Final = Reaper()
-engage(REAPER)

@@ -29,7 +29,7 @@ FLOORS: Final = (
     "delivery",
     "calls",
     "settings_file",
-    "repository",
+    "registry",
     "__init__",  # the public names
     "ext",
     "cli",
