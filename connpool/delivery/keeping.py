@@ -58,6 +58,7 @@ class Keeping:
         now = office.clock.now()
         if now >= min(self._adopt_at, self._beat_at):
             self._do_apart()
+        office.heal()
         office.refresh()
         office.miss_workers()
         office.kick_all()

@@ -8,15 +8,13 @@ import threading
 from connpool import clock as real
 from connpool.clock import Gate, SystemClock
 from connpool.delivery.spool import Spool
+from connpool.delivery.strand import Claim, Parcel, Strand, Unfinished
 from connpool.model.delivery import LinkInfo, LinkState, queue_of
-from connpool.model.endpoint import Endpoint
 from connpool.model.route import Member
-from connpool.pool.connection import Connection
 from connpool.pool.turns import Turns
-from connpool.wire.framing import Framing
-from connpool.wire.line import BROKEN, Line
+from connpool.wire.line import BROKEN
 
-__all__ = ["Link", "Outcome", "Strand"]
+__all__ = ["Link", "Outcome"]
 
 _wait = SystemClock().wait
 
@@ -30,40 +28,13 @@ class Outcome(enum.Enum):
     DEAD = "dead"  # there is no connection, or it has just been found broken
 
 
-class Strand:
-    """One connection of a link, from its opening to its close. The link's ``writing`` guards its counts."""
-
-    __slots__ = ("conn", "decoder", "endpoint", "is_dropped", "line", "n_users")
-
-    def __init__(self, conn: Connection, line: Line, endpoint: Endpoint, decoder: Framing) -> None:
-        self.conn = conn
-        self.line = line
-        self.endpoint = endpoint
-        self.decoder = decoder  # touched by the reading thread alone
-        self.n_users = 0  # threads that read or write on it outside of ``writing``
-        self.is_dropped = False  # nobody new may use it; the last user closes it
-
-
-class Unfinished:
-    """The rest of a message of which the peer has a part."""
-
-    __slots__ = ("is_settled", "message", "position", "rest", "strand")
-
-    def __init__(self, strand: Strand, rest: bytes, message: bytes, position: int) -> None:
-        self.strand = strand
-        self.rest = rest
-        self.message = message
-        self.position = position  # in the spool; 0: it is in none
-        self.is_settled = position > 0  # it has got a position, or needs none
-
-
 class Link:
     """The way to one member of a route, alive or not.
 
     ``writing`` is held for what never waits: one look at the socket and one
     write of what the system takes at once. Whoever has to wait for the peer
-    becomes the ``holder`` first, so that ``writing`` is free meanwhile. It guards all attributes
-    below the first line; those above it are guarded by the office's lock.
+    becomes the strand's ``holder`` first, so that ``writing`` is free meanwhile. It guards all
+    attributes below the first line; those above it are guarded by the office's lock.
     """
 
     def __init__(self, member: Member, now: float, spool: Spool | None) -> None:
@@ -84,31 +55,29 @@ class Link:
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
         self.was_awaited = False  # a message has waited for its first dial: no other does
         self.n_tries = 0  # dials so far: whose turn it is in a list of endpoints
+        self.newest: Strand | None = None  # its connection, or if that was dropped, the one before
         # ------------------------------------------------------------------
         self.writing = threading.Lock()
         self.strand: Strand | None = None
-        self.holder: str | None = None  # who waits for the peer: a thread's business, or nobody's
         self.is_flushing = False  # a worker sends what is queued: all others queue up behind
         self.unfinished: Unfinished | None = None
-        self.begun: Unfinished | None = None  # the same without a spool: the holder's, whatever becomes of it
-        self.own: set[int] = set()  # in the spool, but their senders are about to send them
-        self.done: set[int] = set()  # sent, and about to leave the spool, or just gone
+        self.own: dict[int, Claim] = {}  # in the spool, but their senders are about to send them
+        self.done: dict[int, Claim] = {}  # sent, and about to leave the spool, or just gone
         self.taken = 0  # the last position that a worker has taken from the queue
+        self.behind = 0  # the last position that its sender has left to a worker
         self._turns = Turns()  # of those who wait to become the holder
         self._freed: Gate = threading.Lock()  # opened when there is no holder any more
         self._freed.acquire()
 
     # -- sending at once
 
-    def try_send(self, data: bytes, message: bytes, position: int = 0) -> Outcome:
-        """Send *data* if nothing has to be sent before it, and as far as that needs no wait.
+    def try_send(self, parcel: Parcel, position: int = 0) -> Outcome:
+        """Send *parcel* if nothing has to be sent before it, and as far as that needs no wait.
 
         Where it was begun the caller has to ``settle`` it if there is a spool; if there is none the caller
-        is the holder from now on, and has to send ``begun.rest``.
+        is the holder from now on, and has to send the rest, which is in ``parcel.begun``.
 
         Args:
-            data: The message as it goes over the wire.
-            message: The same as the user gave it.
             position: Where it lies in the spool already; 0: nowhere.
         """
         with self.writing:
@@ -116,74 +85,119 @@ class Link:
             if strand is None:
                 return Outcome.DEAD
             if (
-                self.holder is not None
-                or self.is_flushing
+                self.is_flushing
+                or (strand.holder is not None and strand.is_held)
                 or (self.spool is not None and self._has_older(position))
             ):
                 return self._fall_behind(position)
-            n_sent = strand.line.look_and_push(data)
-            if n_sent == len(data):
+            if strand.is_midway:  # and nobody is at it
+                return self._give_up(strand)
+            strand.is_midway = True
+            n_sent = strand.line.look_and_push(parcel.data)
+            if n_sent == len(parcel.data):
+                strand.is_midway = False
                 if position:
-                    self.note_sent(position)
+                    self.note_sent(position, parcel)
                 return Outcome.SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD
             if n_sent == 0 and not strand.line.is_midway:
+                strand.is_midway = False
                 return self._fall_behind(position)
-            begun = Unfinished(strand, data[n_sent:], message, position)
+            begun = Unfinished(strand, parcel.data[n_sent:], parcel, position)
             if self.spool is not None:
-                self.unfinished = begun
                 self.is_flushing = True
+                self.unfinished = begun
+                strand.is_midway = False
             else:
-                self.begun = begun
-                self.holder = "sender"
-                strand.n_users += 1
+                parcel.begun[self.queue] = begun
+                strand.holder = parcel
             return Outcome.BEGUN
 
-    def settle(self, position: int) -> None:
-        """What was begun lies in the spool now, at *position*."""
+    def settle(self, parcel: Parcel, position: int) -> None:
+        """If *parcel* is what was begun: it lies in the spool now, at *position*."""
         with self.writing:
-            if self.unfinished is not None and not self.unfinished.is_settled:
-                self.unfinished.position = position
-                self.unfinished.is_settled = True
+            begun = self.unfinished
+            if begun is not None and begun.parcel is parcel:
+                begun.position = position
+                begun.is_placed = True
 
-    def try_hold(self, position: int = 0) -> Strand | Outcome:
+    def has_begun(self, parcel: Parcel) -> bool:
+        """Whether the peer has a part of *parcel*, whose rest a worker is to send."""
+        begun = self.unfinished
+        return begun is not None and begun.parcel is parcel
+
+    def try_hold(self, claim: Claim, position: int = 0) -> Strand | Outcome:
         """Become the holder if nothing has to be sent before the message at *position*."""
         with self.writing:
             strand = self.strand
             if strand is None:
                 return Outcome.DEAD
             is_behind = self.spool is not None and self._has_older(position)
-            if self.holder is not None or self.is_flushing or is_behind:
+            if self.is_flushing or strand.is_held or is_behind:
                 return self._fall_behind(position)
+            if strand.is_midway:
+                return self._give_up(strand)
             if not strand.line.is_alive():
                 return Outcome.DEAD
-            self.holder = "sender"
-            strand.n_users += 1
+            strand.holder = claim
             return strand
+
+    @staticmethod
+    def _give_up(strand: Strand) -> Outcome:
+        """Its sender was torn away in the midst of a message."""
+        strand.line.spoil(ConnectionAbortedError("a sender was interrupted in the midst of a message"))
+        return Outcome.DEAD
 
     def _fall_behind(self, position: int) -> Outcome:
         """The spool has it, or will: a worker sends it, and what comes after it until nothing is left."""
         if self.spool is not None:
             self.is_flushing = True
-            self.own.discard(position)
+            self.behind = max(self.behind, position)
+            self.own.pop(position, None)
         return Outcome.BEHIND
 
-    def note_sent(self, position: int) -> None:
+    def note_sent(self, position: int, claim: Claim) -> None:
         """With ``writing`` held: the peer has what lies in the spool at *position*."""
-        self.own.discard(position)
-        self.done.add(position)
+        self.done[position] = claim
+        self.own.pop(position, None)
+
+    def withdraw(self, position: int, claim: Claim) -> bool:
+        """See to it that what lies in the spool at *position* is not sent. False: a worker has it in hand."""
+        with self.writing:
+            if position <= self.taken:
+                return False
+            self.note_sent(position, claim)
+            return True
 
     def _has_older(self, position: int) -> bool:
         """Whether anything waits in the spool that must be sent before, or that somebody sends just now."""
-        assert self.spool is not None
         if position and position <= self.taken:
             return True  # a worker has it in hand
-        return self.spool.count(self.queue) > len(self.own) + len(self.done)
+        return self.has_waiting()
+
+    def has_waiting(self) -> bool:
+        """Whether anything waits in the spool that is not seen to by its sender. Needs no lock."""
+        assert self.spool is not None
+        waiting = self.spool.count(self.queue)
+        if not waiting:
+            return False
+        if not self.own and not self.done:
+            return True
+        own = [claim for position, claim in list(self.own.items()) if position > self.taken]
+        claims = [*own, *self.done.values()]
+        return waiting > len(claims) or any(claim.is_given_up for claim in claims)
 
     # -- waiting for the peer
 
-    def hold(self, who: str, timeout: float | None = None) -> Strand | None:
+    def stop_flushing(self) -> bool:
+        """Let senders send at once again, if a worker has sent all that they have left to it."""
+        with self.writing:
+            if self.behind <= self.taken and not self.has_waiting():
+                self.is_flushing = False
+            return not self.is_flushing
+
+    def hold(self, claim: Claim, timeout: float | None = None) -> Strand | None:
         """Become the holder, when it is one's turn. None: there is no connection any more, or time is up."""
         until = None if timeout is None else real.now() + timeout
         turn = self._turns.try_take(timeout)
@@ -195,9 +209,11 @@ class Link:
                     strand = self.strand
                     if strand is None:
                         return None
-                    if self.holder is None:
-                        strand.n_users += 1
-                        self.holder = who
+                    if strand.is_torn:
+                        self._give_up(strand)
+                        return None
+                    if not strand.is_held:
+                        strand.holder = claim
                         return strand
                 left = None if until is None else until - real.now()
                 if (left is not None and left <= 0) or not _wait(self._freed, left):
@@ -208,58 +224,76 @@ class Link:
     def free(self, strand: Strand) -> Strand | None:
         """Be the holder no more. Returns *strand* if the caller has to close it."""
         with self.writing:
-            self.holder = self.begun = None
-            to_close = self._leave(strand)
-            try:
-                self._freed.release()
-            except RuntimeError:  # it is open
-                pass
-        return to_close
+            strand.holder = None
+            self._open_gate()
+            return strand if strand.is_over else None
+
+    def _open_gate(self) -> None:
+        try:
+            self._freed.release()
+        except RuntimeError:  # it is open
+            pass
+
+    def heal(self) -> Strand | None:
+        """See to what senders have left that were torn away. Returns a connection that has to be lowered."""
+        with self.writing:
+            for position, claim in list(self.own.items()):
+                if claim.is_given_up:
+                    del self.own[position]
+            if any(claim.is_given_up for claim in self.done.values()):
+                self.is_flushing = True  # a worker clears it up
+            strand = self.strand
+            if strand is None or strand.is_held:
+                return None
+            if strand.holder is not None:
+                strand.holder = None
+                self._open_gate()
+            if not strand.is_torn:
+                return None
+            self._give_up(strand)
+            return strand
 
     # -- a connection's beginning and end
 
     def adopt(self, strand: Strand, *, is_behind: bool) -> None:
-        """Have *strand* from now on. Only the worker does this, while there is none: it needs no lock.
+        """Have *strand* from now on. Only the worker does this, while there is none: it needs no ``writing``.
 
         Args:
             is_behind: Something waits in the spool, to be sent first.
         """
         self.unfinished = None
         self.is_flushing = is_behind
-        self.strand = strand
+        self.newest = self.strand = strand
 
-    def drop(self, strand: Strand) -> tuple[bool, Strand | None]:
+    def drop(self, strand: Strand) -> Strand | None:
         """Let nobody use *strand* any more, and have everybody who waits at it stop.
 
         Returns:
-            Whether it was in use until now; and *strand* if the caller has to close it.
+            *strand*, if the caller has to close it.
         """
         with self.writing:
             if self.strand is not strand:
-                return False, None
-            self.strand = None
-            self.unfinished = None  # if it is in the spool, it begins anew from there
+                return None
             strand.is_dropped = True
-            to_close = strand if strand.n_users == 0 else None
-        strand.line.end()
-        return True, to_close
+            strand.line.end()
+            self.unfinished = None  # if it is in the spool, it begins anew from there
+            self.strand = None  # last: who is interrupted before leaves it to be dropped again
+            self._open_gate()
+            return strand if strand.is_over else None
 
     def enter(self, strand: Strand) -> bool:
         """Use *strand* for reading. False: it is at its end."""
         with self.writing:
             if strand.is_dropped:
                 return False
-            strand.n_users += 1
+            strand.n_readers += 1
             return True
 
     def leave(self, strand: Strand) -> Strand | None:
         """Use it no more. Returns it if the caller has to close it."""
         with self.writing:
-            return self._leave(strand)
-
-    def _leave(self, strand: Strand) -> Strand | None:
-        strand.n_users -= 1
-        return strand if strand.is_dropped and strand.n_users == 0 else None
+            strand.n_readers -= 1
+            return strand if strand.is_over else None
 
     # -- for people
 

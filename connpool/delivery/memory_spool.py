@@ -66,6 +66,7 @@ class MemorySpool:
         self._limits = Limits(
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
+        self._is_limited = self._limits.are_any or max_age is not None
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
@@ -87,6 +88,10 @@ class MemorySpool:
         with self._lock:
             self._require_open()
             copies = [(name, Spooled(next(self._numbers), id, message, now)) for name in queues]
+            positions = [copy.position for _, copy in copies]
+            if not self._is_limited:
+                self._exchange_locked(copies, ())
+                return positions
             doomed = self._expired_locked(now)
             evicted = self._evicted_locked(doomed, len(copies), len(message))
             if evicted is None:
@@ -97,7 +102,7 @@ class MemorySpool:
         self._teller.tell_dropped(dropped)
         if evicted is None:
             raise self._limits.full("in memory", *held, len(copies), len(message))
-        return [copy.position for _, copy in copies]
+        return positions
 
     def peek(self, queue: str, max_messages: int, max_bytes: int) -> Sequence[Spooled]:
         oldest: list[Spooled] = []
@@ -105,9 +110,11 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
+            home = self._queues.get(queue)
+            if not self._is_limited:  # then nothing has to be claimed
+                return _oldest(home, max_messages, max_bytes) if home else []
             now = clock.wall()
             dropped = self._drop_locked(self._expired_locked(now))
-            home = self._queues.get(queue)
             for item in home.waiting.values() if home else ():
                 if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
                     continue  # moved here when it was old; it is dropped when it comes to the head
@@ -236,15 +243,16 @@ class MemorySpool:
     def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> None:
         """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before."""
         is_added = False
+        queues, homes = self._queues, self._homes
         try:
             for name, copy in copies:
-                home = self._queues.get(name) or self._queues.setdefault(name, _Queue(name))
+                home = queues.get(name) or queues.setdefault(name, _Queue(name))
                 home.waiting[copy.position] = copy
                 home.bytes += len(copy.message)
-                self._homes[copy.position] = home
+                homes[copy.position] = home
             is_added = True
             for position in leaving:
-                left = self._homes.pop(position, None)
+                left = homes.pop(position, None)
                 if left is not None:
                     left.bytes -= len(left.waiting.pop(position).message)
             self._claimed.difference_update(leaving)
@@ -261,6 +269,15 @@ class MemorySpool:
         self._claimed.intersection_update(self._homes)
         for queue in self._queues.values():
             queue.bytes = sum(len(item.message) for item in queue.waiting.values())
+
+
+def _oldest(queue: _Queue, max_messages: int, max_bytes: int) -> list[Spooled]:
+    """The oldest of *queue* within both limits, but one at least if there is any."""
+    oldest = list(itertools.islice(queue.waiting.values(), max(1, max_messages)))
+    sizes = [len(item.message) for item in oldest]
+    if sum(sizes) <= max_bytes:
+        return oldest
+    return oldest[: max(1, sum(size <= max_bytes for size in itertools.accumulate(sizes)))]
 
 
 _ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()

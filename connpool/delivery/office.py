@@ -10,36 +10,27 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from attrs import frozen
-
 from connpool.clock import Clock
-from connpool.delivery.link import Link, Strand
+from connpool.delivery.encoding import Encoder
+from connpool.delivery.link import Link
 from connpool.delivery.mailbox import Mailbox
+from connpool.delivery.plan import Plan, plan_for
 from connpool.delivery.roster import Roster
 from connpool.delivery.settings import Settings
 from connpool.delivery.spool import Spool
-from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkInfo, LinkState
+from connpool.delivery.strand import Strand
+from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
 from connpool.pool.census import Kept, watch
 from connpool.pool.pool import ConnectionPool
-from connpool.wire.framing import Identifying
 
-__all__ = ["Office", "Plan"]
+__all__ = ["Office"]
 
 START_GRACE: Final = 1.0  # seconds after which a worker that does not run is missed
 
 logger = logging.getLogger("connpool.delivery")
-
-
-@frozen
-class Plan:
-    """Where a message goes while nothing is out of order: to each of these links, and that is all."""
-
-    number: int
-    links: tuple[Link, ...]
-    delivery: Delivery
 
 
 def _look_again(office: Office | None) -> None:
@@ -59,9 +50,7 @@ class Office:
         self.name = pool.name
         self.spool = spool
         self.settings = settings
-        framing = settings.framing
-        # Asked once: to look at a protocol takes longer than to send a message.
-        self._identifying = framing if isinstance(framing, Identifying) else None
+        self.encoder = Encoder(settings.framing)
         self.clock: Clock = pool._lender.clock
         self._lock = threading.RLock()
         self.roster = Roster(spool, fail_back_after=settings.fail_back_after, failover=settings.failover)
@@ -127,12 +116,14 @@ class Office:
         strand = link.strand if strand is None else strand
         if strand is None:
             return False
-        was_up, to_close = link.drop(strand)
-        if was_up:
-            with self._lock:
-                self._mark_dead_locked(link, error, strand.endpoint)
+        to_close = link.drop(strand)
+        with self._lock:
+            was_up = link.state is LinkState.ALIVE and link.newest is strand
+            if was_up:
                 self.plan_attempt_locked(link, error)
+                self._mark_dead_locked(link, error, strand.endpoint)
                 self._publish_locked()
+        if was_up:
             if not self.is_closed:
                 why = error or "taken down"
                 logger.warning("broadcaster %r: %s is lost: %s", self.name, strand.endpoint, why)
@@ -140,6 +131,24 @@ class Office:
             self.on_strands()
         self.close_strand(to_close, error)
         return was_up
+
+    def bury(self, link: Link) -> None:
+        """*link* was found dead: say so, if it is news."""
+        strand = link.strand
+        if strand is not None and not strand.line.is_alive():
+            self.lower(link, strand.line.error, strand)
+
+    def heal(self) -> None:
+        """See to what threads have left undone that an interrupt has torn away."""
+        with self._lock:
+            links = list(self.roster.links.values())
+        for link in links:
+            torn = link.heal()
+            newest = link.newest
+            if torn is not None:
+                self.lower(link, torn.line.error, torn)
+            elif newest is not None and newest.is_dropped:
+                self.lower(link, newest.line.error, newest)
 
     def fail_endpoint(self, endpoint: Endpoint, error: BaseException | None) -> None:
         """Whatever link leads to *endpoint* just now is broken."""
@@ -166,11 +175,11 @@ class Office:
         self.speak_up()
 
     def _mark_dead_locked(self, link: Link, error: BaseException | None, endpoint: Endpoint) -> None:
-        link.state = LinkState.DEAD
         link.since = self.clock.now()
         link.last_error = None if error is None else error.with_traceback(None)
         if not self.is_closed:
             self.mailbox.post_locked(LinkEvent.DEAD, endpoint)
+        link.state = LinkState.DEAD  # last: whoever is interrupted before leaves the rest to another
 
     def plan_attempt_locked(self, link: Link, error: BaseException | None) -> None:
         """Decide when the next attempt to open *link* is made."""
@@ -204,10 +213,8 @@ class Office:
         active, groups = self.roster.active, self.roster.groups
         if active is None or active >= len(groups) or self.settings.write_ahead or self.settings.confirm:
             return
-        links = groups[active]
-        if not self.is_closed and all(link.state is LinkState.ALIVE for link in links):
-            sent = tuple(link.endpoint for link in links)
-            self.plan = Plan(active, links, Delivery(sent=sent, group=active))
+        if not self.is_closed:
+            self.plan = plan_for(active, groups[active], may_spool=self.spool is not None)
 
     def refresh(self) -> None:
         """Look again which group is active."""
@@ -253,6 +260,8 @@ class Office:
 
     def job_locked(self, link: Link) -> str | None:
         """What there is to do for *link*: ``"open"`` it, ``"flush"`` what waits for it, or nothing."""
+        if link.state is LinkState.ALIVE and link.strand is None:
+            return None  # whoever drops its connection is about to say so
         if link.state is not LinkState.ALIVE:
             if self.is_closed or not self.roster.has(link):
                 return None
@@ -263,7 +272,7 @@ class Office:
             return "flush" if unfinished.is_settled else None  # its sender says when
         if self.spool is None:
             return None
-        if link.is_flushing or self.spool.count(link.queue) > len(link.own) + len(link.done):
+        if link.is_flushing or link.has_waiting():
             return "flush"
         return "flush" if self.spool.count(GLOBAL) and self.roster.active in link.groups else None
 
@@ -273,29 +282,16 @@ class Office:
 
     def speak_up(self) -> None:
         """Let others know what has changed. No lock is held."""
-        with self._lock:
-            at, self._due_at = self._due_at, math.inf
+        at = self._due_at
         if at < math.inf and self.kept is not None:
             watch(self.kept, at)
+        with self._lock:
+            if self._due_at == at:
+                self._due_at = math.inf
         while self._switches:
             before, after = self._switches.popleft()
             logger.info("broadcaster %r: sends to group %s, before to %s", self.name, after, before)
         self.mailbox.wake()
-
-    def encode(self, message: bytes, id: bytes) -> bytes:
-        """*message* as it goes over the wire, with its *id* if the framing carries that.
-
-        Raises:
-            FramingError: it cannot be framed.
-        """
-        if self._identifying is None:
-            return self.settings.framing.encode(message)
-        return self._identifying.encode_as(message, id)
-
-    @property
-    def is_identified(self) -> bool:
-        """Whether the peers get to see the ids of messages."""
-        return self._identifying is not None
 
     def describe_links(self) -> tuple[LinkInfo, ...]:
         """Each link as it stands."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from connpool.delivery.link import Link, Outcome
-from connpool.delivery.office import Office, Plan
+from connpool.delivery.office import Office
+from connpool.delivery.plan import Plan
+from connpool.delivery.strand import Parcel
 from connpool.delivery.tending import take_out
-from connpool.delivery.writing import Parcel, Writing
-from connpool.errors import NoEndpointError, PoolClosedError, SpoolError
+from connpool.delivery.writing import Writing
+from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
+from connpool.pool.census import wink
 
 __all__ = ["Sending"]
 
@@ -29,8 +33,8 @@ class Sending:
     def __init__(self, office: Office, writing: Writing) -> None:
         self._office = office
         self._writing = writing
-        self._encode = office.settings.framing.encode
-        self._is_identified = office.is_identified
+        self._encode = office.encoder.encode
+        self._is_identified = office.encoder.is_identified
         self._origin = os.urandom(8)  # the first half of the ids of this broadcaster's messages
 
     def start_clean(self) -> None:
@@ -39,31 +43,64 @@ class Sending:
 
     def deliver(self, message: bytes) -> Delivery:
         """Send *message*, or spool it; see ``Broadcaster.broadcast``."""
+        parcel = Parcel(message)
+        try:
+            return self._deliver(parcel)
+        except ConnPoolError:
+            raise
+        except BaseException:
+            parcel.is_given_up = True  # an interrupt may strike between any two steps below
+            kept = self._office.kept
+            if kept is not None:
+                wink(kept)  # the next turn heals what it has left undone
+            raise
+
+    def _deliver(self, parcel: Parcel) -> Delivery:
         office = self._office
         plan, spool = office.plan, office.spool
-        if plan is not None and not self._is_identified and (spool is None or not spool.count(GLOBAL)):
-            data = self._encode(message)
-            for link in plan.links:
-                outcome = link.try_send(data, message)
-                if outcome is not Outcome.SENT:
-                    return self._go_on(plan, link, outcome, Parcel(message, self._new_id(), data))
+        if plan is None or self._is_identified or (spool is not None and spool.count(GLOBAL)):
+            return self._look_for_a_way(parcel)
+        parcel.data = self._encode(parcel.message)
+        late = plan.absent
+        for link in plan.links:
+            outcome = link.try_send(parcel)
+            if outcome is Outcome.SENT:
+                continue
+            if outcome is not Outcome.BEHIND or spool is None:
+                return self._go_on(plan, link, outcome, late, parcel)
+            late = (*late, link)
+        if not late:
             return plan.delivery
-        id = self._new_id()
-        parcel = Parcel(message, id, office.encode(message, id))  # what cannot be framed is not taken
+        parcel.id = self._new_id()
+        sent = [link for link in plan.links if link not in late] if late is not plan.absent else plan.links
+        return self._keep_copies(plan.number, sent, late, parcel)
+
+    def _look_for_a_way(self, parcel: Parcel) -> Delivery:
+        office = self._office
+        spool = office.spool
+        parcel.id = self._new_id()
+        parcel.data = office.encoder.encode_as(
+            parcel.message, parcel.id
+        )  # what cannot be framed is not taken
         if office.is_closed:
             raise PoolClosedError(f"broadcaster {office.name!r} is closed", pool=office.name)
         if spool is not None and spool.count(GLOBAL):
             return self._put_aside(parcel)
         return self._ahead(parcel) if office.settings.write_ahead else self._in_turn(parcel)
 
-    def _go_on(self, plan: Plan, failed: Link, outcome: Outcome, parcel: Parcel) -> Delivery:
-        """One of the links that were all in order was not; those before it have the message."""
-        outcomes: dict[Link, Outcome] = {}
+    def _go_on(
+        self, plan: Plan, failed: Link, outcome: Outcome, late: tuple[Link, ...], parcel: Parcel
+    ) -> Delivery:
+        """One of the links of a plan was not in order; those before it have the message, or are *late*."""
+        parcel.id = self._new_id()
+        outcomes = dict.fromkeys(plan.absent, Outcome.DEAD)
         for link in plan.links:
             if link is failed:
                 outcomes[link] = outcome
+            elif failed in outcomes:
+                outcomes[link] = self._writing.write(link, parcel)
             else:
-                outcomes[link] = Outcome.SENT if failed not in outcomes else self._writing.write(link, parcel)
+                outcomes[link] = Outcome.BEHIND if link in late else Outcome.SENT
         return self._complete(plan.number, outcomes, parcel) or self._in_turn(parcel, without=plan.number)
 
     # -- groups, one after the other
@@ -84,38 +121,45 @@ class Sending:
 
     def _complete(self, number: int, outcomes: dict[Link, Outcome], parcel: Parcel) -> Delivery | None:
         """See to the links that have not got it. None: the whole group is dead, so another must take it."""
-        office = self._office
-        spool = office.spool
         for link, outcome in outcomes.items():
             if outcome is Outcome.DEAD:
-                self._writing.bury(link)
-            elif spool is None and outcome is not Outcome.SENT:
+                self._office.bury(link)
+            elif self._office.spool is None and outcome is not Outcome.SENT:
                 outcomes[link] = self._writing.wait_and_write(link, outcome, parcel)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
-        sent = tuple(link.endpoint for link in outcomes if outcomes[link] is Outcome.SENT)
-        late = [link for link in outcomes if outcomes[link] is not Outcome.SENT]
+        sent = [link for link, outcome in outcomes.items() if outcome is Outcome.SENT]
+        late = [link for link, outcome in outcomes.items() if outcome is not Outcome.SENT]
+        return self._keep_copies(number, sent, late, parcel)
+
+    def _keep_copies(
+        self, number: int, sent: Sequence[Link], late: Sequence[Link], parcel: Parcel
+    ) -> Delivery:
+        """Spool what links are too *late* to get now. Others have *sent* it."""
+        office = self._office
+        endpoints = tuple([link.endpoint for link in sent])
+        queues = tuple([link.queue for link in late])
         if not late:
-            return Delivery(sent=sent, group=number, id=parcel.id)
-        queues = tuple(link.queue for link in late)
-        if spool is None:
-            return Delivery(sent=sent, group=number, refused=queues, id=parcel.id)
+            return Delivery(endpoints, (), number, (), parcel.id)
+        if office.spool is None:
+            return Delivery(endpoints, (), number, queues, parcel.id)
         try:
-            positions = spool.put(queues, parcel.message, parcel.id)
+            positions = office.spool.put(queues, parcel.message, parcel.id)
         except BaseException as error:
             for link in late:
-                if outcomes[link] is Outcome.BEGUN:
+                if link.has_begun(parcel):
                     office.lower(link, error)  # the peer has a part of a message that has no rest
                 office.kick(link)
             if isinstance(error, SpoolError) and sent:
                 logger.warning("broadcaster %r: no copy for %s: %s", office.name, ", ".join(queues), error)
-                return Delivery(sent=sent, group=number, refused=queues, id=parcel.id)
+                return Delivery(endpoints, (), number, queues, parcel.id)
             raise
         for link, position in zip(late, positions, strict=True):
-            if outcomes[link] is Outcome.BEGUN:
-                link.settle(position)
-            office.kick(link)
-        return Delivery(sent=sent, spooled=queues, group=number, id=parcel.id)
+            if link.unfinished is not None:
+                link.settle(parcel, position)
+            if link.strand is not None:  # else its worker looks for what waits, when it has opened it
+                office.kick(link)
+        return Delivery(endpoints, queues, number, (), parcel.id)
 
     # -- the spool first
 
@@ -126,19 +170,20 @@ class Sending:
         assert spool is not None
         with office._lock:
             groups = office.roster.in_turn()
-        stale: list[int] = []  # copies for groups that turned out to be dead
+        stale: list[tuple[Link, int]] = []  # copies for groups that turned out to be dead
+        delivery: Delivery | None = None
         for number, links in groups:
             self._await(links)
             if not any(link.state is LinkState.ALIVE for link in links):
                 continue
             positions = spool.put([link.queue for link in links], parcel.message, parcel.id)
-            delivery = self._send_ahead(number, dict(zip(links, positions, strict=True)), parcel)
+            copies = dict(zip(links, positions, strict=True))
+            delivery = self._send_ahead(number, copies, parcel) or self._withdraw(number, copies, parcel)
             if delivery is not None:
-                take_out(office, stale)
-                return delivery
-            stale.extend(positions)
-        delivery = self._put_aside(parcel)
-        take_out(office, stale)
+                break
+            stale.extend(copies.items())
+        delivery = delivery or self._put_aside(parcel)
+        self._clear_away(stale)
         return delivery
 
     def _send_ahead(self, number: int, positions: dict[Link, int], parcel: Parcel) -> Delivery | None:
@@ -148,22 +193,22 @@ class Sending:
         outcomes: dict[Link, Outcome] = {}
         for link, position in positions.items():
             with link.writing:
-                link.own.add(position)
+                link.own[position] = parcel
             try:
                 outcomes[link] = self._writing.write(link, parcel, position)
             finally:
                 with link.writing:
-                    link.own.discard(position)
+                    link.own.pop(position, None)
         arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
         is_out = take_out(office, arrived)
         for link, outcome in outcomes.items():
             with link.writing:
-                if is_out and not link.is_flushing:  # a worker may have looked before it was out
-                    link.done.discard(positions[link])
-                elif outcome is Outcome.SENT and not is_out:
+                if outcome is Outcome.SENT and is_out:
+                    link.done.pop(positions[link], None)
+                elif outcome is Outcome.SENT:
                     link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
-                self._writing.bury(link)
+                office.bury(link)
             elif outcome is not Outcome.SENT or not is_out:
                 office.kick(link)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
@@ -174,6 +219,28 @@ class Sending:
             group=number,
             id=parcel.id,
         )
+
+    def _withdraw(self, number: int, copies: dict[Link, int], parcel: Parcel) -> Delivery | None:
+        """Take back what lies ready for a group that is dead, unless one of its links has just come back."""
+        office = self._office
+        taken = [link for link, position in copies.items() if not link.withdraw(position, parcel)]
+        if not taken:
+            return None
+        others = {link: position for link, position in copies.items() if link not in taken}
+        if others:
+            assert office.spool is not None
+            office.spool.put([link.queue for link in others], parcel.message, parcel.id)
+            self._clear_away(list(others.items()))
+            for link in others:
+                office.kick(link)
+        return Delivery(spooled=tuple(link.queue for link in copies), group=number, id=parcel.id)
+
+    def _clear_away(self, copies: list[tuple[Link, int]]) -> None:
+        """Nobody needs these *copies*, which are withdrawn. If they cannot be taken out, a worker does it."""
+        if take_out(self._office, [position for _, position in copies]):
+            for link, position in copies:
+                with link.writing:
+                    link.done.pop(position, None)
 
     # -- nobody can take it
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from typing import Final
 
 from connpool import clock as real
-from connpool.delivery.link import Link, Strand
+from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.settings import Confirm
 from connpool.delivery.spool import Spooled
+from connpool.delivery.strand import Claim, Strand
 from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, LinkState
 from connpool.model.request import Request
@@ -23,6 +25,7 @@ __all__ = ["NotConfirmedError", "Tending", "confirm"]
 BATCH: Final = 512  # messages
 BATCH_BYTES: Final = 262_144
 SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
+SENT_BY_WORKER: Final = Claim()  # is never given up
 BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 
 logger = logging.getLogger("connpool.delivery")
@@ -152,8 +155,9 @@ class Tending:
         """Send what waits for *link* until nothing does, or it breaks."""
         with link.writing:
             link.is_flushing = True
-        strand = link.hold("worker")
+        strand = link.hold(Claim())
         if strand is None:
+            self._office.bury(link)
             return
         error: BaseException | None = None
         is_whole = True
@@ -175,11 +179,11 @@ class Tending:
             return True
         if strand.line.push_all(begun.rest, self._office.settings.send_timeout) < len(begun.rest):
             return False
-        confirm(self._office.settings.confirm, strand, begun.message)
+        confirm(self._office.settings.confirm, strand, begun.parcel.message)
         with link.writing:
             link.unfinished = None
             if begun.position:
-                link.note_sent(begun.position)
+                link.note_sent(begun.position, SENT_BY_WORKER)
         self._remove(link, [begun.position] if begun.position else [])
         return True
 
@@ -199,11 +203,8 @@ class Tending:
                 continue
             if self._share_out(link):
                 continue
-            with link.writing:
-                if spool.count(link.queue) <= len(link.own):  # what is done may have left already, or not
-                    link.is_flushing = False
-                    link.done.clear()
-                    return True
+            if link.stop_flushing():
+                return True
         return False
 
     def _take(self, link: Link) -> Sequence[Spooled]:
@@ -213,16 +214,28 @@ class Tending:
         rate = self._office.settings.flush_rate
         most = BATCH if rate is None else max(1, min(BATCH, int(rate * SLICE)))
         with link.writing:
-            gone = frozenset(link.done)  # before the look: during it they may leave the spool, and ``done``
+            before = frozenset(link.done)  # during the look they may leave the spool, and ``done``
         batch = spool.peek(link.queue, most, BATCH_BYTES)
         with link.writing:
             if batch:
                 link.taken = max(link.taken, batch[-1].position)
-        sent = [each.position for each in batch if each.position in gone]
-        if sent:  # by their own senders, who are about to remove them
-            spool.remove(sent)
+            gone = before | link.done.keys()  # what was withdrawn meanwhile, too; from now on nothing is
+        if gone:
+            spool.remove([each.position for each in batch if each.position in gone])
+            if batch:
+                self._forget(link, gone, up_to=batch[-1].position)
+            else:
+                self._forget(link, before, up_to=math.inf)
             batch = [each for each in batch if each.position not in gone]
         return batch
+
+    @staticmethod
+    def _forget(link: Link, gone: frozenset[int], up_to: float) -> None:
+        """Whatever of *gone* lies that far has left the spool."""
+        with link.writing:
+            for position in gone:
+                if position <= up_to:
+                    link.done.pop(position, None)
 
     def _send_batch(self, link: Link, strand: Strand, batch: Sequence[Spooled]) -> bool:
         office = self._office
@@ -231,9 +244,12 @@ class Tending:
         began = real.now()
         arrived: list[int] = []
         try:
-            frames = [office.encode(each.message, each.id) for each in batch]
+            frames = office.encoder.encode_all(batch)
             data = b"".join(frames)
             n_sent = strand.line.push_all(data, office.settings.send_timeout)
+            if n_sent == len(data) and office.settings.confirm is None:
+                arrived = [each.position for each in batch]
+                return True
             whole = 0
             for frame, each in zip(frames, batch, strict=True):
                 whole += len(frame)
@@ -244,9 +260,8 @@ class Tending:
             return n_sent == len(data)
         finally:
             self._remove(link, arrived)
-            left = [each.position for each in batch[len(arrived) :]]
-            if left:
-                spool.release(left)
+            if len(arrived) < len(batch):
+                spool.release([each.position for each in batch[len(arrived) :]])
             rate = office.settings.flush_rate
             if rate is not None:
                 self._pause(max(0.0, len(arrived) / rate - (real.now() - began)))
@@ -256,10 +271,11 @@ class Tending:
             return
         is_out = take_out(self._office, positions)
         with link.writing:
-            if is_out:
-                link.done.difference_update(positions)
-            else:
-                link.done.update(positions)  # tried again with the next batch, but not sent again
+            if not is_out:
+                link.done.update(dict.fromkeys(positions, SENT_BY_WORKER))  # tried again, but not sent again
+            elif link.done:
+                for position in positions:
+                    link.done.pop(position, None)
 
     def _share_out(self, link: Link) -> bool:
         """Put what waits for everybody into the queues of the active group. False: there is nothing."""

@@ -7,8 +7,9 @@ import threading
 import weakref
 from typing import Final
 
-from connpool.delivery.link import Link, Strand
+from connpool.delivery.link import Link
 from connpool.delivery.office import Office
+from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
 from connpool.wire.line import Poller
 

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from connpool.delivery.link import Link, Outcome, Strand
+from connpool.delivery.link import Link, Outcome
 from connpool.delivery.office import Office
-from connpool.delivery.spool import ID_SIZE
+from connpool.delivery.strand import Parcel, Strand
 from connpool.delivery.tending import NotConfirmedError, confirm
 
-__all__ = ["Parcel", "Writing"]
-
-NO_ID: Final = bytes(ID_SIZE)  # of what is sent once or never
-
-
-class Parcel:
-    """One message on its way.
-
-    Attributes:
-        id: The same wherever it goes.
-        data: The message as it goes over the wire.
-    """
-
-    __slots__ = ("data", "id", "message")
-
-    def __init__(self, message: bytes, id: bytes, data: bytes) -> None:
-        self.message = message
-        self.id = id
-        self.data = data
+__all__ = ["Writing"]
 
 
 class Writing:
@@ -39,24 +19,26 @@ class Writing:
     def write(self, link: Link, parcel: Parcel, position: int = 0) -> Outcome:
         """Send to one link, and have the peer confirm it where that is asked."""
         if self._office.settings.confirm is None:
-            return link.try_send(parcel.data, parcel.message, position)
-        strand = link.try_hold(position)
+            return link.try_send(parcel, position)
+        strand = link.try_hold(parcel, position)
         if isinstance(strand, Outcome):
             return strand
-        return self._hold_and_write(link, strand, parcel.data, parcel.message, position)
+        return self._hold_and_write(link, strand, parcel, parcel.data, position)
 
     def _hold_and_write(
-        self, link: Link, strand: Strand, data: bytes, message: bytes, position: int = 0
+        self, link: Link, strand: Strand, parcel: Parcel, data: bytes, position: int = 0
     ) -> Outcome:
-        """Send *data* as the holder of *link*, waiting for the peer."""
+        """Send *data*, which is left of *parcel*, as the holder of *strand*, waiting for the peer."""
         office = self._office
         error: BaseException | None = None
         is_sent = False
         try:
+            strand.is_midway = True
             is_sent = strand.line.push_all(data, office.settings.send_timeout) == len(data)
             error = strand.line.error
             if is_sent:
-                confirm(office.settings.confirm, strand, message)
+                strand.is_midway = False
+                confirm(office.settings.confirm, strand, parcel.message)
         except NotConfirmedError as failure:
             is_sent, error = False, failure.__cause__
         except BaseException as exc:
@@ -65,7 +47,7 @@ class Writing:
         finally:
             if is_sent and position:
                 with link.writing:
-                    link.note_sent(position)
+                    link.note_sent(position, parcel)
             to_close = link.free(strand)
             if not is_sent:
                 office.lower(link, error, strand)
@@ -75,30 +57,28 @@ class Writing:
 
     def write_once(self, link: Link, message: bytes) -> None:
         """Send what is worth nothing later, unless something must be sent before."""
-        parcel = Parcel(message, NO_ID, self._office.encode(message, NO_ID))
-        outcome = self.write(link, parcel)
-        if outcome is Outcome.DEAD:
-            self.bury(link)
-        elif outcome is Outcome.BEGUN and self._office.spool is None:
-            self.wait_and_write(link, outcome, parcel)
-        elif self._office.spool is not None:
-            link.settle(0)
-            self._office.kick(link)
+        parcel = Parcel(message)
+        try:
+            parcel.data = self._office.encoder.encode_as(message, parcel.id)
+            outcome = self.write(link, parcel)
+            if outcome is Outcome.DEAD:
+                self._office.bury(link)
+            elif outcome is Outcome.BEGUN and self._office.spool is None:
+                self.wait_and_write(link, outcome, parcel)
+            elif self._office.spool is not None:
+                link.settle(parcel, 0)
+                self._office.kick(link)
+        except BaseException:
+            parcel.is_given_up = True
+            raise
 
     def wait_and_write(self, link: Link, outcome: Outcome, parcel: Parcel) -> Outcome:
         """Without a spool there is nowhere to put it: wait until the peer takes it."""
-        office = self._office
         if outcome is Outcome.BEGUN:
-            begun = link.begun
-            assert begun is not None
-            return self._hold_and_write(link, begun.strand, begun.rest, parcel.message)
-        strand = link.hold("sender", office.settings.send_timeout)
+            begun = parcel.begun[link.queue]
+            return self._hold_and_write(link, begun.strand, parcel, begun.rest)
+        strand = link.hold(parcel, self._office.settings.send_timeout)
         if strand is None:
+            self._office.bury(link)
             return Outcome.DEAD
-        return self._hold_and_write(link, strand, parcel.data, parcel.message)
-
-    def bury(self, link: Link) -> None:
-        """A link was found dead: say so, if it is news."""
-        strand = link.strand
-        if strand is not None and not strand.line.is_alive():
-            self._office.lower(link, strand.line.error, strand)
+        return self._hold_and_write(link, strand, parcel, parcel.data)

@@ -147,6 +147,10 @@ class Line:
         self.is_over = True
         interrupt(self._raw)
 
+    def spoil(self, error: Exception) -> None:
+        """Count as broken from now on, because of *error*."""
+        self._break(error)
+
     def _find_error(self) -> None:
         if self.error is not None or self.is_over:
             return

@@ -155,7 +155,8 @@ def test_without_a_spool_the_sender_waits_for_a_peer_that_reads_nothing(a, path)
             n_sent += 1
 
     def hear() -> None:
-        until(lambda: sender._office.roster.links[str(a.endpoint)].holder == "sender", "a sender that waits")
+        strand = sender._office.roster.links[str(a.endpoint)].strand
+        until(lambda: strand.holder is not None, "a sender that waits")
         assert n_sent < len(messages)
         a.is_deaf = False
 

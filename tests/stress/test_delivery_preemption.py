@@ -46,10 +46,12 @@ def check_rest(sender: Broadcaster) -> None:
     links = list(sender._office.roster.links.values())
     until(lambda: not any(link.is_tended for link in links), "the rest of all workers")
     for link in links:
-        assert (link.holder, link.unfinished, link.is_flushing) == (None, None, False)
-        assert (link.own, link.done) == (set(), set())
-        assert link.strand is not None
-        assert (link.strand.n_users, link.strand.is_dropped) == (1, False)  # the reading thread
+        assert (link.unfinished, link.is_flushing) == (None, False)
+        assert (link.own, link.done) == ({}, {})
+        strand = link.strand
+        assert strand is not None
+        until(lambda strand=strand: strand.n_readers == 1, "the reading thread")
+        assert (strand.holder, strand.is_midway, strand.is_dropped) == (None, False, False)
     assert sender.pool.stats().size == len(links)
 
 
@@ -94,6 +96,7 @@ def test_senders_deaths_returns_and_flushes_that_give_way_anywhere(seed, confirm
         for server in (a, b):
             for session in server.sessions:
                 check_ascending(session)
+            until(lambda server=server: diary.of(server)[-1:] == [LinkEvent.ALIVE], "the telling of all")
             told = diary.of(server)
             assert told == [LinkEvent.ALIVE, LinkEvent.DEAD] * (len(told) // 2) + [LinkEvent.ALIVE]
             if confirms:
@@ -163,7 +166,7 @@ def test_routes_that_change_while_threads_send_and_give_way_lose_no_member(seed)
         Sink(answers=True) as c,
         broadcasting(a, b, confirm=acknowledged) as sender,
     ):
-        sender.wait_ready(GUARD)
+        until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
         with preempting(*MODULES, chance=0.1, seed=seed):
             together(lambda: send("s"), lambda: send("t"), change, limit=30)
         sender.flush()

@@ -1,0 +1,103 @@
+"""One connection of a link, and what is on its way over it."""
+
+from __future__ import annotations
+
+from connpool.delivery.spool import ID_SIZE
+from connpool.model.endpoint import Endpoint
+from connpool.pool.connection import Connection
+from connpool.wire.framing import Framing
+from connpool.wire.line import Line
+
+__all__ = ["NO_ID", "Claim", "Parcel", "Strand", "Unfinished"]
+
+NO_ID = bytes(ID_SIZE)  # of what is sent once or never
+
+
+class Claim:
+    """What a thread is about to do, noted wherever others have to wait for it.
+
+    An interrupt may tear the thread away between any two steps. Then one flag gives up all that it
+    was about, wherever that is noted; nobody has to undo it step by step.
+    """
+
+    __slots__ = ("is_given_up",)
+
+    def __init__(self) -> None:
+        self.is_given_up = False
+
+
+class Parcel(Claim):
+    """One message on its way, which is the business of the thread that sends it.
+
+    Attributes:
+        data: The message as it goes over the wire.
+        id: The same wherever it goes; made when it is first needed.
+        begun: What has to be finished by the sender itself, by the link's queue.
+    """
+
+    __slots__ = ("begun", "data", "id", "message")
+
+    def __init__(self, message: bytes) -> None:
+        self.is_given_up = False  # not by the base: one is made for each message
+        self.message = message
+        self.data = message
+        self.id = NO_ID
+        self.begun: dict[str, Unfinished] = {}
+
+
+class Strand:
+    """One connection of a link, from its opening to its close. The link's ``writing`` guards it."""
+
+    __slots__ = (
+        "conn",
+        "decoder",
+        "endpoint",
+        "holder",
+        "is_dropped",
+        "is_midway",
+        "line",
+        "n_readers",
+    )
+
+    def __init__(self, conn: Connection, line: Line, endpoint: Endpoint, decoder: Framing) -> None:
+        self.conn = conn
+        self.line = line
+        self.endpoint = endpoint
+        self.decoder = decoder  # touched by the reading thread alone
+        self.holder: Claim | None = None  # who waits for the peer; it writes without ``writing``
+        self.is_midway = False  # the peer may have a part of a message, and only its sender the rest
+        self.n_readers = 0
+        self.is_dropped = False  # nobody new may use it; the last user closes it
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody waits for the peer; who was torn away from it does not."""
+        return self.holder is not None and not self.holder.is_given_up
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether nobody can finish what was begun, so that nothing may be sent any more."""
+        return self.is_midway and not self.is_held
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is to be closed."""
+        return self.is_dropped and self.n_readers == 0 and not self.is_held
+
+
+class Unfinished:
+    """The rest of a message of which the peer has a part."""
+
+    __slots__ = ("is_placed", "parcel", "position", "rest", "strand")
+
+    def __init__(self, strand: Strand, rest: bytes, parcel: Parcel, position: int) -> None:
+        self.strand = strand
+        self.rest = rest
+        self.parcel = parcel
+        self.position = position  # in the spool; 0: it is in none
+        self.is_placed = position > 0  # it has got a position, or needs none
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its sender has nothing more to do about it."""
+        return self.is_placed or self.parcel.is_given_up

@@ -1,0 +1,194 @@
+"""One link by itself: what a sender leaves that an interrupt has torn away, and what others make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from connpool import LinkState, MemorySpool, Route
+from connpool.delivery.link import Link, Outcome
+from connpool.delivery.strand import Claim, Parcel, Strand
+from connpool.wire.line import Line
+from tests.helpers.sinks import Sink, broadcasting
+from tests.helpers.switchboard import until
+
+
+class Wire:
+    """Stands for a line: takes *most* bytes of each message; an interrupt strikes while it takes the next."""
+
+    def __init__(self, most: int = 1_000) -> None:
+        self.most = most
+        self.is_midway = False
+        self.taken: list[bytes] = []
+        self.error: Exception | None = None
+        self.strikes = False
+
+    def look_and_push(self, data: bytes) -> int:
+        self.taken.append(data[: self.most])
+        if self.strikes:
+            raise KeyboardInterrupt
+        return len(self.taken[-1])
+
+    def is_alive(self) -> bool:
+        return self.error is None
+
+    def spoil(self, error: Exception) -> None:
+        self.error = error
+
+    def end(self) -> None:
+        pass
+
+
+def link_over(wire: Any, spool: MemorySpool | None = None) -> Link:
+    member = Route.parse("a:1").groups[0].members[0]
+    link = Link(member, 0.0, spool)
+    link.adopt(Strand(None, wire, member.endpoints[0], None), is_behind=False)  # type: ignore[arg-type]
+    return link
+
+
+def torn(wire: Wire, parcel: Parcel, spool: MemorySpool | None = None) -> Link:
+    """A link whose sender was torn away while the system took *parcel*."""
+    link = link_over(wire, spool)
+    wire.strikes = True
+    with pytest.raises(KeyboardInterrupt):
+        link.try_send(parcel)
+    wire.strikes = False
+    parcel.is_given_up = True
+    return link
+
+
+def test_nothing_follows_a_message_of_which_nobody_knows_how_much_was_taken() -> None:
+    wire = Wire()
+    link = torn(wire, Parcel(b"first"))
+    assert link.try_send(Parcel(b"second")) is Outcome.DEAD
+    assert wire.taken == [b"first"]
+    assert isinstance(wire.error, ConnectionAbortedError)
+
+
+def test_nobody_holds_a_link_for_a_message_after_it() -> None:
+    wire = Wire()
+    link = torn(wire, Parcel(b"first"))
+    assert link.hold(Claim()) is None
+    assert link.try_hold(Claim()) is Outcome.DEAD
+    assert isinstance(wire.error, ConnectionAbortedError)
+
+
+def test_a_rest_that_its_sender_has_given_up_is_torn_where_nobody_else_keeps_it() -> None:
+    wire, parcel = Wire(most=3), Parcel(b"first")
+    link = link_over(wire)
+    assert link.try_send(parcel) is Outcome.BEGUN
+    assert link.try_send(Parcel(b"second")) is Outcome.BEHIND
+    assert link.heal() is None  # its sender is at it
+    parcel.is_given_up = True
+    assert link.heal() is link.strand
+    assert link.try_send(Parcel(b"third")) is Outcome.DEAD
+
+
+def test_a_rest_belongs_to_the_message_that_was_begun_and_no_other() -> None:
+    spool = MemorySpool()
+    wire, parcel, other = Wire(most=3), Parcel(b"first"), Parcel(b"second")
+    link = link_over(wire, spool)
+    assert link.try_send(parcel) is Outcome.BEGUN
+    assert link.try_send(other) is Outcome.BEHIND
+    link.settle(other, 7)
+    assert link.unfinished is not None
+    assert not link.unfinished.is_settled
+    assert (link.has_begun(parcel), link.has_begun(other)) == (True, False)
+    link.settle(parcel, 8)
+    assert (link.unfinished.is_settled, link.unfinished.position) == (True, 8)
+
+
+def test_what_one_has_sent_who_was_torn_away_hides_nothing_that_waits() -> None:
+    """It may have left the spool or not: a worker has to look."""
+    spool = MemorySpool()
+    link, parcel = link_over(Wire(), spool), Parcel(b"first")
+    with link.writing:
+        link.note_sent(1, parcel)
+    spool.put([link.queue], b"waits", bytes(16))
+    assert not link.has_waiting()
+    parcel.is_given_up = True
+    assert link.has_waiting()
+    assert link.try_send(Parcel(b"second")) is Outcome.BEHIND
+
+
+def test_what_a_worker_has_in_hand_cannot_be_withdrawn_and_what_is_withdrawn_it_does_not_send() -> None:
+    spool = MemorySpool()
+    with Sink() as sink, broadcasting(sink, spool=spool, write_ahead=True) as sender:
+        until(lambda: sender.ready)
+        link = sender._office.roster.links[str(sink.endpoint)]
+        until(lambda: not link.is_tended)
+        first, second = spool.put([link.queue, link.queue], b"a copy", bytes(16))
+        assert link.withdraw(first, Parcel(b"a copy"))
+        sender._office.kick(link)
+        until(lambda: sender.unsent().total == 0, "the end of both copies")
+        assert not link.withdraw(second, Parcel(b"a copy"))
+        sender.broadcast(b"the end")
+        sink.until_has(b"the end")
+        assert sink.lines == [b"a copy", b"the end"]
+        assert (link.done, link.own) == ({}, {})
+
+
+def test_flushing_goes_on_until_all_is_taken_that_senders_have_left_to_it() -> None:
+    """Even while the counts hide it: what another has sent may leave the spool before it leaves ``done``."""
+    spool = MemorySpool()
+    link, claim = link_over(Wire(), spool), Claim()
+    (position,) = spool.put([link.queue], b"waits", bytes(16))
+    with link.writing:
+        link.note_sent(position + 1, claim)
+        link.is_flushing = True
+    assert link.try_send(Parcel(b"waits"), position) is Outcome.BEHIND
+    assert not link.stop_flushing()
+    link.taken = position
+    spool.remove([position])
+    assert link.stop_flushing()
+
+
+def test_a_claim_on_what_a_worker_has_taken_hides_nothing_that_waits() -> None:
+    spool = MemorySpool()
+    link = link_over(Wire(), spool)
+    taken, _ = spool.put([link.queue, link.queue], b"waits", bytes(16))
+    spool.remove([taken])
+    with link.writing:
+        link.own[taken] = Claim()
+    assert not link.has_waiting()
+    link.taken = taken
+    assert link.has_waiting()
+
+
+def test_a_link_whose_loss_nobody_has_told_is_told_of_by_the_next_turn() -> None:
+    with Sink() as sink, broadcasting(sink) as sender:
+        until(lambda: sender.ready)
+        link = sender._office.roster.links[str(sink.endpoint)]
+        lost = link.strand
+        assert lost is not None
+        lost.conn.terminate()
+        link.drop(lost)
+        assert link.state is LinkState.ALIVE
+        sender.sweep()
+        until(lambda: link.strand not in (None, lost), "another connection")
+        sender.broadcast(b"hello")
+        sink.until_has(b"hello")
+
+
+def test_an_interrupt_on_the_way_out_leaves_no_half_of_a_message_to_be_gone_on_with(monkeypatch) -> None:
+    """One strikes in the midst of the message, another while its connection would be given up."""
+    with Sink(answers=True) as sink, broadcasting(sink, confirm=lambda conn, message: None) as sender:
+        until(lambda: sender.ready)
+
+        def push_half(self: Line, data: bytes, timeout: object) -> int:
+            monkeypatch.undo()
+            monkeypatch.setattr(Link, "free", strike)
+            self.push(data[:3])
+            raise KeyboardInterrupt
+
+        def strike(*_: object) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Line, "push_all", push_half)
+        with pytest.raises(KeyboardInterrupt):
+            sender.broadcast(b"first")
+        sender.broadcast(b"second")
+        sink.until_has(b"second")
+        assert sink.lines == [b"second"]
