@@ -110,7 +110,7 @@ class Link:
                 self.unfinished = begun
                 strand.is_midway = False
             else:
-                parcel.begun[self.queue] = begun
+                parcel.begun = {**parcel.begun, self.queue: begun}
                 strand.holder = parcel
             return Outcome.BEGUN
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from connpool.delivery.spool import ID_SIZE
 from connpool.model.endpoint import Endpoint
 from connpool.pool.connection import Connection
@@ -20,10 +23,7 @@ class Claim:
     was about, wherever that is noted; nobody has to undo it step by step.
     """
 
-    __slots__ = ("is_given_up",)
-
-    def __init__(self) -> None:
-        self.is_given_up = False
+    is_given_up = False
 
 
 class Parcel(Claim):
@@ -35,14 +35,12 @@ class Parcel(Claim):
         begun: What has to be finished by the sender itself, by the link's queue.
     """
 
-    __slots__ = ("begun", "data", "id", "message")
+    id = NO_ID
+    begun: Mapping[str, Unfinished] = MappingProxyType({})
 
     def __init__(self, message: bytes) -> None:
-        self.is_given_up = False  # not by the base: one is made for each message
-        self.message = message
+        self.message = message  # the rest has defaults, of the class: one is made for each message
         self.data = message
-        self.id = NO_ID
-        self.begun: dict[str, Unfinished] = {}
 
 
 class Strand:
