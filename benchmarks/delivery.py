@@ -126,7 +126,7 @@ def flush(plan: Plan) -> list[Row]:
 
 def write_all(server: Sink, count: int) -> Result:
     """Dial, and write everything in batches; it is over when the other side has it."""
-    backlog = [bytes(MESSAGE) for _ in range(count)]
+    backlog = messages(count)
     began = perf_counter()
     with dial(server.port) as conn:
         for begin in range(0, count, BATCH):
@@ -135,12 +135,17 @@ def write_all(server: Sink, count: int) -> Result:
     return Result((count,), perf_counter() - began)
 
 
+def messages(count: int) -> list[bytes]:
+    """So many messages that differ: what lies in memory once only would be read from the cache."""
+    return [b"%0*d" % (len(MESSAGE), number) for number in range(count)]
+
+
 def flush_all(server: Sink, count: int) -> Result:
     """Let a broadcaster begin with a full spool; it is over when the other side has everything."""
     spool = MemorySpool()
     queue = str(Endpoint(HOST, server.port))
-    for number in range(count):
-        spool.put([queue], MESSAGE, number.to_bytes(16, "big"))
+    for number, message in enumerate(messages(count)):
+        spool.put([queue], message, number.to_bytes(16, "big"))
     began = perf_counter()
     with ConnectionPool(route_to([server.port])) as pool, Broadcaster(pool, spool=spool):
         server.hear()
