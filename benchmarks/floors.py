@@ -2,8 +2,9 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from benchmarks.race import Running, Track
 
@@ -40,23 +41,24 @@ class FloorC:
     of an ideal figure this machine lets anybody reach.
     """
 
-    def __init__(self, size: int) -> None:
-        self.idle: deque[object] = deque(object() for _ in range(size))
-        self.waiters: deque[tuple[threading.Lock, list[object]]] = deque()
+    def __init__(self, size: int, items: Iterable[Any] | None = None) -> None:
+        self.idle: deque[Any] = deque((object() for _ in range(size)) if items is None else items)
+        self.waiters: deque[tuple[threading.Lock, list[Any]]] = deque()
         self.lock = threading.Lock()
 
-    def take(self) -> Callable[[], object]:
+    def take(self) -> partial[None]:
+        """Wait for an item. The result gives it back; it is its only argument."""
         with self.lock:
             if self.idle:
                 return partial(self.give_back, self.idle.pop())
             gate = threading.Lock()
-            given: list[object] = []
+            given: list[Any] = []
             gate.acquire()
             self.waiters.append((gate, given))
         gate.acquire()
         return partial(self.give_back, given[0])
 
-    def give_back(self, item: object) -> None:
+    def give_back(self, item: Any) -> None:
         with self.lock:
             if not self.waiters:
                 self.idle.append(item)
@@ -92,7 +94,7 @@ class FloorB:
         self.places.acquire()
         return partial(self.give_back, self.idle.pop())
 
-    def give_back(self, item: object) -> None:
+    def give_back(self, item: Any) -> None:
         self.idle.append(item)
         self.places.release()
 

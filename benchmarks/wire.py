@@ -13,6 +13,7 @@ from attrs import frozen
 from benchmarks import peers
 from benchmarks.compare import cpu, interleave, rates, starved, versus
 from benchmarks.echo import SIZE
+from benchmarks.floors import FloorC
 from benchmarks.peers.base import Peer
 from benchmarks.plan import Plan, Workload
 from benchmarks.race import Result, Running, Track, race
@@ -88,6 +89,19 @@ class ByHand:
     def close(self) -> None:
         for conn in self.conns:
             conn.close()
+
+
+class InOrder(ByHand):
+    """No pool either, but whoever came first is served first, by floor C: what that order alone costs."""
+
+    def __init__(self, talk: Talk) -> None:
+        super().__init__(talk)
+        self.floor = FloorC(CONNECTIONS, self.conns)
+
+    def turn(self, number: int) -> None:
+        give_back = self.floor.take()
+        self.talk.hold(give_back.args[0])
+        give_back()
 
 
 class Ours:
@@ -224,6 +238,7 @@ def talkers(plan: Plan) -> dict[str, Callable[[Talk], Talker]]:
     """Those that can lend sockets to more threads than there are."""
     contenders: dict[str, Callable[[Talk], Talker]] = {
         "by hand": ByHand,
+        "by hand, in order": InOrder,
         "ours": Ours,
         "ours, of sockets": OursOfSockets,
     }
