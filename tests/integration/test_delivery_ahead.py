@@ -224,7 +224,7 @@ def test_a_message_that_waits_behind_one_in_confirmation_is_sent_as_soon_as_that
                 free.set()
 
             together(lambda: sender.broadcast(b"m-0"), second)
-            until(lambda: a.sessions[-1] == [b"m-0", b"m-1"], "both")
+            until(lambda: a.sessions[-1:] == [[b"m-0", b"m-1"]], "both")
             until(lambda: sender.unsent().total == 0)
 
 
