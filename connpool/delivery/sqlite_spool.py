@@ -249,7 +249,10 @@ def _after_fork_in_child() -> None:
 def _end() -> None:
     """The end of the program: no connection is left for the interpreter to complain about."""
     for spool in list(_ALL):
-        spool._close(EXIT_GRACE)
+        try:
+            spool._close(EXIT_GRACE)
+        except SpoolError:  # its disk is gone, say; the others are still to be closed
+            logger.exception("spool %s: it could not be closed", spool.path)
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,6 +18,8 @@ needs_monitoring = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="stopping at a single bytecode needs sys.monitoring (Python 3.12)"
 )
 
+LOOKING = "CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME"  # bytecodes after which signals are looked for
+
 
 def codes_of(*things: Any) -> list[CodeType]:
     """Find the code of functions, of all methods of classes, and of everything defined in modules."""
@@ -26,6 +28,7 @@ def codes_of(*things: Any) -> list[CodeType]:
 
 def _codes(thing: Any) -> Iterator[CodeType]:
     thing = getattr(thing, "__func__", thing)  # methods of all kinds
+    thing = getattr(thing, "__wrapped__", thing)  # what a decorator hides: the code of a context manager
     if isinstance(thing, ModuleType):
         for member in vars(thing).values():
             if isinstance(member, type | FunctionType) and member.__module__ == thing.__name__:
@@ -104,7 +107,9 @@ def signal_points(code: CodeType) -> frozenset[int]:
     for instruction in dis.get_instructions(code):
         if looked:
             points.add(instruction.offset)
-        looked = instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
+        looked = instruction.opname in LOOKING
+        if instruction.opname == "JUMP_BACKWARD":
+            points.add(instruction.argval)
     return frozenset(points)
 
 
