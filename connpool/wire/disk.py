@@ -96,9 +96,9 @@ class FileLock:
 
 
 class Directory:
-    """A directory that is open. No object of the library closes such a descriptor when it is dropped; this does.
+    """A directory that is open. Nothing else closes its descriptor when it is dropped.
 
-    It is opened and put away by one call, and taken out and closed by one: an interrupt comes before or after.
+    One call opens it and puts it away, one takes it out and closes it: an interrupt comes before or after.
     """
 
     __slots__ = ("_descriptors",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -15,6 +16,7 @@ from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import heirs
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.rows import PAGE_SIZE
+from tests.conftest import open_files
 from tests.helpers.scripts import run_program
 from tests.helpers.together import together
 
@@ -562,3 +564,34 @@ def test_a_program_ends_without_a_warning_and_loses_nothing(path: Path, ending: 
     spool = SQLiteSpool(path)
     assert texts(spool) == [b"1"]
     spool.close()
+
+
+def test_a_spool_whose_directory_is_gone_leaves_nothing_open(path: Path) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    owners = [SQLiteSpool(folder / "spool.db") for _ in range(2)]
+    shutil.rmtree(folder)
+    with pytest.raises(SpoolError, match=f"spool {folder / 'spool.db.2'}: No such file or directory"):
+        owners[1].close()
+    owners[0].close()
+    assert not [name for _, name in open_files() if str(folder) in name]
+
+
+def test_at_the_end_of_a_program_a_spool_that_cannot_be_closed_keeps_no_other_open(path: Path) -> None:
+    program = """
+        import logging, os, shutil, sys
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        from connpool import SQLiteSpool
+        spools = []
+        for name in "abc":
+            os.mkdir(os.path.join(sys.argv[1], name))
+            path = os.path.join(sys.argv[1], name, "spool.db")
+            spools += [SQLiteSpool(path), SQLiteSpool(path)]
+        shutil.rmtree(os.path.join(sys.argv[1], "b"))
+    """
+    ran = run_program(program, path.parent)
+
+    lost = path.parent / "b" / "spool.db"
+    assert ran.err.startswith(f"ERROR spool {lost}: it could not be closed\nTraceback"), ran.err
+    assert ran.err.endswith(f"SpoolError: spool {lost}.2: No such file or directory\n"), ran.err
+    assert [os.listdir(path.parent / name) for name in "ac"] == [["spool.db"]] * 2
