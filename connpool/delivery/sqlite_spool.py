@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
-from connpool.delivery.faults import NoSpaceError
+from connpool.delivery.faults import UnwritableError
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Listener, Teller
@@ -107,7 +107,7 @@ class SQLiteSpool:
         try:
             self._do(partial(self._keeper.ledger.remove, positions=positions))
             return
-        except NoSpaceError:
+        except UnwritableError:
             pass
         # A removal, too, needs space in the log. Until there is some they are gone for this process alone.
         self._do(partial(self._keeper.ledger.remove_later, positions=positions))
