@@ -17,10 +17,11 @@ from connpool.delivery.desk import Call, Desk
 from connpool.delivery.faults import UnwritableError
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
-from connpool.delivery.limits import Limits, Listener, Teller
+from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.events import SpoolDamaged
+from connpool.pool.listeners import Handler
 
 __all__ = ["SQLiteSpool"]
 
@@ -70,7 +71,7 @@ class SQLiteSpool:
         max_age: float | None = None,
         on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
         durable: bool = True,
-        listener: Listener | None = None,
+        listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
         self.path = Path(os.path.abspath(path))
@@ -163,6 +164,10 @@ class SQLiteSpool:
         self._teller.log_dropped(clock.now())
         return dict(adopted)
 
+    def report_to(self, listener: Handler) -> None:
+        """Tell *listener*, too, of what happens; its broadcaster asks for that, on behalf of the pool's."""
+        self._teller.report_to(listener)
+
     def close(self) -> None:
         """Give no more out and take no more in; again: do nothing. What is in the file stays for the next."""
         self._close(None)
@@ -223,6 +228,7 @@ class SQLiteSpool:
 
     def _start_clean(self) -> None:
         self._keeper.disown()
+        self._teller.start_clean()
         self._adoption = Desk()
 
 
