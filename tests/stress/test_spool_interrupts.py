@@ -30,7 +30,7 @@ from connpool.delivery import (
     sqlite_spool,
 )
 from tests.conftest import open_files
-from tests.helpers.interrupts import SignalStrike, codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import SignalStrike, codes_of, struck_at_random
 
 MODULES = books, checkup, desk, heirs, keeper, ledger, limits, mend, rows, salvage, segment, sqlite_spool
 MEMORY = Path("/dev/shm")
@@ -141,7 +141,6 @@ class Scene:
 DEEDS = {"put": Scene.put_and_remove, "move": Scene.move, "adopt": Scene.adopt, "mend": Scene.mend}
 
 
-@needs_monitoring
 @pytest.mark.parametrize("name", DEEDS)
 def test_an_interrupt_at_any_moment_loses_nothing_and_leaves_nobody_waiting(folder: Path, name: str) -> None:
     deed: Callable[[Scene], None] = DEEDS[name]

@@ -15,7 +15,7 @@ from connpool.wire import disk
 from connpool.wire.disk import FileLock
 from tests.conftest import open_files
 from tests.helpers.forks import in_child
-from tests.helpers.interrupts import at_every_bytecode, needs_monitoring
+from tests.helpers.interrupts import at_every_bytecode
 
 
 def mode_of(path: Path) -> int:
@@ -153,7 +153,6 @@ def open_and_close(folder: Path) -> None:
     lock.end()
 
 
-@needs_monitoring
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # struck in a finaliser
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning"
