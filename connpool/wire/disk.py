@@ -117,7 +117,8 @@ class Directory:
             next(map(os.close, iter(self._descriptors.pop, None)))
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_descriptors"):
+            self.close()
 
 
 def _identity(facts: os.stat_result) -> Identity:
