@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolCount, SQLiteSpool
+from connpool.delivery import segment
 from tests.helpers.architecture import ROOT
 from tests.helpers.forks import fork, in_child
 from tests.helpers.scripts import run_program
@@ -123,6 +124,39 @@ def test_what_a_dead_one_left_goes_to_one_of_several_heirs(path: Path, start) ->
     assert found == Counter(b"dead%d %d" % (i, n) for i in range(3) for n in range(50))
     for heir in heirs:
         heir.close()
+
+
+LOOK = """
+    import sqlite3, sys
+    connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+    connection.execute(sys.argv[2])
+    print(connection.execute("SELECT count(*) FROM message").fetchone()[0])
+    sys.stdin.readline()
+    connection.execute("ROLLBACK" if connection.in_transaction else "SELECT 1")
+    print("done")
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "BEGIN"])
+def test_an_operator_who_looks_at_what_a_killed_process_left_costs_no_message(
+    path: Path, start, statement: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(segment, "BUSY_TIMEOUT", 0.1)
+    spool = SQLiteSpool(path)
+    killed = start(PUT, path, "killed", 100)
+    assert hear(killed) == "done"
+    kill(killed)
+    operator = start(LOOK, path.with_name("spool.db.2"), statement)
+    assert hear(operator) == "100"
+
+    adopted = spool.adopt().get("a", 0)
+    assert adopted == (100 if statement == "SELECT 1" else 0)
+    say(operator, "go on")
+    assert hear(operator) == "done"
+    assert adopted + spool.adopt().get("a", 0) == 100
+    assert drain(spool) == [b"killed %d" % n for n in range(100)]
+    spool.close()
 
 
 def test_what_was_put_before_a_kill_is_there_and_what_was_removed_is_not(path: Path, start) -> None:

@@ -187,6 +187,22 @@ def test_a_renamed_file_has_its_new_name_on_the_disk(tmp_path: Path, monkeypatch
     assert flushed == [str(tmp_path / "new")]
 
 
+def test_a_renewed_file_is_on_the_disk_before_it_takes_the_place_of_the_other(
+    tmp_path: Path, monkeypatch
+) -> None:
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(disk.os, "fsync", fsync)
+    (tmp_path / "file").write_bytes(b"content")
+    disk.renew(tmp_path / "file")
+    assert flushed == [str(tmp_path / "file.copy"), str(tmp_path)]
+
+
 def test_a_lock_in_a_directory_that_is_gone_ends(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
