@@ -152,6 +152,54 @@ def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path:
     assert said == ["True 0", "True None"]
 
 
+def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(60)), spool.counts(), spool.damage)
+        ballast.close()
+        print(fill(spool) > 5)
+        spool.close()
+        """,
+    )
+    assert said == ["True {} None", "True"]
+
+
+def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        spool = SQLiteSpool(path)
+        print(fill(spool), spool.count("a"))
+        spool.remove([item.position for item in spool.peek("a", 10, 10_000_000)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(10, 60)), spool.damage)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["0 60", "True None"]
+
+
 def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:
     said = on_a_small_disk(
         tmp_path,
