@@ -388,6 +388,22 @@ def test_a_put_is_flushed_if_that_is_wanted_and_a_removal_never(path: Path, dura
     spool.close()
 
 
+def test_what_is_adopted_is_flushed_before_the_file_that_it_comes_from_is_removed(path, monkeypatch) -> None:
+    spool, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    other.put(["a"], b"1", ID)
+    other.close()
+    segment, seen = spool._keeper.ledger.segment, []
+
+    def remove_file(gone: Path, real=heirs.remove_file) -> None:
+        seen.append((".inherited-" in gone.name, segment.number("PRAGMA synchronous")))
+        real(gone)
+
+    monkeypatch.setattr(heirs, "remove_file", remove_file)
+    assert spool.adopt() == {"a": 1}
+    assert seen == [(True, 2)]
+    spool.close()
+
+
 # -- space ---------------------------------------------------------------------
 
 

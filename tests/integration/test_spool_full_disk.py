@@ -200,6 +200,34 @@ def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Pa
     assert said == ["0 60", "True None"]
 
 
+def test_a_damaged_file_that_a_full_disk_has_no_room_to_mend_stays_as_it_is_until_there_is_room(
+    tmp_path,
+) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        with open(path, "rb+") as file:
+            file.write(b"!")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, usual[1]))
+        try:
+            SQLiteSpool(path)
+        except SpoolError as error:
+            print(path in str(error), os.listdir(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(60)), spool.damage.recovered, spool.damage.lost)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["True ['spool.db']", "True 60 0"]
+
+
 def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:
     said = on_a_small_disk(
         tmp_path,

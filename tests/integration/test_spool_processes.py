@@ -152,6 +152,7 @@ def test_an_operator_who_looks_at_what_a_killed_process_left_costs_no_message(
 
     adopted = spool.adopt().get("a", 0)
     assert adopted == (100 if statement == "SELECT 1" else 0)
+    assert bool(adopted) is not any(name.startswith("spool.db.2") for name in os.listdir(path.parent))
     say(operator, "go on")
     assert hear(operator) == "done"
     assert adopted + spool.adopt().get("a", 0) == 100
