@@ -14,6 +14,7 @@ import pytest
 
 from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import heirs
+from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.rows import PAGE_SIZE
 from tests.conftest import open_files
@@ -385,6 +386,15 @@ def test_a_put_is_flushed_if_that_is_wanted_and_a_removal_never(path: Path, dura
     assert segment.number("PRAGMA synchronous") == 1
     spool.put(["a"], b"1", ID)
     assert segment.number("PRAGMA synchronous") == expected
+    spool.close()
+
+
+def test_what_is_committed_together_is_flushed_if_one_of_them_wants_that(path: Path) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    keeper = spool._keeper
+    for wishes in ([True, False], [False, True], [False, False]):
+        keeper._run([Job(lambda draft: None, is_durable) for is_durable in wishes])
+        assert keeper.ledger.segment.number("PRAGMA synchronous") == (2 if any(wishes) else 1)
     spool.close()
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from connpool import SpoolCount, SQLiteSpool
 from connpool.delivery import segment
+from connpool.delivery.keeper import Keeper
 from tests.helpers.architecture import ROOT
 from tests.helpers.forks import fork, in_child
 from tests.helpers.scripts import run_program
@@ -365,6 +366,39 @@ def test_a_fork_waits_until_nobody_is_at_the_file(path: Path) -> None:
     messages = drain(spool)
     assert messages.count(b"2") == 10
     assert spool.damage is None
+    spool.close()
+
+
+def test_a_fork_does_not_come_in_the_midst_of_a_transaction(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    begun, go_on = threading.Event(), threading.Event()
+    is_at_it = [False]
+    real = Keeper._attempt
+
+    def attempt(keeper, segment, jobs) -> None:
+        is_at_it[0] = True
+        begun.set()
+        assert go_on.wait(10)
+        real(keeper, segment, jobs)
+        is_at_it[0] = False
+
+    monkeypatch.setattr(Keeper, "_attempt", attempt)
+
+    def forks() -> bool:
+        assert begun.wait(10)
+        try:
+            return bool(in_child(lambda: is_at_it[0]))
+        finally:
+            go_on.set()
+
+    def watch() -> None:
+        assert begun.wait(10)
+        while not (spool._keeper.desk.loners or go_on.is_set()):
+            threading.Event().wait(0.001)
+        go_on.set()
+
+    _, was_at_it, _ = together(lambda: spool.put(["a"], b"1", bytes(16)), forks, watch)
+    assert not was_at_it
     spool.close()
 
 
