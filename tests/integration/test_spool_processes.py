@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -296,6 +297,20 @@ def test_a_forked_child_has_a_file_of_its_own_and_leaves_the_parents_alone(path:
     assert spool.adopt() == {"a": 1}, "the child has ended without closing"
     assert drain(spool) == [b"parent", b"after", b"child"]
     assert spool.damage is None
+    spool.close()
+
+
+def test_a_forked_child_never_closes_what_its_parent_has_open(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    connection = spool._keeper.ledger.segment._connection
+
+    def child() -> int:
+        spool.put(["a"], b"child", bytes(16))
+        spool.close()
+        gc.collect()
+        return connection.total_changes  # an error if it is closed
+
+    assert in_child(child) == connection.total_changes
     spool.close()
 
 

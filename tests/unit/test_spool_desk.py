@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import pytest
@@ -157,6 +158,23 @@ def test_a_call_that_is_dropped_ends() -> None:
     assert not desk.users
     assert not desk.jobs
     assert not desk.loners
+
+
+def test_who_finds_another_there_that_leaves_in_that_very_moment_has_the_file() -> None:
+    desk = Desk()
+    first, second = Call(desk, Job(None)), Call(desk, job := Job(None))
+    assert first.has_file()
+
+    class Users(deque[Job]):
+        def remove(self, leaving: Job, /) -> None:
+            if leaving is job and first._job in self:
+                first.end()  # it finds one waiting, and so wakes nobody
+            super().remove(leaving)
+
+    desk.users = Users(desk.users)
+    assert second.has_file()
+    second.end()
+    assert not desk.users
 
 
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:

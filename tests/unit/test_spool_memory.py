@@ -58,3 +58,14 @@ def test_a_call_from_within_a_call_is_turned_away() -> None:
     spool = MemorySpool()
     spool.put([Nosy("a")], b"1", ID)
     assert texts(spool) == [b"1"]
+
+
+def test_what_leaves_takes_its_claim_with_it() -> None:
+    spool = MemorySpool()
+    for _ in range(3):
+        spool.put(["a"], b"1", bytes(16))
+    spool.peek("a", 2, 100)
+    spool.remove([item.position for item in spool.peek("a", 1, 100)])
+    spool.move("a", ["b"], 1)
+    assert spool._claimed == set()
+    spool.close()
