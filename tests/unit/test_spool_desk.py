@@ -160,20 +160,26 @@ def test_a_call_that_is_dropped_ends() -> None:
     assert not desk.loners
 
 
-def test_who_finds_another_there_that_leaves_in_that_very_moment_has_the_file() -> None:
+def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -> None:
     desk = Desk()
-    first, second = Call(desk, Job(None)), Call(desk, job := Job(None))
-    assert first.has_file()
+    other, mine = Call(desk, Job(None)), Call(desk, job := Job(None))
 
     class Users(deque[Job]):
+        def append(self, coming: Job, /) -> None:
+            if coming is job and not mine_has_looked:
+                mine_has_looked.append(True)
+                assert other.has_file()
+            super().append(coming)
+
         def remove(self, leaving: Job, /) -> None:
-            if leaving is job and first._job in self:
-                first.end()  # it finds one waiting, and so wakes nobody
+            if leaving is job:
+                other.end()  # it finds one that comes, and so wakes nobody
             super().remove(leaving)
 
-    desk.users = Users(desk.users)
-    assert second.has_file()
-    second.end()
+    mine_has_looked: list[bool] = []
+    desk.users = Users()
+    assert mine.has_file()
+    mine.end()
     assert not desk.users
 
 
