@@ -61,7 +61,7 @@ def test_a_call_from_within_a_call_is_turned_away() -> None:
 
 
 def test_what_leaves_takes_its_claim_with_it() -> None:
-    spool = MemorySpool()
+    spool = MemorySpool(max_messages=10)
     for _ in range(3):
         spool.put(["a"], b"1", bytes(16))
     spool.peek("a", 2, 100)
