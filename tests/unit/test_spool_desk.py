@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -216,6 +217,20 @@ def test_who_has_the_file_waits_for_nobody_who_was_served_long_ago_and_never_lon
         desk._waits_until = clock.now() + seconds
         assert desk.do(Job(lambda _: 1), Runner(desk).run) == 1
         assert len(looks) == most
+
+
+def test_served_just_now_are_those_of_the_last_two_batches_for_half_the_time_of_the_last(monkeypatch) -> None:
+    desk = Desk()
+    ticks = itertools.count(0, 2)
+    monkeypatch.setattr(desks.clock, "now", lambda: float(next(ticks)))
+    seen = []
+    for threads in ([1, 2], [3], [4]):
+        desk.jobs = {thread: Job(lambda _: 0) for thread in threads}
+        for thread, job in desk.jobs.items():
+            job.thread = thread
+        desk._serve(Runner(desk).run)
+        seen.append((set(desk._served), desk._waits_until))
+    assert seen == [({1, 2}, 3.0), ({1, 2, 3}, 7.0), ({3, 4}, 11.0)]
 
 
 def test_one_thread_alone_waits_for_nobody() -> None:
