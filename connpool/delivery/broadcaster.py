@@ -47,7 +47,8 @@ class Broadcaster(Admin):
     Args:
         pool: Whose route is followed, and whose connector opens the connections. It needs a place for
             each member.
-        spool: Where messages wait; closed with the broadcaster. None: what nobody takes is an error.
+        spool: Where messages wait; closed with the broadcaster. What it drops and finds damaged the pool's
+            listeners hear. None: what nobody takes is an error.
         framing: How messages are told apart on the wire; None: they are not.
         confirm: ``confirm(conn, message)`` returns when the peer has acknowledged *message*, which was just
             written; what it raises means that it has not. Input belongs to it, then.
@@ -243,9 +244,10 @@ class Broadcaster(Admin):
         with self._closing:
             unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
             self._watch.stop()
-            if self._spool is not None:
-                self._spool.close()
-        self._telling.stop()  # with the lock free, for a handler that closes, too
+        # With the lock free, for a handler that closes, too.
+        if self._spool is not None:
+            self._spool.close()
+        self._telling.stop()
         KEPT.discard(self)
         self.pool._followers = tuple(ref for ref in self.pool._followers if ref() not in (self, None))
         return lost + unsent

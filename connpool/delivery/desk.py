@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from connpool import clock
 from connpool.clock import Gate, SystemClock
@@ -13,6 +13,9 @@ from connpool.delivery.books import Draft
 from connpool.errors import UsageError
 
 __all__ = ["Call", "Desk", "Job"]
+
+STEP: Final = 0.0001  # seconds between two looks whether all have come
+MOST_LOOKS: Final = 100
 
 _wait = SystemClock().wait
 
@@ -94,7 +97,8 @@ class Desk:
     There is no lock. Who has a job puts it on the desk, *then* looks whether the
     file is free; who leaves the file does that first, and looks for jobs *then*.
     So one of the two sees the other. Who has the file does all jobs that are
-    there: one commit serves all that came while the last was on its way to the disk.
+    there: one commit serves all that came while the last was on its way to the disk,
+    and those whom that has served, if they come again within half the time that it took.
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -105,6 +109,11 @@ class Desk:
         self.jobs: dict[int, Job] = {}  # by thread
         self.users: deque[Job] = deque()  # the left one has the file
         self.loners: deque[Job] = deque()  # who want it alone, and so before all others
+        self._served: frozenset[int] = frozenset()  # threads of the last two batches
+        self._latest: frozenset[int] = frozenset()  # of the last one
+        self._waits_until = 0.0  # for them to come again
+        self._never: Gate = threading.Lock()  # never opened
+        self._never.acquire()
 
     def do(self, job: Job, run: Callable[[Sequence[Job]], None]) -> Any:
         """Have *job* done, by this thread or another; returns its outcome.
@@ -119,7 +128,8 @@ class Desk:
         call = self._join(job)
         try:
             if (call.has_file() or self._wait(call, job, None)) and not job.is_done:
-                run([job for job in self.jobs.copy().values() if not job.is_done and job.work])
+                self._gather()
+                self._serve(run)
         finally:
             call.end()
         if job.error is not None:
@@ -128,6 +138,29 @@ class Desk:
             finally:
                 job.error = None  # or it would refer to itself, through its traceback and this frame
         return job.outcome
+
+    def _gather(self) -> None:
+        """Wait a moment for those who were served just now, and are likely to be about to come again.
+
+        Or there would soon be two companies, of which one waits while the other is served: twice the commits.
+        """
+        for _ in range(MOST_LOOKS):
+            left = self._waits_until - clock.now()
+            if left <= 0 or {job.thread for job in self._undone()} >= self._served:
+                return
+            _wait(self._never, min(left, STEP))
+
+    def _serve(self, run: Callable[[Sequence[Job]], None]) -> None:
+        jobs = [job for job in self._undone() if job.work]
+        began = clock.now()
+        run(jobs)
+        ended = clock.now()
+        threads = frozenset([job.thread for job in jobs])
+        self._served, self._latest = threads | self._latest, threads
+        self._waits_until = ended + (ended - began) / 2
+
+    def _undone(self) -> list[Job]:
+        return [job for job in self.jobs.copy().values() if not job.is_done]
 
     def hold(self, timeout: float | None = None) -> Call | None:
         """Wait until nobody is at the file, and keep others away until the call ends.

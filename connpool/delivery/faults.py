@@ -9,18 +9,38 @@ from typing import Final
 
 from connpool.errors import SpoolError
 
-__all__ = ["Damaged", "NoSpaceError", "Told", "told"]
+__all__ = ["Damaged", "Told", "UnwritableError", "told"]
 
 # What SQLite says when the fault lies in the file. ERROR: a table or a column is missing that we made.
 DAMAGE: Final = frozenset(
     {
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_ERROR,
         sqlite3.SQLITE_CONSTRAINT,
         sqlite3.SQLITE_MISMATCH,
         sqlite3.SQLITE_FORMAT,
+    }
+)
+# Of the many kinds of IOERR those that say so of what is read. The others: of what surrounds the file.
+UNREADABLE: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_IOERR_READ,
+        sqlite3.SQLITE_IOERR_SHORT_READ,
+        sqlite3.SQLITE_IOERR_CORRUPTFS,
+        sqlite3.SQLITE_IOERR_DATA,
+    }
+)
+# What it says when the disk takes nothing more. FULL is one reason of several: a quota, a limit on the size
+# of files and a broken disk are WRITE.
+UNWRITABLE: Final = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_FSYNC,
+        sqlite3.SQLITE_IOERR_TRUNCATE,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
     }
 )
 
@@ -29,17 +49,21 @@ class Damaged(Exception):
     """The file is not what was written. Never leaves the spool."""
 
 
-class NoSpaceError(SpoolError):
-    """The disk is full. To callers it is a SpoolError."""
+class UnwritableError(SpoolError):
+    """The disk takes nothing more, for now. To callers it is a SpoolError."""
 
 
 def told(error: sqlite3.Error, path: Path) -> Damaged | SpoolError:
     """What *error* is: damage of the file *path*, or something else: no space, no permission."""
-    code = getattr(error, "sqlite_errorcode", None)  # None: the module says so, not SQLite
-    if isinstance(error, sqlite3.OperationalError) if code is None else code & 0xFF in DAMAGE:
-        return Damaged(str(error))
-    kind = NoSpaceError if code is not None and code & 0xFF == sqlite3.SQLITE_FULL else SpoolError
-    return kind(f"spool {path}: {error}")
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:  # the module says so, not SQLite
+        is_damage = isinstance(error, sqlite3.OperationalError)
+        return Damaged(str(error)) if is_damage else SpoolError(f"spool {path}: {error}")
+    what = f"{error} ({error.sqlite_errorname})"
+    if code in UNREADABLE or code & 0xFF in DAMAGE:
+        return Damaged(what)
+    kind = UnwritableError if code in UNWRITABLE else SpoolError
+    return kind(f"spool {path}: {what}")
 
 
 class Told:

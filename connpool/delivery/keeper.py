@@ -86,15 +86,19 @@ class Keeper:
             self._settle()
             segment, self.ledger.segment = self.ledger.segment, None
             if segment is not None:
-                heirlooms = disk.names_like(segment.path, HEIRLOOM)  # how far they are copied is in it
-                is_of_use = segment.path == self.base or self.books.tallies or heirlooms
                 segment.close()
-                if not is_of_use:
+            try:
+                if segment is not None and not self._is_of_use(segment.path):
                     remove_file(segment.path)
-            if self._lock is not None:
-                self._lock.end()
+            finally:  # the lock ends also if the directory is gone
+                if self._lock is not None:
+                    self._lock.end()
         finally:
             call.end()
+
+    def _is_of_use(self, path: Path) -> bool:
+        """Whether our file *path* is to stay: how far heirlooms are copied is in it."""
+        return path == self.base or bool(self.books.tallies) or bool(disk.names_like(path, HEIRLOOM))
 
     def open(self) -> Segment:
         """Open the file unless it is. With nobody else at it.

@@ -10,6 +10,7 @@ from typing import Final
 from connpool import clock as real
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
+from connpool.delivery.reporting import Reporter
 from connpool.delivery.writing import Writing
 from connpool.errors import SpoolError, UnknownEndpointError
 from connpool.model.delivery import LinkState
@@ -39,8 +40,11 @@ class Keeping:
         self._is_busy = False  # a thread adopts, or sends heartbeats
 
     def begin(self) -> None:
-        """Set the clock going; take over what earlier processes have left."""
+        """Set the clock going; let the spool report to the pool; take over what others have left."""
         now = self._office.clock.now()
+        report_to = getattr(self._office.spool, "report_to", None)
+        if report_to is not None:
+            report_to(Reporter(self._office.pool))
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
             self._beat_at = now + heartbeat[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 from attrs import Attribute, field, frozen
 
@@ -13,14 +14,14 @@ from connpool import clock
 from connpool.errors import ConfigError, SpoolFullError
 from connpool.model.checks import count, seconds
 from connpool.model.events import Event, MessagesDropped
+from connpool.pool.listeners import Handler  # with it comes that the log is silent unless somebody reads it
 
-__all__ = ["Limits", "Listener", "Teller"]
-
-Listener: TypeAlias = Callable[[Any], object]
+__all__ = ["Limits", "Teller"]
 
 logger = logging.getLogger("connpool.spool")
 
 BURST: Final = 10.0  # seconds in which drops are told in one line of the log
+MOST_UNREPORTED: Final = 100  # events that are kept for the broadcaster that is still to come
 
 
 def _check_on_full(_: object, attribute: Attribute[Any], value: Any) -> None:
@@ -73,27 +74,55 @@ class Limits:
 
 
 class Teller:
-    """Tells a listener what a spool had to do, and writes it to the log. Never under a lock.
+    """Tells what a spool had to do, and writes it to the log. Never under a lock.
 
-    Drops come in bursts: the first is logged at once, then one line every ``BURST`` seconds.
+    It is told to the spool's own listener, and to the one of its broadcaster, which
+    comes later: what happened before that is kept for it. Drops come in bursts: the
+    first is logged at once, then one line every ``BURST`` seconds.
     """
 
-    def __init__(self, spool: str, listener: Listener | None) -> None:
+    def __init__(self, spool: str, listener: Handler | None) -> None:
         if listener is not None and not callable(listener):
             raise ConfigError(f"spool {spool}: a listener must be callable, got {listener!r}")
         self._spool = spool
         self._listener = listener
-        self._lock = threading.Lock()  # guards the two below
+        self._reporter: Handler | None = None
+        self.start_clean()
+
+    def start_clean(self) -> None:
+        """Begin anew: in a forked child the events are the parent's, and so may be the lock."""
+        self._unreported: deque[Event] = deque()
+        self._lock = threading.RLock()  # guards the two below; re-entrant for signal handlers
         self._unlogged = 0
         self._log_at = -BURST
 
+    def report_to(self, reporter: Handler) -> None:
+        """Let *reporter*, too, have what was not reported yet, and what is to come."""
+        self._reporter = reporter
+        self._report()
+
     def tell(self, event: Event) -> None:
-        """Let the listener have *event*; what it raises is logged."""
+        """Let the listeners have *event*; what they raise is logged."""
+        self._unreported.append(event)
         if self._listener is not None:
+            self._call(self._listener, event)
+        self._report()
+
+    def _report(self) -> None:
+        """Report what is not reported yet. Who takes an event out reports it, so each is reported once."""
+        while self._reporter is not None or len(self._unreported) > MOST_UNREPORTED:
             try:
-                self._listener(event)
-            except Exception:
-                logger.exception("spool %s: the listener failed at %r", self._spool, event)
+                event = self._unreported.popleft()
+            except IndexError:
+                return
+            if self._reporter is not None:
+                self._call(self._reporter, event)
+
+    def _call(self, listener: Handler, event: Event) -> None:
+        try:
+            listener(event)
+        except Exception:
+            logger.exception("spool %s: the listener failed at %r", self._spool, event)
 
     def tell_dropped(self, dropped: Mapping[str, int]) -> None:
         """Tell how many messages each queue has lost to a limit."""

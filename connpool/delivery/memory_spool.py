@@ -13,9 +13,10 @@ from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 from connpool import clock
-from connpool.delivery.limits import Limits, Listener, Teller
+from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
+from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
 
@@ -61,7 +62,7 @@ class MemorySpool:
         max_age: float | None = None,
         on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
         *,
-        listener: Listener | None = None,
+        listener: Handler | None = None,
     ) -> None:
         self._limits = Limits(
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
@@ -177,6 +178,10 @@ class MemorySpool:
         self._teller.log_dropped(clock.now())
         return {}
 
+    def report_to(self, listener: Handler) -> None:
+        """Tell *listener*, too, of what happens; its broadcaster asks for that, on behalf of the pool's."""
+        self._teller.report_to(listener)
+
     def close(self) -> None:
         """Give no more out and take no more in. What it holds is lost."""
         self._require_outside()
@@ -285,6 +290,7 @@ _ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()
 
 def _start_clean() -> None:
     for spool in list(_ALL):
+        spool._teller.start_clean()
         spool._start_clean()
 
 

@@ -63,7 +63,11 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
             None if disk.size_of(part) is None else files.enter_context(disk.reading(part))
             for part in (path, log_of(path))
         )
-        recovered, lost = _write(draft, Salvage(database, log))
+        try:
+            recovered, lost = _write(draft, Salvage(database, log))
+        except SpoolError:
+            remove_file(draft)  # it may be what fills the disk
+            raise
     mended = _free_name(path)
     disk.rename(draft, mended)  # from here on it is this one that counts
     tell(_event(path, _swap(path, mended), recovered, max(lost, known - recovered)), why)
@@ -90,29 +94,35 @@ def _write(draft: Path, found: Salvage) -> tuple[int, int]:
     """Fill the new file *draft*; returns how many messages that are, and how many are lost."""
     try:
         segment = Segment(draft)
-        with Told(draft):
-            notes: dict[tuple[str, bytes], int] = {}
-            queues: dict[int, bytes] = {}
-            rows = found.rows()
-            while chunk := list(itertools.islice(rows, CHUNK)):
-                segment.begin(is_durable=False)
-                for item in chunk:
-                    if isinstance(item, Note):
-                        key = item.kind, item.name
-                        notes[key] = max(notes.get(key, 0), item.number)
-                    else:
-                        segment.restore(_placed(item, queues))
-                segment.commit()
-            segment.begin(is_durable=True)
-            for (kind, name), number in notes.items():
-                segment.write(kind, name, number)
-            segment.commit()
-            recovered = segment.number("SELECT count(*) FROM message")
-            lost = sum(segment.size_at(position) is None for position in found.suspects)
-            segment.settle()
-        segment.close()
+        try:
+            return _fill(segment, found)
+        finally:
+            segment.close()
     except Damaged as damage:
         raise SpoolError(f"spool {draft}: the disk does not keep what is written: {damage}") from damage
+
+
+def _fill(segment: Segment, found: Salvage) -> tuple[int, int]:
+    with Told(segment.path):
+        notes: dict[tuple[str, bytes], int] = {}
+        queues: dict[int, bytes] = {}
+        rows = found.rows()
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            segment.begin(is_durable=False)
+            for item in chunk:
+                if isinstance(item, Note):
+                    key = item.kind, item.name
+                    notes[key] = max(notes.get(key, 0), item.number)
+                else:
+                    segment.restore(_placed(item, queues))
+            segment.commit()
+        segment.begin(is_durable=True)
+        for (kind, name), number in notes.items():
+            segment.write(kind, name, number)
+        segment.commit()
+        recovered = segment.number("SELECT count(*) FROM message")
+        lost = sum(segment.size_at(position) is None for position in found.suspects)
+        segment.settle()
     return recovered, lost
 
 

@@ -48,16 +48,26 @@ class Segment:
         disk.create(path)
         self._identity = disk.identity(path)
         with Told(path):
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
+            self._connection = _connect(path)
             self._is_open = True
             try:
-                set_up(self)
+                try:
+                    set_up(self)
+                except sqlite3.OperationalError as error:
+                    if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
+                        raise
+                    self._keep_to_ourselves()
+                    set_up(self)
                 self.books = take_stock(self)
             except BaseException:
                 self.close()
                 raise
+
+    def _keep_to_ourselves(self) -> None:
+        """Do without the file that is shared with who else looks: a full disk has no space for it."""
+        self._connection.close()
+        self._connection = _connect(self.path)
+        self.execute("PRAGMA locking_mode = EXCLUSIVE")
 
     def close(self) -> None:
         """Close it; again: do nothing. What is in its log goes to its place if that is possible."""
@@ -210,6 +220,10 @@ class Segment:
         if free > SPARE_PAGES and free - SPARE_PAGES > self.used() // PAGE_SIZE // 2:
             for _ in range(STEP):  # the module takes but one step of a statement that gives no rows
                 self._connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
 
 
 _INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open

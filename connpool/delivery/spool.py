@@ -53,6 +53,10 @@ class Spool(Protocol):
 
     After ``close`` all calls but ``close`` raise a SpoolError. A forked child
     has none of what its parent's spool holds.
+
+    One that also has ``report_to(listener)`` is asked by its broadcaster to tell
+    the pool's listeners: it calls *listener*, with no lock held, with each
+    ``MessagesDropped`` and ``SpoolDamaged``, from the beginning on.
     """
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:

@@ -14,13 +14,14 @@ from typing import Any, Final, Literal
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
-from connpool.delivery.faults import NoSpaceError
+from connpool.delivery.faults import UnwritableError
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
-from connpool.delivery.limits import Limits, Listener, Teller
+from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.events import SpoolDamaged
+from connpool.pool.listeners import Handler
 
 __all__ = ["SQLiteSpool"]
 
@@ -70,7 +71,7 @@ class SQLiteSpool:
         max_age: float | None = None,
         on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
         durable: bool = True,
-        listener: Listener | None = None,
+        listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
         self.path = Path(os.path.abspath(path))
@@ -107,7 +108,7 @@ class SQLiteSpool:
         try:
             self._do(partial(self._keeper.ledger.remove, positions=positions))
             return
-        except NoSpaceError:
+        except UnwritableError:
             pass
         # A removal, too, needs space in the log. Until there is some they are gone for this process alone.
         self._do(partial(self._keeper.ledger.remove_later, positions=positions))
@@ -162,6 +163,10 @@ class SQLiteSpool:
             self._tell()
         self._teller.log_dropped(clock.now())
         return dict(adopted)
+
+    def report_to(self, listener: Handler) -> None:
+        """Tell *listener*, too, of what happens; its broadcaster asks for that, on behalf of the pool's."""
+        self._teller.report_to(listener)
 
     def close(self) -> None:
         """Give no more out and take no more in; again: do nothing. What is in the file stays for the next."""
@@ -223,6 +228,7 @@ class SQLiteSpool:
 
     def _start_clean(self) -> None:
         self._keeper.disown()
+        self._teller.start_clean()
         self._adoption = Desk()
 
 
@@ -249,7 +255,10 @@ def _after_fork_in_child() -> None:
 def _end() -> None:
     """The end of the program: no connection is left for the interpreter to complain about."""
     for spool in list(_ALL):
-        spool._close(EXIT_GRACE)
+        try:
+            spool._close(EXIT_GRACE)
+        except SpoolError:  # its disk is gone, say; the others are still to be closed
+            logger.exception("spool %s: it could not be closed", spool.path)
 
 
 if hasattr(os, "register_at_fork"):

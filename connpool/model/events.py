@@ -243,6 +243,7 @@ class GroupSwitched(Event):
 
 
 # -- messages that wait --------------------------------------------------------
+# ``pool`` is the one of the broadcaster. To the spool's own listener it is empty.
 
 
 @frozen

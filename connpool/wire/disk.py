@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
@@ -30,7 +31,8 @@ __all__ = [
 
 Identity: TypeAlias = tuple[int, int]  # device and inode: which file it is, whatever its name
 
-PRIVATE: Final = 0o600
+# Not a function of ours: an interrupt in it would lose the descriptor that it returns.
+_open_private: Final = partial(os.open, mode=0o600)
 
 
 @contextmanager
@@ -78,9 +80,11 @@ class FileLock:
 
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
-        if not self._file.closed and self._process == os.getpid():
-            remove(self._path)  # while it is locked: who has opened it meanwhile will look again
-        self.abandon()
+        try:
+            if not self._file.closed and self._process == os.getpid():
+                remove(self._path)  # while it is locked: who has opened it meanwhile will look again
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptor and leave the file. The lock stays while a forked parent has it open."""
@@ -91,8 +95,30 @@ class FileLock:
             self.end()
 
 
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, PRIVATE)
+class Directory:
+    """A directory that is open. Nothing else closes its descriptor when it is dropped.
+
+    One call opens it and puts it away, one takes it out and closes it: an interrupt comes before or after.
+    """
+
+    __slots__ = ("_descriptors",)
+
+    def __init__(self, path: Path) -> None:
+        self._descriptors: list[int] = []  # one, while it is open
+        self._descriptors.extend(map(os.open, (path,), (os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,)))
+
+    def sync(self) -> None:
+        """Wait until what has its name in it has it on the disk, too."""
+        os.fsync(self._descriptors[0])
+
+    def close(self) -> None:
+        """Close it; again: do nothing."""
+        with suppress(IndexError):
+            next(map(os.close, iter(self._descriptors.pop, None)))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptors"):
+            self.close()
 
 
 def _identity(facts: os.stat_result) -> Identity:
@@ -156,11 +182,11 @@ def rename(old: Path, new: Path) -> None:
     """Call *old* *new* from now on, even if the power fails in the next moment."""
     with _told(old):
         old.rename(new)
-        directory = os.open(new.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = Directory(new.parent)
         try:
-            os.fsync(directory)
+            directory.sync()
         finally:
-            os.close(directory)
+            directory.close()
 
 
 def renew(path: Path) -> None:

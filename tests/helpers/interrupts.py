@@ -9,14 +9,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 import pytest
 
+IS_MONITORED = sys.version_info >= (3, 12)
 needs_monitoring = pytest.mark.skipif(
-    sys.version_info < (3, 12), reason="stopping at a single bytecode needs sys.monitoring (Python 3.12)"
+    not IS_MONITORED, reason="stopping at so many bytecodes needs sys.monitoring (Python 3.12)"
 )
+
+LOOKING = "CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME"  # bytecodes after which signals are looked for
 
 
 def codes_of(*things: Any) -> list[CodeType]:
@@ -26,6 +29,7 @@ def codes_of(*things: Any) -> list[CodeType]:
 
 def _codes(thing: Any) -> Iterator[CodeType]:
     thing = getattr(thing, "__func__", thing)  # methods of all kinds
+    thing = getattr(thing, "__wrapped__", thing)  # what a decorator hides: the code of a context manager
     if isinstance(thing, ModuleType):
         for member in vars(thing).values():
             if isinstance(member, type | FunctionType) and member.__module__ == thing.__name__:
@@ -46,7 +50,8 @@ def _codes(thing: Any) -> Iterator[CodeType]:
 class Strike:
     """Raises KeyboardInterrupt before the *n*-th bytecode that this thread executes in *codes*.
 
-    A context manager. Its own interrupt ends with it; every other exception goes on.
+    A context manager. Its own interrupt ends with it; every other exception goes on. Before Python 3.12 it
+    traces, which is slow.
 
     Attributes:
         where: Function and line that were struck; None: there were fewer bytecodes.
@@ -65,22 +70,43 @@ class Strike:
 
     def __enter__(self) -> Strike:
         self._thread = threading.get_ident()
+        if IS_MONITORED:
+            self._monitor()
+        else:
+            self._traced_before = sys.gettrace()
+            sys.settrace(self._on_call)
+        return self
+
+    def _monitor(self) -> None:
         self._tool = next(i for i in (4, 3, 2, 0) if sys.monitoring.get_tool(i) is None)
         sys.monitoring.use_tool_id(self._tool, "strike")
         instruction = sys.monitoring.events.INSTRUCTION
         sys.monitoring.register_callback(self._tool, instruction, self._on_instruction)
         for code in self._codes:
             sys.monitoring.set_local_events(self._tool, code, instruction)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> bool:
-        for code in self._codes:
-            sys.monitoring.set_local_events(self._tool, code, 0)
-        sys.monitoring.register_callback(self._tool, sys.monitoring.events.INSTRUCTION, None)
-        sys.monitoring.free_tool_id(self._tool)
+        if IS_MONITORED:
+            for code in self._codes:
+                sys.monitoring.set_local_events(self._tool, code, 0)
+            sys.monitoring.register_callback(self._tool, sys.monitoring.events.INSTRUCTION, None)
+            sys.monitoring.free_tool_id(self._tool)
+        else:
+            sys.settrace(self._traced_before)
         return exc is not None and exc is self._raised
+
+    def _on_call(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code not in self._codes:
+            return None
+        frame.f_trace_opcodes = True
+        return self._on_opcode
+
+    def _on_opcode(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "opcode":
+            self._on_instruction(frame.f_code, frame.f_lasti)
+        return self._on_opcode
 
     def _on_instruction(self, code: CodeType, offset: int) -> None:
         if self._raised is not None or threading.get_ident() != self._thread:
@@ -104,7 +130,9 @@ def signal_points(code: CodeType) -> frozenset[int]:
     for instruction in dis.get_instructions(code):
         if looked:
             points.add(instruction.offset)
-        looked = instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
+        looked = instruction.opname in LOOKING
+        if instruction.opname == "JUMP_BACKWARD" or instruction.opname.startswith("POP_JUMP_BACKWARD"):
+            points.add(instruction.argval)
     return frozenset(points)
 
 

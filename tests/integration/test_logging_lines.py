@@ -107,6 +107,26 @@ def test_nothing_is_written_to_the_standard_streams_whatever_happens():
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("spool", ["MemorySpool(1)", "SQLiteSpool(sys.argv[1], 1)"])
+def test_a_program_that_has_nothing_but_a_spool_hears_nothing_either(tmp_path, spool):
+    program = f"""
+        import sys
+        from connpool import MemorySpool, SQLiteSpool
+        spool = {spool}
+        for _ in range(3):
+            spool.put(["a"], b"1", bytes(16))
+        assert spool.counts()["a"].dropped == 2
+        spool.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), tmp_path / "spool"],
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 def test_who_sets_logging_up_sees_the_lines():
     program = """
         import logging, socket

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -13,8 +14,10 @@ import pytest
 
 from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import heirs
+from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.rows import PAGE_SIZE
+from tests.conftest import open_files
 from tests.helpers.scripts import run_program
 from tests.helpers.together import together
 
@@ -386,6 +389,31 @@ def test_a_put_is_flushed_if_that_is_wanted_and_a_removal_never(path: Path, dura
     spool.close()
 
 
+def test_what_is_committed_together_is_flushed_if_one_of_them_wants_that(path: Path) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    keeper = spool._keeper
+    for wishes in ([True, False], [False, True], [False, False]):
+        keeper._run([Job(lambda draft: None, is_durable) for is_durable in wishes])
+        assert keeper.ledger.segment.number("PRAGMA synchronous") == (2 if any(wishes) else 1)
+    spool.close()
+
+
+def test_what_is_adopted_is_flushed_before_the_file_that_it_comes_from_is_removed(path, monkeypatch) -> None:
+    spool, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    other.put(["a"], b"1", ID)
+    other.close()
+    segment, seen = spool._keeper.ledger.segment, []
+
+    def remove_file(gone: Path, real=heirs.remove_file) -> None:
+        seen.append((".inherited-" in gone.name, segment.number("PRAGMA synchronous")))
+        real(gone)
+
+    monkeypatch.setattr(heirs, "remove_file", remove_file)
+    assert spool.adopt() == {"a": 1}
+    assert seen == [(True, 2)]
+    spool.close()
+
+
 # -- space ---------------------------------------------------------------------
 
 
@@ -562,3 +590,34 @@ def test_a_program_ends_without_a_warning_and_loses_nothing(path: Path, ending: 
     spool = SQLiteSpool(path)
     assert texts(spool) == [b"1"]
     spool.close()
+
+
+def test_a_spool_whose_directory_is_gone_leaves_nothing_open(path: Path) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    owners = [SQLiteSpool(folder / "spool.db") for _ in range(2)]
+    shutil.rmtree(folder)
+    with pytest.raises(SpoolError, match=f"spool {folder / 'spool.db.2'}: No such file or directory"):
+        owners[1].close()
+    owners[0].close()
+    assert not [name for _, name in open_files() if str(folder) in name]
+
+
+def test_at_the_end_of_a_program_a_spool_that_cannot_be_closed_keeps_no_other_open(path: Path) -> None:
+    program = """
+        import logging, os, shutil, sys
+        logging.basicConfig(format="%(levelname)s %(message)s")
+        from connpool import SQLiteSpool
+        spools = []
+        for name in "abc":
+            os.mkdir(os.path.join(sys.argv[1], name))
+            path = os.path.join(sys.argv[1], name, "spool.db")
+            spools += [SQLiteSpool(path), SQLiteSpool(path)]
+        shutil.rmtree(os.path.join(sys.argv[1], "b"))
+    """
+    ran = run_program(program, path.parent)
+
+    lost = path.parent / "b" / "spool.db"
+    assert ran.err.startswith(f"ERROR spool {lost}: it could not be closed\nTraceback"), ran.err
+    assert ran.err.endswith(f"SpoolError: spool {lost}.2: No such file or directory\n"), ran.err
+    assert [os.listdir(path.parent / name) for name in "ac"] == [["spool.db"]] * 2

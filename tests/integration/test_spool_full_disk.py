@@ -1,4 +1,7 @@
-"""A disk that is really full: a small one, mounted for a process of its own, where that is allowed."""
+"""A disk that is really full: a small one, mounted for a process of its own, where that is allowed.
+
+Where it is not, and besides, a process whose files may not grow any more: a quota looks like that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from connpool import SQLiteSpool
 from tests.helpers.scripts import run_program
 
 MOUNT = """
@@ -17,6 +21,18 @@ MOUNT = """
         sys.exit("not allowed")
     if libc.mount(b"tmpfs", sys.argv[1].encode(), b"tmpfs", 0, b"size=3m"):
         sys.exit("not allowed")
+"""
+LIMIT = """
+    import os, resource, sys
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, usual[1]))
+"""
+DISKS = {
+    "small disk": MOUNT,
+    "small files": LIMIT.format(size=3_000_000),
+    "no room in the log": LIMIT.format(size=400_000),
+}
+DEEDS = """
     from connpool import SpoolError, SQLiteSpool
     path = os.path.join(sys.argv[1], "spool.db")
     size = 10_000
@@ -28,7 +44,8 @@ MOUNT = """
                 spool.put(["a"], bytes(size), put.to_bytes(16, "big"))
                 put += 1
         except SpoolError as error:
-            assert path in str(error) and "full" in str(error), error
+            assert path + ": " in str(error), error
+            assert "full" in str(error) or "(SQLITE_IOERR_WRITE)" in str(error), error
         return put
 
     def drain(spool):
@@ -40,31 +57,68 @@ MOUNT = """
 """
 
 
-def on_a_small_disk(folder: Path, text: str) -> list[str]:
-    ran = run_program(textwrap.dedent(MOUNT) + textwrap.dedent(text), folder)
+def on_a_small_disk(folder: Path, text: str, disk: str = "small disk", status: int = 0) -> list[str]:
+    ran = run_program("".join(map(textwrap.dedent, (DISKS[disk], DEEDS, text))), folder)
     if ran.err.strip() == "not allowed":
         pytest.skip("no file system may be mounted here")
-    assert ran.err == ""
+    assert (ran.err, ran.status) == ("", status)
     return ran.out.splitlines()
 
 
-def test_what_a_full_disk_holds_can_be_sent_once_and_then_it_takes_messages_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("disk", DISKS)
+def test_what_a_full_disk_holds_can_be_sent_once_and_then_it_takes_messages_again(tmp_path, disk) -> None:
     said = on_a_small_disk(
         tmp_path,
         """
         spool = SQLiteSpool(path, max_age=1_000_000)
         for _ in range(3):
             put = fill(spool)
-            assert put > 50 and spool.count("a") == put, put
+            assert put > 5 and spool.count("a") == put, put
             assert drain(spool) == list(range(put))
             assert spool.counts() == {}
         spool.close()
         spool = SQLiteSpool(path)
-        print(spool.counts(), spool.damage)
+        print(spool.counts(), spool.damage, os.listdir(sys.argv[1]))
         spool.close()
         """,
+        disk,
     )
-    assert said == ["{} None"]
+    assert said[0].startswith("{} None")
+    assert "damaged" not in said[0]
+
+
+@pytest.mark.parametrize("disk", ["small files", "no room in the log"])
+def test_what_was_taken_before_a_disk_was_full_and_when_it_has_space_again_is_there(tmp_path, disk) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path)
+        taken = fill(spool)
+        for _ in range(3):
+            fill(spool)
+            try:
+                spool.put(["a", "b"], bytes(size), bytes(16))
+            except SpoolError:
+                pass
+        print(spool.count("a") == taken, spool.count("b"))
+        first = spool.peek("a", 3, 10_000_000)
+        spool.remove([item.position for item in first])
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.put(["a", "b"], b"new", taken.to_bytes(16, "big"))
+        spool.adopt()
+        os.kill(os.getpid(), 9)
+        """,
+        disk,
+        status=-9,
+    )
+    assert said == ["True 0"]
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    assert spool.damage is None
+    ids = [int.from_bytes(item.id) for item in spool.peek("a", 1_000, 10_000_000)]
+    assert ids == list(range(3, len(ids) + 3))
+    assert len(ids) > 3
+    assert spool.count("b") == 1
+    spool.close()
 
 
 def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path: Path) -> None:
@@ -96,6 +150,82 @@ def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path:
         """,
     )
     assert said == ["True 0", "True None"]
+
+
+def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+        try:
+            while True:
+                ballast.write(bytes(4096))
+        except OSError:
+            pass
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(60)), spool.counts(), spool.damage)
+        ballast.close()
+        print(fill(spool) > 5)
+        spool.close()
+        """,
+    )
+    assert said == ["True {} None", "True"]
+
+
+def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        spool = SQLiteSpool(path)
+        print(fill(spool), spool.count("a"))
+        spool.remove([item.position for item in spool.peek("a", 10, 10_000_000)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(10, 60)), spool.damage)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["0 60", "True None"]
+
+
+def test_a_damaged_file_that_a_full_disk_has_no_room_to_mend_stays_as_it_is_until_there_is_room(
+    tmp_path,
+) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        spool.close()
+        with open(path, "rb+") as file:
+            file.write(b"!")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, usual[1]))
+        try:
+            SQLiteSpool(path)
+        except SpoolError as error:
+            print(path in str(error), os.listdir(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        print(drain(spool) == list(range(60)), spool.damage.recovered, spool.damage.lost)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["True ['spool.db']", "True 60 0"]
 
 
 def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolCount, SQLiteSpool
+from connpool.delivery import segment
+from connpool.delivery.keeper import Keeper
 from tests.helpers.architecture import ROOT
 from tests.helpers.forks import fork, in_child
 from tests.helpers.scripts import run_program
@@ -123,6 +126,40 @@ def test_what_a_dead_one_left_goes_to_one_of_several_heirs(path: Path, start) ->
     assert found == Counter(b"dead%d %d" % (i, n) for i in range(3) for n in range(50))
     for heir in heirs:
         heir.close()
+
+
+LOOK = """
+    import sqlite3, sys
+    connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+    connection.execute(sys.argv[2])
+    print(connection.execute("SELECT count(*) FROM message").fetchone()[0])
+    sys.stdin.readline()
+    connection.execute("ROLLBACK" if connection.in_transaction else "SELECT 1")
+    print("done")
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "BEGIN"])
+def test_an_operator_who_looks_at_what_a_killed_process_left_costs_no_message(
+    path: Path, start, statement: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(segment, "BUSY_TIMEOUT", 0.1)
+    spool = SQLiteSpool(path)
+    killed = start(PUT, path, "killed", 100)
+    assert hear(killed) == "done"
+    kill(killed)
+    operator = start(LOOK, path.with_name("spool.db.2"), statement)
+    assert hear(operator) == "100"
+
+    adopted = spool.adopt().get("a", 0)
+    assert adopted == (100 if statement == "SELECT 1" else 0)
+    assert bool(adopted) is not any(name.startswith("spool.db.2") for name in os.listdir(path.parent))
+    say(operator, "go on")
+    assert hear(operator) == "done"
+    assert adopted + spool.adopt().get("a", 0) == 100
+    assert drain(spool) == [b"killed %d" % n for n in range(100)]
+    spool.close()
 
 
 def test_what_was_put_before_a_kill_is_there_and_what_was_removed_is_not(path: Path, start) -> None:
@@ -263,6 +300,20 @@ def test_a_forked_child_has_a_file_of_its_own_and_leaves_the_parents_alone(path:
     spool.close()
 
 
+def test_a_forked_child_never_closes_what_its_parent_has_open(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    connection = spool._keeper.ledger.segment._connection
+
+    def child() -> int:
+        spool.put(["a"], b"child", bytes(16))
+        spool.close()
+        gc.collect()
+        return connection.total_changes  # an error if it is closed
+
+    assert in_child(child) == connection.total_changes
+    spool.close()
+
+
 def test_a_child_that_outlives_its_parent_takes_over_what_that_has_left(path: Path) -> None:
     """As a daemon does: what was put before the fork is the parent's until that is dead."""
 
@@ -330,6 +381,39 @@ def test_a_fork_waits_until_nobody_is_at_the_file(path: Path) -> None:
     messages = drain(spool)
     assert messages.count(b"2") == 10
     assert spool.damage is None
+    spool.close()
+
+
+def test_a_fork_does_not_come_in_the_midst_of_a_transaction(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    begun, go_on = threading.Event(), threading.Event()
+    is_at_it = [False]
+    real = Keeper._attempt
+
+    def attempt(keeper, segment, jobs) -> None:
+        is_at_it[0] = True
+        begun.set()
+        assert go_on.wait(10)
+        real(keeper, segment, jobs)
+        is_at_it[0] = False
+
+    monkeypatch.setattr(Keeper, "_attempt", attempt)
+
+    def forks() -> bool:
+        assert begun.wait(10)
+        try:
+            return bool(in_child(lambda: is_at_it[0]))
+        finally:
+            go_on.set()
+
+    def watch() -> None:
+        assert begun.wait(10)
+        while not (spool._keeper.desk.loners or go_on.is_set()):
+            threading.Event().wait(0.001)
+        go_on.set()
+
+    _, was_at_it, _ = together(lambda: spool.put(["a"], b"1", bytes(16)), forks, watch)
+    assert not was_at_it
     spool.close()
 
 

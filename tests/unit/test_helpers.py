@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers.architecture import ROOT
 from tests.helpers.history import Entry, History
-from tests.helpers.interrupts import at_every_bytecode, codes_of, needs_monitoring, struck, struck_at_random
+from tests.helpers.interrupts import at_every_bytecode, codes_of, struck, struck_at_random
 from tests.helpers.preemption import preempting
 from tests.helpers.together import together
 
@@ -234,7 +234,6 @@ class Careful(Careless):
         self.taken = taken
 
 
-@needs_monitoring
 @pytest.mark.parametrize(("kind", "is_sound"), [(Careless, False), (Careful, True)])
 def test_a_strike_at_every_bytecode_finds_the_one_that_hurts(kind: type[Careless], is_sound: bool) -> None:
     strikes = hurt = 0
@@ -248,7 +247,6 @@ def test_a_strike_at_every_bytecode_finds_the_one_that_hurts(kind: type[Careless
     assert (hurt == 0) is is_sound
 
 
-@needs_monitoring
 def test_a_strike_swallows_its_own_interrupt_only_and_says_where_it_struck() -> None:
     def fail() -> None:
         raise LookupError
@@ -263,7 +261,6 @@ def test_a_strike_swallows_its_own_interrupt_only_and_says_where_it_struck() -> 
             raise KeyboardInterrupt("somebody else's")
 
 
-@needs_monitoring
 def test_a_strike_leaves_other_threads_alone() -> None:
     strike = next(at_every_bytecode(Careless.turn))
     with strike:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections import deque
 from collections.abc import Sequence
 
 import pytest
 
-from connpool import UsageError
-from connpool.delivery.desk import Call, Desk, Job
+from connpool import UsageError, clock
+from connpool.delivery import desk as desks
+from connpool.delivery.desk import MOST_LOOKS, Call, Desk, Job
 from tests.helpers.together import together
 
 
@@ -157,6 +160,86 @@ def test_a_call_that_is_dropped_ends() -> None:
     assert not desk.users
     assert not desk.jobs
     assert not desk.loners
+
+
+def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -> None:
+    desk = Desk()
+    other, mine = Call(desk, Job(None)), Call(desk, job := Job(None))
+
+    class Users(deque[Job]):
+        def append(self, coming: Job, /) -> None:
+            if coming is job and not mine_has_looked:
+                mine_has_looked.append(True)
+                assert other.has_file()
+            super().append(coming)
+
+        def remove(self, leaving: Job, /) -> None:
+            if leaving is job:
+                other.end()  # it finds one that comes, and so wakes nobody
+            super().remove(leaving)
+
+    mine_has_looked: list[bool] = []
+    desk.users = Users()
+    assert mine.has_file()
+    mine.end()
+    assert not desk.users
+
+
+def test_who_has_the_file_waits_for_those_who_were_served_just_now(monkeypatch) -> None:
+    monkeypatch.setattr(desks, "MOST_LOOKS", 1_000_000)
+    desk = Desk()
+    runner = Runner(desk)
+    known = threading.Event()
+
+    def first() -> int:
+        assert known.wait(10)
+        desk._waits_until = clock.now() + 10
+        return int(desk.do(Job(lambda _: 1), runner.run))
+
+    def second() -> int:
+        desk._served = frozenset([threading.get_ident()])
+        known.set()
+        while not desk.users:
+            threading.Event().wait(0.0001)
+        return int(desk.do(Job(lambda _: 2), runner.run))
+
+    assert together(first, second) == [1, 2]
+    assert [len(batch) for batch in runner.batches] == [2]
+
+
+def test_who_has_the_file_waits_for_nobody_who_was_served_long_ago_and_never_long() -> None:
+    desk = Desk()
+    looks: list[int] = []
+    desk._undone = lambda real=desk._undone: looks.append(1) or real()  # type: ignore[method-assign]
+    for seconds, most in ((0.0, 1), (1e9, MOST_LOOKS + 1)):  # a clock that was set back
+        looks.clear()
+        desk._served = frozenset([-1])
+        desk._waits_until = clock.now() + seconds
+        assert desk.do(Job(lambda _: 1), Runner(desk).run) == 1
+        assert len(looks) == most
+
+
+def test_served_just_now_are_those_of_the_last_two_batches_for_half_the_time_of_the_last(monkeypatch) -> None:
+    desk = Desk()
+    ticks = itertools.count(0, 2)
+    monkeypatch.setattr(desks.clock, "now", lambda: float(next(ticks)))
+    seen = []
+    for threads in ([1, 2], [3], [4]):
+        desk.jobs = {thread: Job(lambda _: 0) for thread in threads}
+        for thread, job in desk.jobs.items():
+            job.thread = thread
+        desk._serve(Runner(desk).run)
+        seen.append((set(desk._served), desk._waits_until))
+    assert seen == [({1, 2}, 3.0), ({1, 2, 3}, 7.0), ({3, 4}, 11.0)]
+
+
+def test_one_thread_alone_waits_for_nobody() -> None:
+    desk = Desk()
+    desk._never = None  # type: ignore[assignment]
+    for n in range(3):
+        assert desk.do(Job(lambda _, n=n: n), Runner(desk).run) == n
+        desk._waits_until = clock.now() + 10
+    assert desk._served == {threading.get_ident()}
 
 
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:

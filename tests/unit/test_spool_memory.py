@@ -6,7 +6,7 @@ import pytest
 
 from connpool import MemorySpool, UsageError
 from connpool.delivery import memory_spool
-from tests.helpers.interrupts import SignalStrike, at_every_bytecode, needs_monitoring
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 
 ID = bytes(range(16))
 ALL = 1_000, 1_000_000
@@ -32,7 +32,6 @@ STAGES = [
 ]
 
 
-@needs_monitoring
 def test_ctrl_c_at_any_moment_leaves_a_message_whole_or_out_and_the_counts_right() -> None:
     for strike in at_every_bytecode(memory_spool, kind=SignalStrike):
         spool = filled(b"1", b"22", b"333", max_messages=4)
@@ -59,3 +58,14 @@ def test_a_call_from_within_a_call_is_turned_away() -> None:
     spool = MemorySpool()
     spool.put([Nosy("a")], b"1", ID)
     assert texts(spool) == [b"1"]
+
+
+def test_what_leaves_takes_its_claim_with_it() -> None:
+    spool = MemorySpool(max_messages=10)
+    for _ in range(3):
+        spool.put(["a"], b"1", bytes(16))
+    spool.peek("a", 2, 100)
+    spool.remove([item.position for item in spool.peek("a", 1, 100)])
+    spool.move("a", ["b"], 1)
+    assert spool._claimed == set()
+    spool.close()
