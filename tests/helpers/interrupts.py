@@ -82,7 +82,7 @@ class Strike:
         sys.monitoring.free_tool_id(self._tool)
         return exc is not None and exc is self._raised
 
-    def _on_instruction(self, code: CodeType, offset: int) -> None:
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
         if self._raised is not None or threading.get_ident() != self._thread:
             return
         self._left -= 1
@@ -108,12 +108,47 @@ def signal_points(code: CodeType) -> frozenset[int]:
     return frozenset(points)
 
 
+Place = tuple[CodeType, int]
+
+
 class SignalStrike(Strike):
     """Strikes where a real signal could."""
 
-    def _on_instruction(self, code: CodeType, offset: int) -> None:
-        if offset in signal_points(code):
-            super()._on_instruction(code, offset)
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
+        if offset not in signal_points(code):
+            return sys.monitoring.DISABLE
+        return super()._on_instruction(code, offset)
+
+
+class Survey(SignalStrike):
+    """Strikes nowhere, but notes where it could.
+
+    Attributes:
+        places: Code and offset of each bytecode, as often as this thread comes to it.
+    """
+
+    def __init__(self, codes: list[CodeType]) -> None:
+        super().__init__(0, codes)
+        self.places: list[Place] = []
+
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
+        if offset not in signal_points(code):
+            return sys.monitoring.DISABLE
+        if threading.get_ident() == self._thread:
+            self.places.append((code, offset))
+        return None
+
+    def strikes(self, known: set[Place], enough: int) -> Iterator[SignalStrike]:
+        """Give a strike at each place that is not *known*, and at every n-th besides, about *enough* of them.
+
+        *known* learns the places: who surveys several deeds strikes each place in one of them at least.
+        """
+        codes = list(dict.fromkeys(code for code, _ in self.places))
+        step = max(1, len(self.places) // enough)
+        for n, place in enumerate(self.places, 1):
+            if place not in known or n % step == 0:
+                known.add(place)
+                yield SignalStrike(n, codes)
 
 
 def at_every_bytecode(*things: Any, step: int = 1, kind: type[Strike] = Strike) -> Iterator[Strike]:

@@ -16,9 +16,9 @@ import connpool.calls
 from connpool import CallPool, ChannelClosedError, ConnPoolError, Reply
 from connpool.clock import Gate
 from tests.helpers.channels import RESOURCE, Caller, Tape, queue_up
-from tests.helpers.interrupts import codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import SignalStrike, codes_of, needs_monitoring, struck_at_random
 from tests.helpers.switchboard import until
-from tests.stress.test_interrupts import SignalStrike, in_finalisers  # noqa: F401 - a fixture
+from tests.stress.test_interrupts import in_finalisers  # noqa: F401 - a fixture
 from tests.stress.works import TellingClock
 
 MODULES = [
