@@ -185,6 +185,7 @@ def test_the_reaper_itself_replaces_the_dead_without_traffic() -> None:
         ConnectionPool(server.endpoint, connector=connector, **settings) as pool,
     ):
         until(lambda: pool.stats().idle == 3, "the warm-up")
+        server.until_accepts(3)
         in_order(server)
         server.until_accepts(6)
         until(lambda: pool.stats().idle == 3 == server.open, "the refill")
