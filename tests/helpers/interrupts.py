@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
@@ -111,6 +111,18 @@ def signal_points(code: CodeType) -> frozenset[int]:
 Place = tuple[CodeType, int]
 
 
+def worth_striking(places: Sequence[Place], known: set[Place], enough: int) -> Iterator[int]:
+    """Number the *places* at which to strike: those not *known*, and every n-th besides, about *enough*.
+
+    *known* learns all of them: who surveys several deeds strikes each place in one of them at least.
+    """
+    step = max(1, len(places) // enough)
+    for n, place in enumerate(places, 1):
+        if place not in known or n % step == 0:
+            known.add(place)
+            yield n
+
+
 class SignalStrike(Strike):
     """Strikes where a real signal could."""
 
@@ -139,16 +151,9 @@ class Survey(SignalStrike):
         return None
 
     def strikes(self, known: set[Place], enough: int) -> Iterator[SignalStrike]:
-        """Give a strike at each place that is not *known*, and at every n-th besides, about *enough* of them.
-
-        *known* learns the places: who surveys several deeds strikes each place in one of them at least.
-        """
+        """Give one strike after the other at what is worth it."""
         codes = list(dict.fromkeys(code for code, _ in self.places))
-        step = max(1, len(self.places) // enough)
-        for n, place in enumerate(self.places, 1):
-            if place not in known or n % step == 0:
-                known.add(place)
-                yield SignalStrike(n, codes)
+        return (SignalStrike(n, codes) for n in worth_striking(self.places, known, enough))
 
 
 def at_every_bytecode(*things: Any, step: int = 1, kind: type[Strike] = Strike) -> Iterator[Strike]:
