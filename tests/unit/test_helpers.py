@@ -23,6 +23,8 @@ from tests.helpers.together import together
 
 LEAKS = """
 import socket, threading, time, warnings
+from tests import conftest
+conftest.GRACE = 0.5
 kept = []
 
 def test_a_thread():
