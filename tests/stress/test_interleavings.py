@@ -88,12 +88,11 @@ class Pause:
 class Stage:
     """A pool of one or two places, those who use it, and what the test itself has borrowed."""
 
-    def __init__(self, size: int = 1, *, lent: int = 0, idle: int = 0) -> None:
+    def __init__(self, size: int = 1, *, lent: int = 0, idle: int = 0, **settings: Any) -> None:
         self.works = Works(prompt=True)
         self.clock = HelpfulClock()
-        self.pool = ConnectionPool(
-            A, connector=self.works, clock=self.clock, max_size=size, blacklist_initial=0, reap_interval=None
-        )
+        settings = {"blacklist_initial": 0, "reap_interval": None, **settings}
+        self.pool = ConnectionPool(A, connector=self.works, clock=self.clock, max_size=size, **settings)
         self.callers: list[Caller] = []
         for _ in range(lent + idle):
             self.pool.add_connection(self.works.open(A, None, None))
@@ -294,5 +293,26 @@ def test_a_loan_of_another_at_any_moment_of_a_checkout_is_another_connection():
     for stage, where in meetings(partial(Stage, 2, idle=1), borrow, borrow):
         assert len({id(loan.raw) for loan in stage.held}) == len(stage.held), where
         while stage.held:
+            stage.give_back("release")
+        stage.end(where)
+
+
+def test_who_joins_at_any_moment_of_the_last_share_s_end_is_the_only_holder():
+    def build() -> Stage:
+        stage = Stage(1, idle=1, sharable=True)
+        stage.held.append(stage.pool.share())
+        return stage
+
+    def join(stage: Stage) -> None:
+        stage.held.append(stage.pool.share(timeout=5))
+
+    for stage, where in meetings(build, lambda it: it.give_back("release"), join):
+        if where is not None:
+            (share,) = stage.held
+            assert share.raw.is_open, where
+            with pytest.raises(PoolExhaustedError):
+                stage.pool.try_connect(timeout=0)
+            stats = balanced(stage.pool)
+            assert (stats.size, stats.shared, stats.idle) == (1, 1, 0), (where, stats)
             stage.give_back("release")
         stage.end(where)
