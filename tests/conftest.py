@@ -24,6 +24,12 @@ settings.register_profile("house", deadline=None)  # no assertion on speed: mach
 settings.load_profile("house")
 
 
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays for good: it is called hundreds of times."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def bytecode() -> Iterator[None]:
     """Let the many interpreters that tests start compile each module once, and write nothing beside it."""
