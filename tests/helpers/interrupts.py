@@ -18,6 +18,9 @@ needs_monitoring = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="stopping at a single bytecode needs sys.monitoring (Python 3.12)"
 )
 
+# What a callback returns of a bytecode that it need not hear of again.
+NOT_AGAIN: Any = sys.monitoring.DISABLE if sys.version_info >= (3, 12) else None
+
 
 def codes_of(*things: Any) -> list[CodeType]:
     """Find the code of functions, of all methods of classes, and of everything defined in modules."""
@@ -128,7 +131,7 @@ class SignalStrike(Strike):
 
     def _on_instruction(self, code: CodeType, offset: int) -> Any:
         if offset not in signal_points(code):
-            return sys.monitoring.DISABLE
+            return NOT_AGAIN
         return super()._on_instruction(code, offset)
 
 
@@ -145,7 +148,7 @@ class Survey(SignalStrike):
 
     def _on_instruction(self, code: CodeType, offset: int) -> Any:
         if offset not in signal_points(code):
-            return sys.monitoring.DISABLE
+            return NOT_AGAIN
         if threading.get_ident() == self._thread:
             self.places.append((code, offset))
         return None
