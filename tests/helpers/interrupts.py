@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import random
 import signal
 import sys
@@ -210,7 +211,9 @@ def struck(job: Callable[[], object], delay: float) -> bool:
 
     before = signal.signal(signal.SIGUSR1, on_signal)
     gun = threading.Thread(target=shoot, name="gun", daemon=True)
+    onlookers = gc.callbacks.copy()  # hypothesis has one: what strikes there is lost
     try:
+        gc.callbacks.clear()
         gun.start()
         try:
             is_armed = True
@@ -225,6 +228,7 @@ def struck(job: Callable[[], object], delay: float) -> bool:
         done.set()
         gun.join()
         signal.signal(signal.SIGUSR1, before)
+        gc.callbacks.extend(onlookers)
     return was_struck
 
 

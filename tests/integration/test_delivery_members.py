@@ -313,6 +313,7 @@ def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
 def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
     with broadcasting(a) as sender:
         sender.broadcast(b"one")
+        a.until_accepts(1)
         sender.remove(a.endpoint)
         a.connections[0].until_eof()
         assert sender.broadcast(b"two").spooled == ("",)
