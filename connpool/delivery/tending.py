@@ -215,10 +215,10 @@ class Tending:
         most = BATCH if rate is None else max(1, min(BATCH, int(rate * SLICE)))
         with link.writing:
             before = frozenset(link.done)  # during the look they may leave the spool, and ``done``
+            behind = link.behind  # where the queue is empty, limits have dropped what was left to us
         batch = spool.peek(link.queue, most, BATCH_BYTES)
         with link.writing:
-            if batch:
-                link.taken = max(link.taken, batch[-1].position)
+            link.taken = max(link.taken, batch[-1].position if batch else behind)
             gone = before | link.done.keys()  # what was withdrawn meanwhile, too; from now on nothing is
         if gone:
             spool.remove([each.position for each in batch if each.position in gone])

@@ -144,6 +144,19 @@ def test_flushing_goes_on_until_all_is_taken_that_senders_have_left_to_it() -> N
     assert link.stop_flushing()
 
 
+def test_flushing_ends_though_a_limit_has_dropped_what_was_left_to_the_worker() -> None:
+    with Sink() as sink, broadcasting(sink, spool=MemorySpool(), write_ahead=True) as sender:
+        until(lambda: sender.ready)
+        link = sender._office.roster.links[str(sink.endpoint)]
+        until(lambda: not link.is_tended)
+        with link.writing:
+            link.is_flushing = True
+            link.behind = 7
+        sender._office.kick(link)
+        until(lambda: not link.is_tended, "the end of the worker")
+        assert sender.broadcast(b"hello").sent
+
+
 def test_a_claim_on_what_a_worker_has_taken_hides_nothing_that_waits() -> None:
     spool = MemorySpool()
     link = link_over(Wire(), spool)
