@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -17,17 +17,35 @@ pytest.register_assert_rewrite("tests.helpers")
 from connpool.testing import FakeClock  # noqa: E402 - what is imported earlier is not rewritten
 from tests.helpers.certificates import Certificates  # noqa: E402
 
-OPEN_FILES = Path("/proc/self/fd")
+OPEN_FILES = "/proc/self/fd"
 GRACE = 2.0  # seconds in which a thread that was told to end must have ended
 
 settings.register_profile("house", deadline=None)  # no assertion on speed: machines are shared
 settings.load_profile("house")
 
 
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays for good: it is called hundreds of times."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode() -> Iterator[None]:
+    """Let the many interpreters that tests start compile each module once, and write nothing beside it."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("PYTHONPYCACHEPREFIX", folder)
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_left() -> Iterator[None]:
     """Fail a test that leaves a file, socket or pipe open."""
-    if not OPEN_FILES.is_dir():
+    if not os.path.isdir(OPEN_FILES):
         yield  # only Linux tells
         return
     before = open_files()
@@ -68,7 +86,7 @@ def open_files() -> set[tuple[str, str]]:
     found = set()
     for entry in os.listdir(OPEN_FILES):
         try:
-            found.add((entry, os.readlink(OPEN_FILES / entry)))
+            found.add((entry, os.readlink(f"{OPEN_FILES}/{entry}")))
         except FileNotFoundError:  # the descriptor of the listing itself
             continue
     return found

@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 BACKLOG: Final = 512
+PATIENCE: Final = 0.2  # seconds for a connection within this machine; it is made at once, or not at all
 
 
 class Reception(enum.Enum):
@@ -41,7 +42,7 @@ class Door:
             if reception is Reception.BLACK_HOLE:
                 listener.listen(0)
                 self._filler = socket.socket(listener.family)
-                self._filler.connect(listener.getsockname())  # nobody takes it out: the queue is full
+                fill_queue(listener, self._filler)
             elif reception is not Reception.REFUSE:
                 listener.listen(BACKLOG)
         self.reception = reception
@@ -78,3 +79,12 @@ class Door:
             if sock is not None:
                 sock.close()
         self._filler = self._listener = None
+
+
+def fill_queue(listener: socket.socket, filler: socket.socket) -> None:
+    """Let *filler* stand in the queue of *listener*, which has one place."""
+    filler.settimeout(PATIENCE)
+    try:
+        filler.connect(listener.getsockname())  # nobody takes it out: the queue is full
+    except TimeoutError:
+        pass  # somebody came first, and fills it as well

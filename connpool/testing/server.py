@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Final
 
 from connpool.model.endpoint import Endpoint
+from connpool.testing.door import fill_queue
 from connpool.testing.served import GUARD, Ending, ServedConnection, record_names
 from connpool.testing.steps import Echo, NoHandshake, Script, Step, steps_of
 
@@ -180,7 +181,7 @@ class ScriptedServer:
         listener.listen(0)
         filler = socket.socket(listener.family)
         self._fillers.append(filler)
-        filler.connect(listener.getsockname())  # nobody takes it out: the queue is full
+        fill_queue(listener, filler)
         self._mode = Mode.BLACK_HOLE
 
     def kill(self) -> None:

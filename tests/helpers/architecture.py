@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -68,11 +69,13 @@ class Import(NamedTuple):
     is_for_types: bool
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     """Read the tree of one file."""
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}

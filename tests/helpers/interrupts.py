@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dis
+import gc
 import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any
@@ -20,6 +21,8 @@ needs_monitoring = pytest.mark.skipif(
 )
 
 LOOKING = "CALL", "CALL_KW", "CALL_FUNCTION_EX", "RESUME"  # bytecodes after which signals are looked for
+# What a callback returns of a bytecode that it need not hear of again.
+NOT_AGAIN: Any = sys.monitoring.DISABLE if sys.version_info >= (3, 12) else None
 
 
 def codes_of(*things: Any) -> list[CodeType]:
@@ -108,7 +111,7 @@ class Strike:
             self._on_instruction(frame.f_code, frame.f_lasti)
         return self._on_opcode
 
-    def _on_instruction(self, code: CodeType, offset: int) -> None:
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
         if self._raised is not None or threading.get_ident() != self._thread:
             return
         self._left -= 1
@@ -136,12 +139,52 @@ def signal_points(code: CodeType) -> frozenset[int]:
     return frozenset(points)
 
 
+Place = tuple[CodeType, int]
+
+
+def worth_striking(places: Sequence[Place], known: set[Place], enough: int) -> Iterator[int]:
+    """Number the *places* at which to strike: those not *known*, and every n-th besides, about *enough*.
+
+    *known* learns all of them: who surveys several deeds strikes each place in one of them at least.
+    """
+    step = max(1, len(places) // enough)
+    for n, place in enumerate(places, 1):
+        if place not in known or n % step == 0:
+            known.add(place)
+            yield n
+
+
 class SignalStrike(Strike):
     """Strikes where a real signal could."""
 
-    def _on_instruction(self, code: CodeType, offset: int) -> None:
-        if offset in signal_points(code):
-            super()._on_instruction(code, offset)
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
+        if offset not in signal_points(code):
+            return NOT_AGAIN
+        return super()._on_instruction(code, offset)
+
+
+class Survey(SignalStrike):
+    """Strikes nowhere, but notes where it could.
+
+    Attributes:
+        places: Code and offset of each bytecode, as often as this thread comes to it.
+    """
+
+    def __init__(self, codes: list[CodeType]) -> None:
+        super().__init__(0, codes)
+        self.places: list[Place] = []
+
+    def _on_instruction(self, code: CodeType, offset: int) -> Any:
+        if offset not in signal_points(code):
+            return NOT_AGAIN
+        if threading.get_ident() == self._thread:
+            self.places.append((code, offset))
+        return None
+
+    def strikes(self, known: set[Place], enough: int) -> Iterator[SignalStrike]:
+        """Give one strike after the other at what is worth it."""
+        codes = list(dict.fromkeys(code for code, _ in self.places))
+        return (SignalStrike(n, codes) for n in worth_striking(self.places, known, enough))
 
 
 def at_every_bytecode(*things: Any, step: int = 1, kind: type[Strike] = Strike) -> Iterator[Strike]:
@@ -195,7 +238,9 @@ def struck(job: Callable[[], object], delay: float) -> bool:
 
     before = signal.signal(signal.SIGUSR1, on_signal)
     gun = threading.Thread(target=shoot, name="gun", daemon=True)
+    onlookers = gc.callbacks.copy()  # hypothesis has one: what strikes there is lost
     try:
+        gc.callbacks.clear()
         gun.start()
         try:
             is_armed = True
@@ -210,6 +255,7 @@ def struck(job: Callable[[], object], delay: float) -> bool:
         done.set()
         gun.join()
         signal.signal(signal.SIGUSR1, before)
+        gc.callbacks.extend(onlookers)
     return was_struck
 
 

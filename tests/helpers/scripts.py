@@ -36,7 +36,7 @@ def run_file(path: Path, *arguments: object, flags: tuple[str, ...] = ("-X", "de
 
 def _run(arguments: list[str]) -> Ran:
     began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

@@ -46,7 +46,7 @@ def pool() -> Iterator[CallPool]:
 @pytest.fixture
 def still(clock) -> Iterator[CallPool]:
     """A pool on a clock that the test moves, swept by hand."""
-    with CallPool("still", clock=clock) as made:
+    with CallPool("still", clock=clock, reap_interval=None) as made:
         yield made
 
 

@@ -31,7 +31,7 @@ from tests.helpers.switchboard import until
 @pytest.fixture
 def still(clock) -> Iterator[CallPool]:
     """A pool on a clock that the test moves, swept by hand."""
-    with CallPool("still", clock=clock) as made:
+    with CallPool("still", clock=clock, reap_interval=None) as made:
         yield made
 
 
@@ -271,11 +271,15 @@ def test_a_channel_serves_until_its_ttl_is_over_and_a_fresh_one_beside_it_longer
 
 def test_the_first_call_after_the_ttl_finds_none_and_a_later_one_the_channel_opened_again(still, clock):
     with text_server() as server, ConnectionPool(server.endpoint) as sockets:
-        still.init(TextChannel(sockets), ttl=5.0, revive=True)
+        channel, may_open = TextChannel(sockets), threading.Event()
+        still.init(channel, ttl=5.0, revive=True)
         assert still.call(RESOURCE, "INC") == "1"
         clock.advance(5)
+        reopen = channel.open
+        channel.open = lambda: may_open.wait(10) and reopen()
         with pytest.raises(NoResourceError):
             still.call(RESOURCE, "GET")
+        may_open.set()
         until(lambda: still.resources() == [RESOURCE])
         assert still.call(RESOURCE, "GET") == "0"
         assert server.accepts == 2

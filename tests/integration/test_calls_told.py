@@ -30,7 +30,7 @@ from tests.helpers.switchboard import until
 
 @pytest.fixture
 def pool(clock) -> Iterator[CallPool]:
-    with CallPool("still", clock=clock) as made:
+    with CallPool("still", clock=clock, reap_interval=None) as made:
         yield made
 
 

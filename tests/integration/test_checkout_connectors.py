@@ -89,7 +89,9 @@ def test_the_handshake_runs_once_on_each_new_connection() -> None:
 def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
     with (
         ScriptedServer(script=Answer(b"NO\r\n")) as server,
-        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=login)) as pool,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(handshake=login), blacklist_initial=60
+        ) as pool,  # not to be tried again while the test looks
     ):
         with pytest.raises(HandshakeError, match="login refused") as told:
             pool.try_connect(timeout=5)

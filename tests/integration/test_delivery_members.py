@@ -190,6 +190,7 @@ def test_a_member_that_is_marked_dead_is_closed_once_and_tried_again_after_the_b
     with broadcasting(a, pool_settings={"blacklist_initial": 0.1, "blacklist_max": 0.2}) as sender:
         sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
         sender.wait_ready(10)
+        a.until_accepts(1)
         sender.mark_dead(a.endpoint)
         sender.mark_dead(str(a.endpoint))
         a.connections[0].until_eof()
@@ -312,6 +313,7 @@ def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
 def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
     with broadcasting(a) as sender:
         sender.broadcast(b"one")
+        a.until_accepts(1)
         sender.remove(a.endpoint)
         a.connections[0].until_eof()
         assert sender.broadcast(b"two").spooled == ("",)

@@ -253,6 +253,7 @@ def test_a_lifetime_moves_idle_connections_to_where_the_name_leads_now(
         answer_names_with(monkeypatch, ("127.0.0.1", before.port))
         with ConnectionPool("db.test:5432", clock=clock, **settings) as pool:
             until(lambda: pool.sweep() == 0 and pool.stats().idle == 3, "the warm-up")
+            before.until_accepts(3)
             answer_names_with(monkeypatch, ("127.0.0.1", after.port))
             clock.advance(61)
 

@@ -15,7 +15,7 @@ from tests.helpers.faults import WatchedConnector, turn, use
 from tests.helpers.switchboard import check_books, until
 from tests.helpers.together import together
 
-CROWD = 200
+CROWD = 60
 
 
 @contextmanager

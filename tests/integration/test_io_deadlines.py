@@ -39,8 +39,8 @@ def test_a_write_to_a_slow_reader_ends_in_time_and_closes(
 ) -> None:
     with serving(script, is_tls, certificates) as (_, pool):
         conn = pool.try_connect(timeout=5)
-        with taking(0.5, 1.5), pytest.raises(TimeoutError):
-            conn.writev_all([b"x" * 5_000] * 2_000, timeout=0.5)
+        with taking(0.25, 1.5), pytest.raises(TimeoutError):
+            conn.writev_all([b"x" * 5_000] * 2_000, timeout=0.25)
         raw = conn.raw
         conn.release()
         assert raw.fileno() == -1
@@ -73,17 +73,17 @@ def test_much_arrives_whole_while_the_other_side_writes_too(is_tls: bool, certif
 def test_a_read_ends_in_time_even_if_the_peer_dribbles(
     read: str, is_tls: bool, certificates: Certificates
 ) -> None:
-    dribble = [Send(b"a"), Pause(0.1)] * 30
+    dribble = [Send(b"a"), Pause(0.05)] * 60
     reads = {
-        "recv": lambda conn: [conn.recv(1, timeout=0.35) for _ in range(2)],
-        "recv_into": lambda conn: conn.recv_into(bytearray(4), timeout=0.35),
-        "recv_exactly": lambda conn: conn.recv_exactly(20, timeout=0.35),
-        "recv_until": lambda conn: conn.recv_until(b"\n", timeout=0.35),
+        "recv": lambda conn: [conn.recv(1, timeout=0.15) for _ in range(2)],
+        "recv_into": lambda conn: conn.recv_into(bytearray(4), timeout=0.15),
+        "recv_exactly": lambda conn: conn.recv_exactly(40, timeout=0.15),
+        "recv_until": lambda conn: conn.recv_until(b"\n", timeout=0.15),
     }
     silent = read in ("recv", "recv_into")
     with serving(Silence() if silent else dribble, is_tls, certificates) as (_, pool):
         conn = pool.try_connect(timeout=5)
-        with taking(0.35, 1.5), pytest.raises(TimeoutError):
+        with taking(0.15, 1.5), pytest.raises(TimeoutError):
             reads[read](conn)
         conn.release()
         assert pool.stats().size == 0
@@ -151,8 +151,8 @@ def test_a_write_to_a_peer_that_left_is_an_error_and_no_signal(
 def test_a_blocked_call_uses_no_processor_time(is_tls: bool, certificates: Certificates) -> None:
     with serving(Deaf(), is_tls, certificates) as (_, pool):
         calls: tuple[Callable[[Connection], object], ...] = (
-            lambda conn: conn.writev_all([b"x" * 65_536] * 100, timeout=0.5),
-            lambda conn: conn.recv(1, timeout=0.5),
+            lambda conn: conn.writev_all([b"x" * 65_536] * 100, timeout=0.3),
+            lambda conn: conn.recv(1, timeout=0.3),
         )
         for call in calls:
             conn = pool.try_connect(timeout=5)
@@ -167,7 +167,7 @@ def test_waiting_for_a_place_uses_no_processor_time() -> None:
     with ConnectionPool.of(object, max_size=1) as pool, pool.try_connect(timeout=5):
         before = time.thread_time()
         with pytest.raises(TimeoutError):
-            pool.try_connect(timeout=0.5)
+            pool.try_connect(timeout=0.3)
         assert time.thread_time() - before < 0.1
 
 
@@ -189,7 +189,7 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
 
 @both
 def test_a_timeout_of_one_call_is_not_the_next_holders(is_tls: bool, certificates: Certificates) -> None:
-    with serving([Echo(times=1), Pause(0.4), Send(b"late")], is_tls, certificates) as (_, pool):
+    with serving([Echo(times=1), Pause(0.25), Send(b"late")], is_tls, certificates) as (_, pool):
         with pool.try_connect(timeout=5) as conn:
             conn.sendall(b"x", timeout=0.2)
             assert conn.recv_exactly(1, timeout=0.2) == b"x"
@@ -203,7 +203,7 @@ def test_a_timeout_of_one_call_is_not_the_next_holders(is_tls: bool, certificate
 def test_a_time_set_on_the_socket_itself_is_not_the_next_holders(
     is_tls: bool, certificates: Certificates
 ) -> None:
-    with serving([Pause(0.3), Send(b"late")], is_tls, certificates) as (_, pool):
+    with serving([Pause(0.1), Send(b"late")], is_tls, certificates) as (_, pool):
         with pool.try_connect(timeout=5) as conn:
             conn.socket.settimeout(0.05)
         with pool.try_connect(timeout=5) as conn:

@@ -283,10 +283,10 @@ def test_nothing_due_means_no_wake_up(settings: dict[str, Any]) -> None:
             stack.enter_context(pool.try_connect())
         until(reapers)
         (thread,) = reapers()
-        let_pass(0.1)
+        let_pass(0.05)
         before = wake_ups(thread)
-        let_pass(0.3)
-        assert wake_ups(thread) - before <= 3, "twenty pools that tick would have woken it 6,000 times"
+        let_pass(0.15)
+        assert wake_ups(thread) - before <= 3, "twenty pools that tick would have woken it 3,000 times"
 
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux counts a thread's sleeps")

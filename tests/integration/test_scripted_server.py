@@ -289,6 +289,23 @@ def test_a_black_hole_neither_accepts_nor_refuses_until_it_is_lifted():
             assert client.recv(1) == b"x"
 
 
+def test_somebody_who_comes_in_the_moment_of_its_making_fills_a_black_hole_as_well(monkeypatch):
+    early: list[socket.socket] = []
+    listen = socket.socket.listen
+
+    def listen_and_be_found(listener: socket.socket, backlog: int) -> None:
+        listen(listener, backlog)
+        early.append(socket.create_connection(listener.getsockname(), timeout=LIMIT))
+
+    with ScriptedServer() as server:
+        monkeypatch.setattr(socket.socket, "listen", listen_and_be_found)
+        server.black_hole()
+        monkeypatch.undo()
+        with early.pop(), pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", server.port), timeout=0.1)
+    assert server.accepts == 0
+
+
 def test_it_gives_its_endpoint_and_speaks_ipv6_too():
     with ScriptedServer() as server:
         assert server.endpoint == Endpoint("127.0.0.1", server.port)

@@ -6,7 +6,6 @@ import gc
 import importlib
 import math
 import pkgutil
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -16,16 +15,17 @@ import connpool.calls
 from connpool import CallPool, ChannelClosedError, ConnPoolError, Reply
 from connpool.clock import Gate
 from tests.helpers.channels import RESOURCE, Caller, Tape, queue_up
-from tests.helpers.interrupts import codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import Place, Strike, Survey, codes_of, needs_monitoring, struck_at_random
 from tests.helpers.switchboard import until
-from tests.stress.test_interrupts import SignalStrike, in_finalisers  # noqa: F401 - a fixture
+from tests.stress.test_interrupts import in_finalisers  # noqa: F401 - a fixture
 from tests.stress.works import TellingClock
 
 MODULES = [
     importlib.import_module(f"connpool.calls.{module.name}")
     for module in pkgutil.iter_modules(connpool.calls.__path__)
 ]
-ENOUGH = 120  # strikes; where there are more points, every n-th is struck
+ENOUGH = 50  # strikes for each scene, besides those at places where no scene before it was struck
+KNOWN: set[Place] = set()
 
 
 class HelpfulClock(TellingClock):
@@ -182,17 +182,15 @@ SCENES = [
 ]  # fmt: skip
 
 
-def strikes(scene: type[Scene]) -> Iterator[tuple[SignalStrike, Scene]]:
-    """One strike after the other, each with a fresh scene, until all points were struck."""
-    codes = codes_of(*MODULES)
-    counter, stage = SignalStrike(sys.maxsize, codes), scene()
-    with counter:
+def strikes(scene: type[Scene]) -> Iterator[tuple[Strike, Scene]]:
+    """One strike after the other, each with a fresh scene."""
+    survey, stage = Survey(codes_of(*MODULES)), scene()
+    with survey:
         stage.deed()
     finish(stage)
-    points = sys.maxsize - counter._left
-    assert points > 5
-    for n in range(1, points + 1, max(1, points // ENOUGH)):
-        yield SignalStrike(n, codes), scene()
+    assert len(survey.places) > 5
+    for strike in survey.strikes(KNOWN, ENOUGH):
+        yield strike, scene()
 
 
 def finish(stage: Scene) -> None:

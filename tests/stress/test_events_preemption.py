@@ -40,7 +40,7 @@ MODULES = [
     for package in (connpool.pool, connpool.upkeep)
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
 ]
-THREADS = 16
+THREADS = 10
 TURNS = 6
 SIZE = 4
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
 import pkgutil
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 
 import connpool.pool
 from connpool import ConnectionPool, ConnPoolError, PoolClosedError, PoolExhaustedError
+from tests.helpers.interrupts import Place, worth_striking
 from tests.stress.scenes import HelpfulClock
 from tests.stress.works import A, B, Caller, Works, assert_ended, assert_whole, balanced
 
@@ -29,6 +29,7 @@ FILES = {
     for module in pkgutil.iter_modules(connpool.pool.__path__)
 }
 MOMENT = 0.02  # seconds for the other thread; it needs more only if it waits for the one that was stopped
+AGAIN = 30  # meetings at lines that were met already
 BRIEF_MOMENT = 0.002  # the same where that one holds the lock, so that the other gets no further than there
 
 
@@ -36,11 +37,16 @@ class Pause:
     """Before the *n*-th line that this thread executes in the pool, *other* runs on a thread of its own.
 
     A context manager; on leaving it, *other* has ended, or is to be joined by whoever made it.
+
+    Attributes:
+        where: Function and line at which that was; None: there were fewer lines.
+        places: Code and number of each line up to there, as often as it was executed.
     """
 
     def __init__(self, n: int, lock: Any, other: Callable[[], object]) -> None:
         self.where: str | None = None
-        self._left = n
+        self.places: list[Place] = []
+        self._n = n
         self._lock = lock
         self._other = other
         self._thread: threading.Thread | None = None
@@ -64,8 +70,8 @@ class Pause:
 
     def _on_line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line" and self.where is None:
-            self._left -= 1
-            if self._left == 0:
+            self.places.append((frame.f_code, frame.f_lineno))
+            if len(self.places) == self._n:
                 self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
                 self._thread = threading.Thread(target=self._run)
                 self._thread.start()
@@ -82,16 +88,15 @@ class Pause:
 class Stage:
     """A pool of one or two places, those who use it, and what the test itself has borrowed."""
 
-    def __init__(self, size: int = 1, *, lent: int = 0, idle: int = 0) -> None:
+    def __init__(self, size: int = 1, *, lent: int = 0, idle: int = 0, **settings: Any) -> None:
         self.works = Works(prompt=True)
         self.clock = HelpfulClock()
-        self.pool = ConnectionPool(
-            A, connector=self.works, clock=self.clock, max_size=size, blacklist_initial=0, reap_interval=None
-        )
+        settings = {"blacklist_initial": 0, "reap_interval": None, **settings}
+        self.pool = ConnectionPool(A, connector=self.works, clock=self.clock, max_size=size, **settings)
         self.callers: list[Caller] = []
-        self.held = [self.pool.try_connect() for _ in range(lent + idle)]
-        for _ in range(idle):
-            self.held.pop().release()
+        for _ in range(lent + idle):
+            self.pool.add_connection(self.works.open(A, None, None))
+        self.held = [self.pool.try_connect() for _ in range(lent)]
 
     def call(self, req: object = None) -> None:
         """Another comes, and either has its connection or waits."""
@@ -127,19 +132,21 @@ class Stage:
 def meetings(
     build: Callable[[], Stage], deed: Callable[[Stage], object], other: Callable[[Stage], object]
 ) -> Iterator[tuple[Stage, str | None]]:
-    """Each way in which *other* can come upon *deed*, and at last one in which it does not come at all.
+    """The ways in which *other* can come upon *deed*, and at first one in which it does not come at all.
 
-    Gives the stage afterwards, and the line at which they met; None: they did not. Each interpreter takes
-    every other line, and the next one those between: all of them take minutes.
+    It comes before each line when that is executed first, and now and then when it is executed again: at
+    every coming of every line takes minutes. Gives the stage afterwards, and the line at which they met.
     """
-    for n in itertools.count(1 + sys.version_info.minor // 2 % 2, 2):
+    stage = build()
+    with Pause(0, stage.pool._lender._lock, partial(other, stage)) as survey:
+        deed(stage)
+    yield stage, None
+    assert len(survey.places) > 5
+    for n in worth_striking(survey.places, set(), AGAIN):
         stage = build()
         with Pause(n, stage.pool._lender._lock, partial(other, stage)) as pause:
             deed(stage)
         yield stage, pause.where
-        if pause.where is None:
-            assert n > 5
-            return
 
 
 # -- no wake-up is lost --------------------------------------------------------------
@@ -234,8 +241,8 @@ def test_a_pool_that_is_closed_at_any_moment_of_a_deed_leaves_nothing_open(deed,
         if where is None:
             stage.pool.close()
         until = time.monotonic() + 1
-        while stage.works.n_open and time.monotonic() < until:
-            time.sleep(0)  # a dial under way brings one more, to be closed at once
+        while (stage.works.n_open or stage.pool.stats().size) and time.monotonic() < until:
+            time.sleep(0)  # a dial under way brings one more, to be closed at once, and then forgotten
         stats = balanced(stage.pool)
         assert (stage.works.n_open, stats.size) == (0, 0), (where, stats)
 
@@ -286,5 +293,26 @@ def test_a_loan_of_another_at_any_moment_of_a_checkout_is_another_connection():
     for stage, where in meetings(partial(Stage, 2, idle=1), borrow, borrow):
         assert len({id(loan.raw) for loan in stage.held}) == len(stage.held), where
         while stage.held:
+            stage.give_back("release")
+        stage.end(where)
+
+
+def test_who_joins_at_any_moment_of_the_last_share_s_end_is_the_only_holder():
+    def build() -> Stage:
+        stage = Stage(1, idle=1, sharable=True)
+        stage.held.append(stage.pool.share())
+        return stage
+
+    def join(stage: Stage) -> None:
+        stage.held.append(stage.pool.share(timeout=5))
+
+    for stage, where in meetings(build, lambda it: it.give_back("release"), join):
+        if where is not None:
+            (share,) = stage.held
+            assert share.raw.is_open, where
+            with pytest.raises(PoolExhaustedError):
+                stage.pool.try_connect(timeout=0)
+            stats = balanced(stage.pool)
+            assert (stats.size, stats.shared, stats.idle) == (1, 1, 0), (where, stats)
             stage.give_back("release")
         stage.end(where)

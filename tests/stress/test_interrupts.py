@@ -15,7 +15,7 @@ import pytest
 
 import connpool.pool
 from connpool import ConnectionPool, ConnPoolError
-from tests.helpers.interrupts import SignalStrike, Strike, codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import Place, Strike, Survey, codes_of, needs_monitoring, struck_at_random
 from tests.stress.scenes import SCENES, Scene
 from tests.stress.works import A, TellingClock, Works, assert_ended, assert_whole
 
@@ -23,7 +23,8 @@ MODULES = [
     importlib.import_module(f"connpool.pool.{module.name}")
     for module in pkgutil.iter_modules(connpool.pool.__path__)
 ]
-ENOUGH = 150  # strikes; where there are more points, every n-th is struck
+ENOUGH = 50  # strikes for each scene, besides those at places where no scene before it was struck
+KNOWN: set[Place] = set()
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
 
@@ -42,16 +43,14 @@ def in_finalisers(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]
 
 
 def strikes(scene: type[Scene]) -> Iterator[tuple[Strike, Scene]]:
-    """One strike after the other, each with a fresh scene, until all points were struck."""
-    codes = codes_of(*MODULES)
-    counter, stage = SignalStrike(sys.maxsize, codes), scene()
-    with counter:
+    """One strike after the other, each with a fresh scene."""
+    survey, stage = Survey(codes_of(*MODULES)), scene()
+    with survey:
         stage.deed()
     finish(stage)
-    points = sys.maxsize - counter._left
-    assert points > 5
-    for n in range(1, points + 1, max(1, points // ENOUGH)):
-        yield SignalStrike(n, codes), scene()
+    assert len(survey.places) > 5
+    for strike in survey.strikes(KNOWN, ENOUGH):
+        yield strike, scene()
 
 
 def finish(stage: Scene) -> None:
@@ -74,7 +73,7 @@ def test_an_interrupt_at_any_moment_loses_no_place_and_holds_no_lock(scene, in_f
             stats = stage.pool.stats()
             in_use = stats.in_use + stats.shared
             assert in_use == 0, f"{in_use} in use after a sweep"
-            assert_whole(stage.pool, stage.works, limit=1, may_drop=True)
+            assert_whole(stage.pool, stage.works, limit=5, may_drop=True)
             assert stage.pool.close() == 0, "lent after the end"
         except (AssertionError, ConnPoolError, KeyboardInterrupt) as fault:
             faults.append(f"{strike}: {fault!r}"[:300])

@@ -162,11 +162,13 @@ class Crowd:
         assert self.grants > 0
 
 
-@pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "apart"])
-@pytest.mark.parametrize("seed", range(4))
-def test_nothing_is_lost_and_nobody_shares(seed, prompt):
-    crowd = Crowd(seed, prompt=prompt, failures=0.05 if seed % 2 else 0)
-    crowd.may_leave = seed > 1
+@pytest.mark.parametrize(
+    ("seed", "prompt", "failures", "may_leave"),  # each two in all their combinations
+    [(0, True, 0, False), (1, False, 0.05, False), (2, False, 0, True), (3, True, 0.05, True)],
+)
+def test_nothing_is_lost_and_nobody_shares(seed, prompt, failures, may_leave):
+    crowd = Crowd(seed, prompt=prompt, failures=failures)
+    crowd.may_leave = may_leave
     crowd.run(8, 15)
     crowd.check()
     assert_ended(crowd.pool, crowd.works)

@@ -117,11 +117,11 @@ def test_a_connection_is_exclusive_or_shared_and_none_is_lost(seed: int, max_sha
     crowd = Crowd(seed, prompt=bool(seed % 2), max_sharers=max_sharers)
 
     def lend() -> None:
-        for _ in range(15):
+        for _ in range(10):
             crowd.lend()
 
     def meddle() -> None:
-        for _ in range(15):
+        for _ in range(10):
             crowd.meddle()
 
     with preempting(*MODULES, chance=0.1, seed=seed):

@@ -15,7 +15,16 @@ import pytest
 
 from tests.helpers.architecture import ROOT
 from tests.helpers.history import Entry, History
-from tests.helpers.interrupts import at_every_bytecode, codes_of, struck, struck_at_random
+from tests.helpers.interrupts import (
+    SignalStrike,
+    Survey,
+    at_every_bytecode,
+    codes_of,
+    needs_monitoring,
+    struck,
+    struck_at_random,
+    worth_striking,
+)
 from tests.helpers.preemption import preempting
 from tests.helpers.together import together
 
@@ -23,6 +32,8 @@ from tests.helpers.together import together
 
 LEAKS = """
 import socket, threading, time, warnings
+from tests import conftest
+conftest.GRACE = 0.5
 kept = []
 
 def test_a_thread():
@@ -266,6 +277,37 @@ def test_a_strike_leaves_other_threads_alone() -> None:
     with strike:
         together(Careless().turn)
     assert strike.where is None
+
+
+def test_what_is_new_is_worth_striking_and_of_what_is_known_every_nth() -> None:
+    code = Careless.turn.__code__
+    places, known = [(code, offset) for offset in (1, 2, 1, 2, 1, 2, 3)], {(code, 2)}
+    assert list(worth_striking(places, known, 2)) == [1, 3, 6, 7]
+    assert known == set(places)
+    assert list(worth_striking(places, known, 2)) == [3, 6]
+    assert list(worth_striking(places, known, 100)) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@needs_monitoring
+def test_a_survey_strikes_nowhere_and_its_strikes_are_where_signals_could() -> None:
+    def call_twice() -> None:
+        for _ in range(2):
+            len("")
+
+    with Survey(codes_of(call_twice)) as survey:
+        call_twice()
+    places = []
+    for strike in survey.strikes(set(), 100):
+        with strike:
+            call_twice()
+        places.append(strike.where)
+    expected = []
+    for strike in at_every_bytecode(call_twice, kind=SignalStrike):
+        with strike:
+            call_twice()
+        expected.append(strike.where)
+    assert [*places, None] == expected
+    assert len(survey.places) == len(places) > len(set(places)) > 1  # the loop's come again
 
 
 def test_the_code_of_classes_and_modules_is_found_with_all_that_is_nested() -> None:
