@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from contextlib import suppress
 from typing import Final
 
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
+from connpool.pool.turns import Turns
 from connpool.wire.line import Poller
 
 __all__ = ["Watch"]
@@ -32,6 +34,7 @@ class Watch:
         self._lock = threading.Lock()  # guards the thread's coming and going
         self._poller: Poller | None = None
         self._thread: threading.Thread | None = None
+        self._starts = Turns()  # to start it; an interrupt leaves that to the next who looks
         self._is_over = False
 
     def _wake(self) -> None:
@@ -48,15 +51,21 @@ class Watch:
         with self._lock:
             if self._poller is not None:
                 self._poller.wake()
-                return
-            is_needed = any(link.strand is not None for link in office.roster.links.values())
-            if self._is_over or not is_needed:
-                return
-            poller = self._poller = Poller()
-            thread = self._thread = threading.Thread(
-                target=self._run, args=(poller,), name=self._name, daemon=True
-            )
-        thread.start()
+            else:
+                is_needed = any(link.strand is not None for link in office.roster.links.values())
+                if self._is_over or not is_needed:
+                    return
+                poller = self._poller = Poller()
+                self._thread = threading.Thread(
+                    target=self._run, args=(poller,), name=self._name, daemon=True
+                )
+            thread = self._thread
+        if thread is not None and thread.ident is None and (turn := self._starts.try_take(0.0)) is not None:
+            try:
+                if thread.ident is None:
+                    thread.start()
+            finally:
+                turn.end()
 
     def stop(self) -> None:
         """Watch no more. Waits for the thread, unless called by it."""
@@ -66,7 +75,8 @@ class Watch:
             if poller is not None:
                 poller.wake()
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            with suppress(RuntimeError):  # it is only about to start: then it sees that it is over
+                thread.join()
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from connpool import LinkState, MemorySpool, Route
 from connpool.delivery.link import Link, Outcome
 from connpool.delivery.strand import Claim, Parcel, Strand
+from connpool.delivery.watching import Watch
 from connpool.wire.line import Line
 from tests.helpers.sinks import Sink, broadcasting
 from tests.helpers.switchboard import until
@@ -208,3 +210,39 @@ def test_an_interrupt_on_the_way_out_leaves_no_half_of_a_message_to_be_gone_on_w
         sender.broadcast(b"second")
         sink.until_has(b"second")
         assert sink.lines == [b"second"]
+
+
+def test_a_reading_thread_that_an_interrupt_kept_from_starting_is_started_by_the_next_look(
+    monkeypatch,
+) -> None:
+    with Sink() as sink, broadcasting(sink) as sender:
+        until(lambda: sender.ready)
+        watch = Watch(sender._office)
+
+        def strike(thread: threading.Thread) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(threading.Thread, "start", strike)
+        with pytest.raises(KeyboardInterrupt):
+            watch.look()
+        assert watch._thread is not None
+        assert not watch._thread.is_alive()
+        watch.look()
+        assert watch._thread.is_alive()
+        watch.stop()
+
+
+def test_a_reading_thread_that_is_about_to_start_is_not_waited_for_at_the_end(monkeypatch) -> None:
+    with Sink() as sink, broadcasting(sink) as sender:
+        until(lambda: sender.ready)
+        watch = Watch(sender._office)
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+        watch.look()
+        monkeypatch.undo()
+        watch.stop()
+        thread = watch._thread
+        assert thread is not None
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
