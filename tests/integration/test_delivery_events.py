@@ -327,6 +327,7 @@ def test_a_handler_may_close(event):
         sender.on(event, lambda who, *_: closed.append(who.close(5)))
         if event is DEAD:
             all_alive(sender)
+            a.until_open(1)
             a.kill()
         until(lambda: closed, "the end of close")
         with pytest.raises(PoolClosedError):
