@@ -82,7 +82,9 @@ def w11(plan: Plan) -> list[Finding]:
     each: Mapping[str, Callable[[int], Spinner]] = {"ours": Ours, "floor A": FloorA}
     for who, make in each.items():
         measure("threads with a connection each", who, THREADS, partial(with_a_connection_each, rate, make))
-        measure("connections for 8 threads", who, CONNECTIONS, partial(of_few_threads, rate, make))
+        measure(
+            "connections for 8 threads", who, CONNECTIONS[:: plan.stride], partial(of_few_threads, rate, make)
+        )
     measure("endpoints", "ours", ENDPOINTS, partial(rate, OursOfEndpoints, 1))
     measure(
         "pools", "ours", [count for count in POOLS if count <= plan.pools], partial(rate, OursInRepository, 1)
@@ -91,7 +93,9 @@ def w11(plan: Plan) -> list[Finding]:
     if plan.peers:
         crowds |= peers.lenders(must_wait=True)
     for who, crowd in crowds.items():
-        measure("threads on 8 connections", who, CROWDS, partial(on_few_connections, rate, crowd))
+        measure(
+            "threads on 8 connections", who, CROWDS[:: plan.stride], partial(on_few_connections, rate, crowd)
+        )
     few, many = (row_of(findings, f"threads with a connection each: {n}") for n in (FEW, THREADS[-1]))
     return [
         *findings,

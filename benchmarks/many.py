@@ -26,12 +26,12 @@ def pools(plan: Plan) -> list[Row]:
     """What does it cost to look up one of 10 to 10,000 named pools, and to keep an empty one?"""
     rows = []
     least: tuple[float, ...] = ()
-    for count in COUNTS:
+    for count in _counts(plan):
         timed = tuple(_lookup(count) for _ in range(plan.repeats))
         least = least or timed
         rows.append(Row(f"{count:,} pools", "lookup", Unit.SECONDS, timed))
         rows.append(_versus_few(count, "lookup", timed, least, 2.0))
-    kept = tuple(_bytes_per_pool(COUNTS[-2]) for _ in range(plan.repeats))
+    kept = tuple(_bytes_per_pool(1_000) for _ in range(plan.repeats))
     return [*rows, Row("empty pool", "memory", Unit.BYTES, kept, at_most(12 * 1024))]
 
 
@@ -39,13 +39,17 @@ def reaper(plan: Plan) -> list[Row]:
     """What does it cost to close 10 expired connections, when 10 to 10,000 pools hold one each?"""
     rows = []
     least: tuple[float, ...] = ()
-    for count in COUNTS:
+    for count in _counts(plan):
         spent = tuple(_expiry(count) for _ in range(plan.repeats))
         least = least or spent
         rows.append(Row(f"{count:,} pools", "processor time per expiry", Unit.SECONDS, spent))
         rows.append(_versus_few(count, "processor time", spent, least, 3.0))
     threads = (float(threading.active_count()),)
     return [*rows, Row("all of them", "threads at the end", Unit.COUNT, threads)]
+
+
+def _counts(plan: Plan) -> list[int]:
+    return [count for count in COUNTS if count <= plan.pools]
 
 
 def _versus_few(

@@ -20,6 +20,7 @@ class Plan:
         backlog: Messages that wait when their receiver comes.
         pools: So many of them in one repository, at most.
         strikes: Interrupts of each pool, at most.
+        stride: Every so-manieth size of the longer growth curves.
         peers: Whether other people's pools run too.
     """
 
@@ -30,6 +31,7 @@ class Plan:
     backlog: int = 20_000
     pools: int = 10_000
     strikes: int = 200
+    stride: int = 1
     peers: bool = False
 
 
