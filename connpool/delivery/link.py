@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
+from collections.abc import Iterable
 
 from connpool import clock as real
 from connpool.clock import Gate, SystemClock
@@ -161,6 +162,12 @@ class Link:
         """With ``writing`` held: the peer has what lies in the spool at *position*."""
         self.done[position] = claim
         self.own.pop(position, None)
+
+    def forget(self, positions: Iterable[int]) -> None:
+        """What lay in the spool at *positions* has left it."""
+        with self.writing:
+            for position in positions:
+                self.done.pop(position, None)
 
     def withdraw(self, position: int, claim: Claim) -> bool:
         """See to it that what lies in the spool at *position* is not sent. False: a worker has it in hand."""

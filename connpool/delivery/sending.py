@@ -79,9 +79,8 @@ class Sending:
         office = self._office
         spool = office.spool
         parcel.id = self._new_id()
-        parcel.data = office.encoder.encode_as(
-            parcel.message, parcel.id
-        )  # what cannot be framed is not taken
+        # What cannot be framed is not taken.
+        parcel.data = office.encoder.encode_as(parcel.message, parcel.id)
         if office.is_closed:
             raise PoolClosedError(f"broadcaster {office.name!r} is closed", pool=office.name)
         if spool is not None and spool.count(GLOBAL):
@@ -202,10 +201,10 @@ class Sending:
         arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
         is_out = take_out(office, arrived)
         for link, outcome in outcomes.items():
-            with link.writing:
-                if outcome is Outcome.SENT and is_out:
-                    link.done.pop(positions[link], None)
-                elif outcome is Outcome.SENT:
+            if outcome is Outcome.SENT and is_out:
+                link.forget([positions[link]])
+            elif outcome is Outcome.SENT:
+                with link.writing:
                     link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
                 office.bury(link)
@@ -239,8 +238,7 @@ class Sending:
         """Nobody needs these *copies*, which are withdrawn. If they cannot be taken out, a worker does it."""
         if take_out(self._office, [position for _, position in copies]):
             for link, position in copies:
-                with link.writing:
-                    link.done.pop(position, None)
+                link.forget([position])
 
     # -- nobody can take it
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Sequence
 from typing import Final
@@ -222,20 +221,9 @@ class Tending:
             gone = before | link.done.keys()  # what was withdrawn meanwhile, too; from now on nothing is
         if gone:
             spool.remove([each.position for each in batch if each.position in gone])
-            if batch:
-                self._forget(link, gone, up_to=batch[-1].position)
-            else:
-                self._forget(link, before, up_to=math.inf)
+            link.forget([each for each in gone if each <= batch[-1].position] if batch else before)
             batch = [each for each in batch if each.position not in gone]
         return batch
-
-    @staticmethod
-    def _forget(link: Link, gone: frozenset[int], up_to: float) -> None:
-        """Whatever of *gone* lies that far has left the spool."""
-        with link.writing:
-            for position in gone:
-                if position <= up_to:
-                    link.done.pop(position, None)
 
     def _send_batch(self, link: Link, strand: Strand, batch: Sequence[Spooled]) -> bool:
         office = self._office
@@ -269,13 +257,11 @@ class Tending:
     def _remove(self, link: Link, positions: list[int]) -> None:
         if self._office.spool is None or not positions:
             return
-        is_out = take_out(self._office, positions)
-        with link.writing:
-            if not is_out:
+        if not take_out(self._office, positions):
+            with link.writing:
                 link.done.update(dict.fromkeys(positions, SENT_BY_WORKER))  # tried again, but not sent again
-            elif link.done:
-                for position in positions:
-                    link.done.pop(position, None)
+        elif link.done:
+            link.forget(positions)
 
     def _share_out(self, link: Link) -> bool:
         """Put what waits for everybody into the queues of the active group. False: there is nothing."""

@@ -84,7 +84,7 @@ def wink(kept: Kept) -> None:
 
 
 def inherit(thing: Any) -> None:
-    """In a forked child: keep *thing*, which is the parent's, untouched for ever."""
+    """Keep *thing* untouched for ever: it is the parent's, in a forked child, or still lent, at the end."""
     _INHERITED.append(thing)
 
 
