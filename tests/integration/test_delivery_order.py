@@ -136,12 +136,13 @@ def test_a_flush_that_breaks_after_any_number_of_messages_reorders_nothing(answe
 
 def test_a_flush_that_breaks_without_confirmation_reorders_nothing_and_repeats_nothing(a):
     a.stop()
-    with broadcasting(a) as sender:
-        for message in numbered(3_000):
+    messages = [message + b"-" + b"x" * 1_000 for message in numbered(3_000)]  # more than buffers take
+    with broadcasting(a, pool_settings=NARROW) as sender:
+        for message in messages:
             sender.broadcast(message)
         a.last = 500
         a.start()
-        until(lambda: sender.unsent().total == 0 and b"m-2999" in a.lines, "the end of the flush")
+        until(lambda: sender.unsent().total == 0 and messages[-1] in a.lines, "the end of the flush")
         assert len(a.sessions) == 2
         for session in a.sessions:
             check_ascending(session)

@@ -48,6 +48,10 @@ DEEDS = """
             assert "full" in str(error) or "(SQLITE_IOERR_WRITE)" in str(error), error
         return put
 
+    def put_sixty(spool):
+        for n in range(60):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+
     def drain(spool):
         seen = []
         while items := spool.peek("a", 20, 10_000_000):
@@ -126,8 +130,7 @@ def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path:
         tmp_path,
         """
         spool = SQLiteSpool(path)
-        for n in range(60):
-            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        put_sixty(spool)
         ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
         try:
             while True:
@@ -157,8 +160,7 @@ def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Pa
         tmp_path,
         """
         spool = SQLiteSpool(path)
-        for n in range(60):
-            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        put_sixty(spool)
         spool.close()
         ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
         try:
@@ -182,8 +184,7 @@ def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Pa
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         spool = SQLiteSpool(path)
-        for n in range(60):
-            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        put_sixty(spool)
         spool.close()
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
         spool = SQLiteSpool(path)
@@ -208,8 +209,7 @@ def test_a_damaged_file_that_a_full_disk_has_no_room_to_mend_stays_as_it_is_unti
         """
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         spool = SQLiteSpool(path)
-        for n in range(60):
-            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        put_sixty(spool)
         spool.close()
         with open(path, "rb+") as file:
             file.write(b"!")
