@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from connpool.delivery.spool import Spooled
 from connpool.wire.framing import Framing, Identifying, Raw
 
 __all__ = ["Encoder"]
@@ -35,8 +34,10 @@ class Encoder:
             return self.encode(message)
         return self._identifying.encode_as(message, id)
 
-    def encode_all(self, batch: Sequence[Spooled]) -> Sequence[bytes]:
-        """The same for each of *batch*."""
+    def encode_all(self, messages: Sequence[bytes], ids: Iterable[bytes]) -> Sequence[bytes]:
+        """The same for each of *messages*."""
         if self._is_raw:
-            return [each.message for each in batch]
-        return [self.encode_as(each.message, each.id) for each in batch]
+            return messages
+        if self._identifying is None:
+            return list(map(self.encode, messages))
+        return list(map(self._identifying.encode_as, messages, ids))

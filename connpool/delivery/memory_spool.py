@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import os
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 from connpool import clock
+from connpool.delivery.backlog import Backlog
+from connpool.delivery.batch import Batch
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
@@ -20,21 +22,8 @@ from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
 
-Copy: TypeAlias = tuple[str, Spooled]  # what goes to the tail of which queue
-
-_position: Final = attrgetter("position")
-
-
-class _Queue:
-    """One queue in memory. What waits is the truth, ``bytes`` is kept beside it."""
-
-    __slots__ = ("bytes", "dropped", "name", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.waiting: OrderedDict[int, Spooled] = OrderedDict()  # by position, ascending
-        self.bytes = 0
-        self.dropped = 0
+Copy: TypeAlias = tuple[str, bytes, bytes, float]  # queue, id, message, when it was first spooled
+Head: TypeAlias = tuple[int, int, float, str]  # position, size, when it was spooled, queue
 
 
 class MemorySpool:
@@ -77,10 +66,9 @@ class MemorySpool:
         """Begin anew: in a forked child the messages are the parent's."""
         self._lock = threading.RLock()  # guards all below; re-entrant only to be turned away
         self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-        self._queues: dict[str, _Queue] = {}
-        self._homes: dict[int, _Queue] = {}  # where each position is
+        self._queues: dict[str, Backlog] = {}
         self._claimed: set[int] = set()
-        self._numbers = itertools.count(1)
+        self._next = 1  # position
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
         check_put(queues, message, id)
@@ -88,42 +76,31 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            copies = [(name, Spooled(next(self._numbers), id, message, now)) for name in queues]
-            positions = [copy.position for _, copy in copies]
+            copies = [(name, id, message, now) for name in queues]
             if not self._is_limited:
-                self._exchange_locked(copies, ())
-                return positions
+                return self._exchange_locked(copies, ())
             doomed = self._expired_locked(now)
             evicted = self._evicted_locked(doomed, len(copies), len(message))
             if evicted is None:
-                dropped = self._drop_locked(doomed)
-            else:
-                dropped = self._drop_locked(doomed + evicted, copies)
+                copies = []
+            dropped, positions = self._drop_locked([*doomed, *(evicted or ())], copies)
             held = self._held_locked()
         self._teller.tell_dropped(dropped)
         if evicted is None:
-            raise self._limits.full("in memory", *held, len(copies), len(message))
+            raise self._limits.full("in memory", *held, len(queues), len(message))
         return positions
 
     def peek(self, queue: str, max_messages: int, max_bytes: int) -> Sequence[Spooled]:
-        oldest: list[Spooled] = []
-        size = 0
         self._require_outside()
         with self._lock:
             self._require_open()
-            home = self._queues.get(queue)
+            backlog = self._queues.get(queue, _NOTHING)
             if not self._is_limited:  # then nothing has to be claimed
-                return _oldest(home, max_messages, max_bytes) if home else []
+                return backlog.oldest(max_messages, max_bytes)
             now = clock.wall()
-            dropped = self._drop_locked(self._expired_locked(now))
-            for item in home.waiting.values() if home else ():
-                if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
-                    continue  # moved here when it was old; it is dropped when it comes to the head
-                size += len(item.message)
-                if oldest and (len(oldest) >= max_messages or size > max_bytes):
-                    break
-                oldest.append(item)
-            self._claimed.update([item.position for item in oldest])
+            dropped, _ = self._drop_locked(self._expired_locked(now))
+            oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
+            self._claimed.update(oldest.positions)
         self._teller.tell_dropped(dropped)
         return oldest
 
@@ -143,29 +120,25 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            home = self._queues.get(source)
-            leaving = list(itertools.islice(home.waiting.values(), max_messages)) if home else []
-            copies = [
-                (name, Spooled(next(self._numbers), item.id, item.message, item.spooled_at))
-                for item in leaving
-                for name in targets
-            ]
-            self._exchange_locked(copies, [item.position for item in leaving])
+            if max_messages < 1:
+                return 0
+            leaving = self._queues.get(source, _NOTHING).oldest(max_messages, math.inf)
+            copies = [(name, item.id, item.message, item.spooled_at) for item in leaving for name in targets]
+            self._exchange_locked(copies, leaving.positions)
         return len(leaving)
 
     def count(self, queue: str) -> int:
         self._require_open()
-        home = self._queues.get(queue)
-        return len(home.waiting) if home else 0
+        return self._queues.get(queue, _NOTHING).messages
 
     def counts(self) -> Mapping[str, SpoolCount]:
         self._require_outside()
         with self._lock:
             self._require_open()
             return {
-                name: SpoolCount(len(queue.waiting), queue.bytes, queue.dropped)
-                for name, queue in self._queues.items()
-                if queue.waiting or queue.dropped
+                name: SpoolCount(backlog.messages, backlog.bytes, backlog.dropped)
+                for name, backlog in self._queues.items()
+                if backlog.messages or backlog.dropped
             }
 
     def adopt(self) -> Mapping[str, int]:
@@ -173,7 +146,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            dropped = self._drop_locked(self._expired_locked(clock.wall()))
+            dropped, _ = self._drop_locked(self._expired_locked(clock.wall()))
         self._teller.tell_dropped(dropped)
         self._teller.log_dropped(clock.now())
         return {}
@@ -187,7 +160,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._is_closed = True
-            self._queues, self._homes, self._claimed = {}, {}, set()
+            self._queues, self._claimed = {}, set()
         self._teller.log_dropped(clock.now(), is_last=True)
 
     def _require_outside(self) -> None:
@@ -203,88 +176,108 @@ class MemorySpool:
 
     def _held_locked(self) -> tuple[int, int]:
         """How many messages there are, and their bytes."""
-        return len(self._homes), sum(queue.bytes for queue in self._queues.values())
+        backlogs = self._queues.values()
+        return sum(each.messages for each in backlogs), sum(each.bytes for each in backlogs)
 
-    def _expired_locked(self, now: float) -> list[Spooled]:
+    def _expired_locked(self, now: float) -> list[Head]:
         """What is too old, at the head of each queue."""
         if self._limits.max_age is None:
             return []
         return [
-            item
-            for queue in self._queues.values()
-            for item in itertools.takewhile(
-                lambda item: self._limits.is_expired(item.spooled_at, now), self._unclaimed_locked(queue)
+            head
+            for name in self._queues
+            for head in itertools.takewhile(
+                lambda head: self._limits.is_expired(head[2], now), self._unclaimed_locked(name)
             )
         ]
 
-    def _unclaimed_locked(self, queue: _Queue) -> Iterator[Spooled]:
-        return (item for position, item in queue.waiting.items() if position not in self._claimed)
+    def _unclaimed_locked(self, name: str) -> Iterator[Head]:
+        heads = self._queues[name].heads()
+        return ((*head, name) for head in heads if head[0] not in self._claimed)
 
-    def _evicted_locked(self, doomed: Sequence[Spooled], copies: int, each: int) -> list[Spooled] | None:
+    def _oldest_locked(self, backlog: Backlog, max_messages: int, max_bytes: int, now: float) -> Batch:
+        """The oldest within both limits, but one at least if there is any."""
+        oldest = backlog.oldest(max_messages, max_bytes)
+        if not self._limits.is_expired(min(oldest.times, default=now), now):
+            return oldest
+        fresh = Batch()  # what was moved here when it was old is left out, until it comes to the head
+        for item in backlog:
+            if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
+                continue
+            if fresh and (len(fresh) >= max_messages or fresh.size + len(item.message) > max_bytes):
+                break
+            fresh.append(item.position, item.id, item.message, item.spooled_at)
+        return fresh
+
+    def _evicted_locked(self, doomed: Sequence[Head], copies: int, each: int) -> list[Head] | None:
         """What must go, besides the *doomed*, for *copies* of *each* bytes; None: there cannot be room."""
         messages, size = self._held_locked()
         messages += copies - len(doomed)
-        size += copies * each - sum(len(item.message) for item in doomed)
-        heads = map(self._unclaimed_locked, self._queues.values())
-        gone = {item.position for item in doomed}
-        oldest = (item for item in heapq.merge(*heads, key=_position) if item.position not in gone)
-        evicted: list[Spooled] = []
+        size += copies * each - sum(head[1] for head in doomed)
+        gone = {head[0] for head in doomed}
+        oldest = (
+            head for head in heapq.merge(*map(self._unclaimed_locked, self._queues)) if head[0] not in gone
+        )
+        evicted: list[Head] = []
         while not self._limits.holds(messages, size):
-            item = next(oldest, None) if self._limits.may_drop else None
-            if item is None:
+            head = next(oldest, None) if self._limits.may_drop else None
+            if head is None:
                 return None
-            evicted.append(item)
-            messages, size = messages - 1, size - len(item.message)
+            evicted.append(head)
+            messages, size = messages - 1, size - head[1]
         return evicted
 
-    def _drop_locked(self, doomed: Sequence[Spooled], copies: Sequence[Copy] = ()) -> Counter[str]:
-        """Let *copies* take the place of what a limit costs; returns how many that is of each queue."""
-        dropped = Counter(self._homes[item.position].name for item in doomed)
+    def _drop_locked(
+        self, doomed: Sequence[Head], copies: Sequence[Copy] = ()
+    ) -> tuple[Counter[str], list[int]]:
+        """Let *copies* take the place of what a limit costs.
+
+        Returns:
+            How many that is of each queue, and where the copies are.
+        """
+        dropped = Counter(name for *_, name in doomed)
         for name, messages in dropped.items():
             self._queues[name].dropped += messages
-        self._exchange_locked(copies, [item.position for item in doomed])
-        return dropped
+        return dropped, self._exchange_locked(copies, [head[0] for head in doomed])
 
-    def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> None:
-        """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before."""
+    def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> list[int]:
+        """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before.
+
+        Returns:
+            Where the copies are.
+        """
+        first = self._next
         is_added = False
-        queues, homes = self._queues, self._homes
+        queues = self._queues
         try:
-            for name, copy in copies:
-                home = queues.get(name) or queues.setdefault(name, _Queue(name))
-                home.waiting[copy.position] = copy
-                home.bytes += len(copy.message)
-                homes[copy.position] = home
+            for name, id, message, spooled_at in copies:
+                backlog = queues.get(name) or queues.setdefault(name, Backlog())
+                backlog.append(self._next, id, message, spooled_at)
+                self._next += 1
             is_added = True
-            for position in leaving:
-                left = homes.pop(position, None)
-                if left is not None:
-                    left.bytes -= len(left.waiting.pop(position).message)
-            self._claimed.difference_update(leaving)
+            self._take_out_locked(leaving)
         except BaseException:
-            gone = leaving if is_added else [copy.position for _, copy in copies]
-            for home in self._queues.values():
-                for position in gone:
-                    home.waiting.pop(position, None)
-            self._recount_locked()
+            if is_added:
+                self._take_out_locked(leaving)
+            for backlog in queues.values():
+                if not is_added:
+                    backlog.cut_back(first)
+                backlog.recount()
             raise
+        return list(range(first, self._next))
 
-    def _recount_locked(self) -> None:
-        self._homes = {position: queue for queue in self._queues.values() for position in queue.waiting}
-        self._claimed.intersection_update(self._homes)
-        for queue in self._queues.values():
-            queue.bytes = sum(len(item.message) for item in queue.waiting.values())
-
-
-def _oldest(queue: _Queue, max_messages: int, max_bytes: int) -> list[Spooled]:
-    """The oldest of *queue* within both limits, but one at least if there is any."""
-    oldest = list(itertools.islice(queue.waiting.values(), max(1, max_messages)))
-    sizes = [len(item.message) for item in oldest]
-    if sum(sizes) <= max_bytes:
-        return oldest
-    return oldest[: max(1, sum(size <= max_bytes for size in itertools.accumulate(sizes)))]
+    def _take_out_locked(self, positions: Sequence[int]) -> None:
+        """As far as they are here. A batch that is the head of its queue takes no look at each message."""
+        if self._claimed:
+            self._claimed.difference_update(positions)
+        for backlog in self._queues.values():
+            positions = backlog.shift(positions)
+        gone = frozenset(positions)
+        for backlog in self._queues.values() if gone else ():
+            backlog.remove(gone)
 
 
+_NOTHING: Final = Backlog()
 _ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()
 
 
