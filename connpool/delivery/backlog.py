@@ -5,19 +5,22 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence, Set
 from itertools import accumulate, chain
+from typing import Final
 
-from connpool.delivery.batch import BATCH, BATCH_BYTES, Batch
+from connpool.delivery.batch import Batch
 from connpool.delivery.spool import Spooled
 
 __all__ = ["Backlog"]
+
+LARGE: Final = 4_096  # bytes from which on a message is not copied: it has a chunk of its own
 
 
 class Backlog:
     """Messages in chunks, the oldest first. These are the truth, numbers are kept beside them.
 
-    A chunk is what a worker sends together. Messages come at the end of the last one; a chunk that some leave is
-    replaced by what stays, in one step: an interrupt leaves each message in or out, and ``cut_back`` or another
-    ``remove``, and then ``recount``, mend the rest.
+    A chunk is what a worker sends together. Messages come at the end of the last one; a chunk that some
+    leave is replaced by what stays, in one step. So an interrupt leaves each message in or out, and
+    ``cut_back`` or another ``remove``, and then ``recount``, mend what it has left half done.
 
     Attributes:
         messages: How many wait.
@@ -40,50 +43,51 @@ class Backlog:
         """Position, size and time of each message."""
         return chain.from_iterable(chunk.heads() for chunk in self._chunks)
 
-    def positions(self) -> Iterator[int]:
-        return chain.from_iterable(chunk.positions for chunk in self._chunks)
-
     def oldest(self, max_messages: int, max_bytes: float) -> Batch:
-        """The oldest within both limits, but one at least if there is any."""
+        """The oldest within both limits, but one at least if there is any. It never changes."""
         most = max(1, max_messages)
         if self._begins_with_batch(most, max_bytes):
+            self._chunks[0].is_closed = True
             return self._chunks[0]
-        found = Batch()
+        found = Batch.empty()
         for chunk in self._chunks:
             found.extend(chunk.part(0, most - len(found)))
-            if len(found) == most or found.size > max_bytes:
+            if len(found) == most or len(found.data) > max_bytes:
                 break
-        if found.size <= max_bytes:
-            return found
-        ends = list(accumulate(map(len, found.messages)))
+        ends = list(accumulate(found.sizes))
         return found.part(0, max(1, bisect_right(ends, max_bytes)))
 
     def _begins_with_batch(self, most: int, max_bytes: float) -> bool:
-        """Whether the first chunk is the oldest within these limits, and will not grow: it need not be copied."""
-        if len(self._chunks) < 2:
+        """Whether the first chunk is just the oldest within these limits: then it is lent as it is."""
+        if not self._chunks:
             return False
-        first, second = self._chunks[:2]
-        is_most = len(first) == most or first.size + len(second.messages[0]) > max_bytes
-        return is_most and len(first) <= most and first.size <= max_bytes
+        first = self._chunks[0]
+        n, size = len(first.sizes), len(first.data)
+        if n > most or (size > max_bytes and n > 1):
+            return False
+        return n == most or len(self._chunks) == 1 or size + self._chunks[1].sizes[0] > max_bytes
 
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
         """Add one at the tail."""
-        chunks = self._chunks
-        if not chunks or len(chunks[-1].messages) >= BATCH or chunks[-1].size + len(message) > BATCH_BYTES:
-            chunks.append(Batch())
-        chunks[-1].append(position, id, message, spooled_at)
+        chunks, size = self._chunks, len(message)
+        if size >= LARGE:
+            chunks.append(Batch.of_one(position, id, message, spooled_at))
+        else:
+            if not chunks or not chunks[-1].has_room(size):
+                chunks.append(Batch.empty())
+            chunks[-1].append(position, id, message, spooled_at)
         self.messages += 1
-        self.bytes += len(message)
+        self.bytes += size
 
     def shift(self, positions: Sequence[int]) -> Sequence[int]:
-        """Take *positions* out as far as they are the oldest; returns the others."""
+        """Take *positions* out as far as they are the oldest, in order; returns the others."""
         while self._chunks and positions:
             chunk = self._chunks[0]
-            leaving = chunk.positions[: len(positions)]
-            if leaving != positions[: len(leaving)]:
+            n = min(len(chunk.sizes), len(positions))
+            if chunk.positions[:n] != positions[:n]:
                 break
-            self._replace(0, chunk.part(len(leaving), len(chunk)))
-            positions = positions[len(leaving) :]
+            self._replace(0, None if n == len(chunk.sizes) else chunk.part(n, len(chunk.sizes)))
+            positions = positions[n:]
         return positions
 
     def remove(self, positions: Set[int]) -> None:
@@ -92,15 +96,18 @@ class Backlog:
         index = bisect_left(self._chunks, min(positions), key=_last_of)
         while index < len(self._chunks) and self._chunks[index].positions[0] <= last:
             stays = self._chunks[index].without(positions)
-            self._replace(index, stays)
+            self._replace(index, stays or None)
             index += bool(stays)
 
-    def _replace(self, index: int, stays: Batch) -> None:
+    def _replace(self, index: int, stays: Batch | None) -> None:
         """Let *stays* be what is left of a chunk."""
         chunk = self._chunks[index]
-        self._chunks[index : index + 1] = [stays] if stays else []
-        self.messages -= len(chunk) - len(stays)
-        self.bytes -= chunk.size - stays.size
+        self._chunks[index : index + 1] = [] if stays is None else [stays]
+        self.messages -= len(chunk.sizes)
+        self.bytes -= len(chunk.data)
+        if stays is not None:
+            self.messages += len(stays.sizes)
+            self.bytes += len(stays.data)
 
     # -- after an interrupt
 
@@ -115,10 +122,8 @@ class Backlog:
 
     def recount(self) -> None:
         """Set the numbers right."""
-        for chunk in self._chunks:
-            chunk.size = sum(map(len, chunk.messages))
         self.messages = sum(map(len, self._chunks))
-        self.bytes = sum(chunk.size for chunk in self._chunks)
+        self.bytes = sum(len(chunk.data) for chunk in self._chunks)
 
 
 def _last_of(chunk: Batch) -> int:

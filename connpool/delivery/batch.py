@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Container, Iterable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Container, Iterator, Sequence
+from itertools import accumulate, compress, pairwise
 from typing import Final, overload
 
 from connpool.delivery.spool import ID_SIZE, Spooled
 
-__all__ = ["BATCH", "BATCH_BYTES", "Batch", "columns_of"]
+__all__ = ["BATCH", "BATCH_BYTES", "Batch"]
 
 BATCH: Final = 512  # messages that are sent together
 BATCH_BYTES: Final = 262_144
@@ -22,30 +22,53 @@ class Batch(Sequence[Spooled]):
 
     Attributes:
         positions: Of each message.
-        messages: What is to be sent.
+        sizes: The same, in bytes.
         times: When each was first spooled.
-        size: Bytes of all messages.
+        data: All messages, one behind the other.
+        is_closed: Nothing is added any more, because somebody else has it in hand.
     """
 
-    __slots__ = ("_ids", "messages", "positions", "size", "times")
+    __slots__ = ("_ids", "data", "is_closed", "positions", "sizes", "times")
 
     def __init__(
         self,
-        positions: array[int] | None = None,
-        ids: bytearray | None = None,
-        times: array[float] | None = None,
-        messages: list[bytes] | None = None,
+        positions: array[int],
+        ids: bytearray,
+        times: array[float],
+        sizes: array[int],
+        data: bytes | bytearray,
     ) -> None:
-        self.positions = array("q") if positions is None else positions
-        self._ids = bytearray() if ids is None else ids  # one behind the other
-        self.times = array("d") if times is None else times
-        self.messages = [] if messages is None else messages
-        self.size = sum(map(len, self.messages))
+        self.positions = positions
+        self._ids = ids  # one behind the other, too
+        self.times = times
+        self.sizes = sizes
+        self.data = data
+        self.is_closed = False
 
-    @property
-    def ids(self) -> Iterator[bytes]:
-        """Of each message."""
-        return (bytes(self._ids[at : at + ID_SIZE]) for at in range(0, len(self._ids), ID_SIZE))
+    @classmethod
+    def empty(cls) -> Batch:
+        return cls(array("q"), bytearray(), array("d"), array("q"), bytearray())
+
+    @classmethod
+    def of_one(cls, position: int, id: bytes, message: bytes, spooled_at: float) -> Batch:
+        """*message* itself, not a copy."""
+        batch = cls(
+            array("q", [position]),
+            bytearray(id),
+            array("d", [spooled_at]),
+            array("q", [len(message)]),
+            message,
+        )
+        batch.is_closed = True
+        return batch
+
+    # -- as a sequence
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Spooled]:
+        return map(Spooled, self.positions, self.ids(), self.messages(), self.times)
 
     @overload
     def __getitem__(self, index: int) -> Spooled: ...
@@ -55,13 +78,9 @@ class Batch(Sequence[Spooled]):
 
     def __getitem__(self, index: int | slice) -> Spooled | list[Spooled]:
         if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
+            return list(self)[index]
         at = range(len(self))[index]
-        id = bytes(self._ids[at * ID_SIZE : (at + 1) * ID_SIZE])
-        return Spooled(self.positions[at], id, self.messages[at], self.times[at])
-
-    def __len__(self) -> int:
-        return len(self.messages)
+        return next(iter(self.part(at, at + 1)))
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
@@ -71,48 +90,62 @@ class Batch(Sequence[Spooled]):
     def __repr__(self) -> str:
         return f"Batch({list(self)!r})"
 
+    # -- columns
+
+    def ids(self) -> Iterator[bytes]:
+        """Of each message."""
+        return (bytes(self._ids[at : at + ID_SIZE]) for at in range(0, len(self._ids), ID_SIZE))
+
+    def messages(self) -> Iterator[bytes]:
+        """Each one."""
+        ends = pairwise(accumulate(self.sizes, initial=0))
+        return (bytes(self.data[begin:end]) for begin, end in ends)
+
     def heads(self) -> Iterator[tuple[int, int, float]]:
         """Position, size and time of each message."""
-        return zip(self.positions, map(len, self.messages), self.times, strict=True)
+        return zip(self.positions, self.sizes, self.times, strict=True)
 
     def part(self, begin: int, end: int) -> Batch:
-        """Those from *begin* on, before *end*."""
+        """A copy of those from *begin* on, before *end*."""
+        first = sum(self.sizes[:begin])
+        sizes = self.sizes[begin:end]
         return Batch(
             self.positions[begin:end],
             self._ids[begin * ID_SIZE : end * ID_SIZE],
             self.times[begin:end],
-            self.messages[begin:end],
+            sizes,
+            self.data[first : first + sum(sizes)],
         )
 
     def without(self, positions: Container[int]) -> Batch:
-        """Those that are not at *positions*."""
+        """A copy of those that are not at *positions*."""
         stays = [position not in positions for position in self.positions]
         return Batch(
             array("q", compress(self.positions, stays)),
-            bytearray().join(compress(self.ids, stays)),
+            bytearray().join(compress(self.ids(), stays)),
             array("d", compress(self.times, stays)),
-            list(compress(self.messages, stays)),
+            array("q", compress(self.sizes, stays)),
+            bytearray().join(compress(self.messages(), stays)),
         )
 
+    # -- growing
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of *size* bytes may be added."""
+        return not self.is_closed and len(self.sizes) < BATCH and len(self.data) + size <= BATCH_BYTES
+
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
-        """Add one at the end. It is there when its message is."""
+        """Add one at the end. It is there when its size is."""
         self.positions.append(position)
         self._ids += id
         self.times.append(spooled_at)
-        self.size += len(message)
-        self.messages.append(message)
+        self.data += message
+        self.sizes.append(len(message))
 
     def extend(self, other: Batch) -> None:
         """Add those of *other* at the end."""
         self.positions += other.positions
         self._ids += other._ids
         self.times += other.times
-        self.size += other.size
-        self.messages += other.messages
-
-
-def columns_of(items: Sequence[Spooled]) -> tuple[Sequence[int], Iterable[bytes], Sequence[bytes]]:
-    """Positions, ids and messages of *items*."""
-    if isinstance(items, Batch):
-        return items.positions, items.ids, items.messages
-    return [item.position for item in items], (item.id for item in items), [item.message for item in items]
+        self.data += other.data
+        self.sizes += other.sizes

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from connpool.delivery.batch import Batch
+from connpool.delivery.spool import Spooled
 from connpool.wire.framing import Framing, Identifying, Raw
 
 __all__ = ["Encoder"]
@@ -34,10 +36,9 @@ class Encoder:
             return self.encode(message)
         return self._identifying.encode_as(message, id)
 
-    def encode_all(self, messages: Sequence[bytes], ids: Iterable[bytes]) -> Sequence[bytes]:
-        """The same for each of *messages*."""
-        if self._is_raw:
-            return messages
-        if self._identifying is None:
-            return list(map(self.encode, messages))
-        return list(map(self._identifying.encode_as, messages, ids))
+    def encode_all(self, batch: Sequence[Spooled]) -> tuple[bytes | bytearray, Iterable[int]]:
+        """*batch* as it goes over the wire, and how much of that each message is."""
+        if isinstance(batch, Batch) and self._is_raw:
+            return batch.data, batch.sizes
+        frames = [self.encode_as(each.message, each.id) for each in batch]
+        return b"".join(frames), map(len, frames)

@@ -8,6 +8,7 @@ import math
 import os
 import threading
 import weakref
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias
@@ -57,6 +58,7 @@ class MemorySpool:
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
         self._is_limited = self._limits.are_any or max_age is not None
+        self.adopts = self._is_limited  # else there is nothing to be done by the clock
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
@@ -200,11 +202,11 @@ class MemorySpool:
         oldest = backlog.oldest(max_messages, max_bytes)
         if not self._limits.is_expired(min(oldest.times, default=now), now):
             return oldest
-        fresh = Batch()  # what was moved here when it was old is left out, until it comes to the head
+        fresh = Batch.empty()  # what was moved here when it was old is left out, until it comes to the head
         for item in backlog:
             if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
                 continue
-            if fresh and (len(fresh) >= max_messages or fresh.size + len(item.message) > max_bytes):
+            if fresh and (len(fresh) >= max_messages or len(fresh.data) + len(item.message) > max_bytes):
                 break
             fresh.append(item.position, item.id, item.message, item.spooled_at)
         return fresh
@@ -238,7 +240,7 @@ class MemorySpool:
         dropped = Counter(name for *_, name in doomed)
         for name, messages in dropped.items():
             self._queues[name].dropped += messages
-        return dropped, self._exchange_locked(copies, [head[0] for head in doomed])
+        return dropped, self._exchange_locked(copies, array("q", [head[0] for head in doomed]))
 
     def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> list[int]:
         """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before.
@@ -267,14 +269,15 @@ class MemorySpool:
         return list(range(first, self._next))
 
     def _take_out_locked(self, positions: Sequence[int]) -> None:
-        """As far as they are here. A batch that is the head of its queue takes no look at each message."""
+        """Take out what is there of *positions*. What is the head of its queue leaves it as one piece."""
         if self._claimed:
             self._claimed.difference_update(positions)
         for backlog in self._queues.values():
             positions = backlog.shift(positions)
-        gone = frozenset(positions)
-        for backlog in self._queues.values() if gone else ():
-            backlog.remove(gone)
+        if positions:
+            gone = frozenset(positions)
+            for backlog in self._queues.values():
+                backlog.remove(gone)
 
 
 _NOTHING: Final = Backlog()

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Final
 
 from connpool import clock as real
-from connpool.delivery.batch import BATCH, BATCH_BYTES, columns_of
+from connpool.delivery.batch import BATCH, BATCH_BYTES, Batch
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.settings import Confirm
@@ -216,7 +216,7 @@ class Tending:
             before = frozenset(link.done)  # during the look they may leave the spool, and ``done``
             behind = link.behind  # where the queue is empty, limits have dropped what was left to us
         batch = spool.peek(link.queue, most, BATCH_BYTES)
-        positions = columns_of(batch)[0]
+        positions = _positions_of(batch)
         with link.writing:
             link.taken = max(link.taken, positions[-1] if batch else behind)
             gone = before | link.done.keys()  # what was withdrawn meanwhile, too; from now on nothing is
@@ -231,22 +231,21 @@ class Tending:
         spool = office.spool
         assert spool is not None
         began = real.now()
-        positions, ids, messages = columns_of(batch)
         n_arrived = 0
         try:
-            frames = office.encoder.encode_all(messages, ids)
-            data = b"".join(frames)
+            data, sizes = office.encoder.encode_all(batch)
             n_sent = strand.line.push_all(data, office.settings.send_timeout)
             if n_sent == len(data) and office.settings.confirm is None:
                 n_arrived = len(batch)
                 return True
-            for end, message in zip(accumulate(map(len, frames)), messages, strict=True):
+            for end, each in zip(accumulate(sizes), batch, strict=True):
                 if end > n_sent:
                     break
-                confirm(office.settings.confirm, strand, message)
+                confirm(office.settings.confirm, strand, each.message)
                 n_arrived += 1
             return n_sent == len(data)
         finally:
+            positions = _positions_of(batch)
             self._remove(link, positions[:n_arrived])
             if n_arrived < len(batch):
                 spool.release(positions[n_arrived:])
@@ -283,3 +282,7 @@ class Tending:
             if other is not link:
                 office.kick(other)
         return n_moved > 0
+
+
+def _positions_of(batch: Sequence[Spooled]) -> Sequence[int]:
+    return batch.positions if isinstance(batch, Batch) else [each.position for each in batch]
