@@ -54,6 +54,8 @@ class Backlog:
             found.extend(chunk.part(0, most - len(found)))
             if len(found) == most or len(found.data) > max_bytes:
                 break
+        if len(found.data) <= max_bytes:
+            return found
         ends = list(accumulate(found.sizes))
         return found.part(0, max(1, bisect_right(ends, max_bytes)))
 
@@ -70,14 +72,25 @@ class Backlog:
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
         """Add one at the tail."""
         chunks, size = self._chunks, len(message)
-        if size >= LARGE:
-            chunks.append(Batch.of_one(position, id, message, spooled_at))
-        else:
-            if not chunks or not chunks[-1].has_room(size):
-                chunks.append(Batch.empty())
+        if chunks and chunks[-1].has_room(size):
             chunks[-1].append(position, id, message, spooled_at)
+        else:
+            is_large = size >= LARGE
+            chunk = Batch.of_one(position, id, message if is_large else bytearray(message), spooled_at)
+            chunk.is_closed = is_large
+            chunks.append(chunk)
         self.messages += 1
         self.bytes += size
+
+    def extend(self, batch: Batch) -> None:
+        """Add *batch* at the tail."""
+        chunks = self._chunks
+        if chunks and chunks[-1].has_room(len(batch.data), len(batch)):
+            chunks[-1].extend(batch)
+        else:
+            chunks.append(batch)
+        self.messages += len(batch)
+        self.bytes += len(batch.data)
 
     def shift(self, positions: Sequence[int]) -> Sequence[int]:
         """Take *positions* out as far as they are the oldest, in order; returns the others."""

@@ -50,17 +50,11 @@ class Batch(Sequence[Spooled]):
         return cls(array("q"), bytearray(), array("d"), array("q"), bytearray())
 
     @classmethod
-    def of_one(cls, position: int, id: bytes, message: bytes, spooled_at: float) -> Batch:
-        """*message* itself, not a copy."""
-        batch = cls(
-            array("q", [position]),
-            bytearray(id),
-            array("d", [spooled_at]),
-            array("q", [len(message)]),
-            message,
+    def of_one(cls, position: int, id: bytes, data: bytes | bytearray, spooled_at: float) -> Batch:
+        """The one message *data*."""
+        return cls(
+            array("q", (position,)), bytearray(id), array("d", (spooled_at,)), array("q", (len(data),)), data
         )
-        batch.is_closed = True
-        return batch
 
     # -- as a sequence
 
@@ -94,12 +88,14 @@ class Batch(Sequence[Spooled]):
 
     def ids(self) -> Iterator[bytes]:
         """Of each message."""
-        return (bytes(self._ids[at : at + ID_SIZE]) for at in range(0, len(self._ids), ID_SIZE))
+        ids = bytes(self._ids)
+        return (ids[at : at + ID_SIZE] for at in range(0, len(ids), ID_SIZE))
 
     def messages(self) -> Iterator[bytes]:
         """Each one."""
+        data = bytes(self.data)
         ends = pairwise(accumulate(self.sizes, initial=0))
-        return (bytes(self.data[begin:end]) for begin, end in ends)
+        return (data[begin:end] for begin, end in ends)
 
     def heads(self) -> Iterator[tuple[int, int, float]]:
         """Position, size and time of each message."""
@@ -108,14 +104,20 @@ class Batch(Sequence[Spooled]):
     def part(self, begin: int, end: int) -> Batch:
         """A copy of those from *begin* on, before *end*."""
         first = sum(self.sizes[:begin])
-        sizes = self.sizes[begin:end]
+        last = len(self.data) if end >= len(self.sizes) else first + sum(self.sizes[begin:end])
         return Batch(
             self.positions[begin:end],
             self._ids[begin * ID_SIZE : end * ID_SIZE],
             self.times[begin:end],
-            sizes,
-            self.data[first : first + sum(sizes)],
+            self.sizes[begin:end],
+            self.data[first:last],
         )
+
+    def at(self, positions: array[int]) -> Batch:
+        """The same messages at other *positions*. Nothing is copied, so neither may grow from now on."""
+        batch = Batch(positions, self._ids, self.times, self.sizes, self.data)
+        batch.is_closed = self.is_closed = True
+        return batch
 
     def without(self, positions: Container[int]) -> Batch:
         """A copy of those that are not at *positions*."""
@@ -130,9 +132,10 @@ class Batch(Sequence[Spooled]):
 
     # -- growing
 
-    def has_room(self, size: int) -> bool:
-        """Whether a message of *size* bytes may be added."""
-        return not self.is_closed and len(self.sizes) < BATCH and len(self.data) + size <= BATCH_BYTES
+    def has_room(self, size: int, messages: int = 1) -> bool:
+        """Whether so many *messages* may be added, of *size* bytes together."""
+        is_within = len(self.sizes) + messages <= BATCH and len(self.data) + size <= BATCH_BYTES
+        return is_within and not self.is_closed
 
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
         """Add one at the end. It is there when its size is."""

@@ -70,6 +70,7 @@ class Keeping:
             retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
             due = [at for at in retries if at is not None]
             at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
+            office.settled.notify_all()  # who was torn away may have told nobody that all is sent
         kept = office.kept
         if at < math.inf and kept is not None:
             watch(kept, at)
@@ -179,6 +180,8 @@ class Keeping:
             office.lower(link, None)
         with office.settled:
             office.settled.wait_for(lambda: not self._is_busy and not any(map(_is_tended, links)), GRACE)
+        if office.kept is not None:
+            watch(office.kept, math.inf)
         return unsent
 
     def _send_the_rest(self, until: float | None) -> None:

@@ -11,6 +11,7 @@ import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from connpool import clock
@@ -23,7 +24,11 @@ from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
 
-Copy: TypeAlias = tuple[str, bytes, bytes, float]  # queue, id, message, when it was first spooled
+
+def _nothing() -> None:
+    """Add nothing."""
+
+
 Head: TypeAlias = tuple[int, int, float, str]  # position, size, when it was spooled, queue
 
 
@@ -78,14 +83,17 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            copies = [(name, id, message, now) for name in queues]
+            positions = list(range(self._next, self._next + len(queues)))
+            add = partial(self._add_locked, queues, id, message, now)
             if not self._is_limited:
-                return self._exchange_locked(copies, ())
+                self._exchange_locked((), add)
+                return positions
             doomed = self._expired_locked(now)
-            evicted = self._evicted_locked(doomed, len(copies), len(message))
+            evicted = self._evicted_locked(doomed, len(queues), len(message))
             if evicted is None:
-                copies = []
-            dropped, positions = self._drop_locked([*doomed, *(evicted or ())], copies)
+                dropped = self._drop_locked(doomed)
+            else:
+                dropped = self._drop_locked(doomed + evicted, add)
             held = self._held_locked()
         self._teller.tell_dropped(dropped)
         if evicted is None:
@@ -100,7 +108,7 @@ class MemorySpool:
             if not self._is_limited:  # then nothing has to be claimed
                 return backlog.oldest(max_messages, max_bytes)
             now = clock.wall()
-            dropped, _ = self._drop_locked(self._expired_locked(now))
+            dropped = self._drop_locked(self._expired_locked(now))
             oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
             self._claimed.update(oldest.positions)
         self._teller.tell_dropped(dropped)
@@ -110,7 +118,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            self._exchange_locked((), positions)
+            self._exchange_locked(positions)
 
     def release(self, positions: Sequence[int]) -> None:
         self._require_outside()
@@ -122,11 +130,10 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            if max_messages < 1:
-                return 0
             leaving = self._queues.get(source, _NOTHING).oldest(max_messages, math.inf)
-            copies = [(name, item.id, item.message, item.spooled_at) for item in leaving for name in targets]
-            self._exchange_locked(copies, leaving.positions)
+            if max_messages < 1 or not leaving:
+                return 0
+            self._exchange_locked(leaving.positions, partial(self._add_all_locked, targets, leaving))
         return len(leaving)
 
     def count(self, queue: str) -> int:
@@ -148,7 +155,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            dropped, _ = self._drop_locked(self._expired_locked(clock.wall()))
+            dropped = self._drop_locked(self._expired_locked(clock.wall()))
         self._teller.tell_dropped(dropped)
         self._teller.log_dropped(clock.now())
         return {}
@@ -200,7 +207,7 @@ class MemorySpool:
     def _oldest_locked(self, backlog: Backlog, max_messages: int, max_bytes: int, now: float) -> Batch:
         """The oldest within both limits, but one at least if there is any."""
         oldest = backlog.oldest(max_messages, max_bytes)
-        if not self._limits.is_expired(min(oldest.times, default=now), now):
+        if self._limits.max_age is None or not self._limits.is_expired(min(oldest.times, default=now), now):
             return oldest
         fresh = Batch.empty()  # what was moved here when it was old is left out, until it comes to the head
         for item in backlog:
@@ -229,47 +236,55 @@ class MemorySpool:
             messages, size = messages - 1, size - head[1]
         return evicted
 
-    def _drop_locked(
-        self, doomed: Sequence[Head], copies: Sequence[Copy] = ()
-    ) -> tuple[Counter[str], list[int]]:
-        """Let *copies* take the place of what a limit costs.
-
-        Returns:
-            How many that is of each queue, and where the copies are.
-        """
+    def _drop_locked(self, doomed: Sequence[Head], add: Callable[[], object] = _nothing) -> Counter[str]:
+        """Let what *add* adds take the place of the *doomed*; returns how many each queue has lost."""
         dropped = Counter(name for *_, name in doomed)
         for name, messages in dropped.items():
             self._queues[name].dropped += messages
-        return dropped, self._exchange_locked(copies, array("q", [head[0] for head in doomed]))
+        self._exchange_locked([head[0] for head in doomed], add)
+        return dropped
 
-    def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> list[int]:
-        """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before.
-
-        Returns:
-            Where the copies are.
-        """
+    def _exchange_locked(self, leaving: Sequence[int], add: Callable[[], object] = _nothing) -> None:
+        """Let *add* add and take all *leaving* positions out, or neither if it is interrupted before."""
         first = self._next
         is_added = False
-        queues = self._queues
         try:
-            for name, id, message, spooled_at in copies:
-                backlog = queues.get(name) or queues.setdefault(name, Backlog())
-                backlog.append(self._next, id, message, spooled_at)
-                self._next += 1
+            add()
             is_added = True
-            self._take_out_locked(leaving)
+            if leaving:
+                self._take_out_locked(leaving)
         except BaseException:
             if is_added:
                 self._take_out_locked(leaving)
-            for backlog in queues.values():
+            for backlog in self._queues.values():
                 if not is_added:
                     backlog.cut_back(first)
                 backlog.recount()
             raise
-        return list(range(first, self._next))
+
+    def _add_locked(self, queues: Sequence[str], id: bytes, message: bytes, spooled_at: float) -> None:
+        for name in queues:
+            self._backlog_locked(name).append(self._next, id, message, spooled_at)
+            self._next += 1
+
+    def _add_all_locked(self, queues: Sequence[str], batch: Batch) -> None:
+        """Add a copy of *batch* to each of *queues*. The copies of one message are of one age."""
+        n, n_copies = len(batch), len(queues)
+        is_one_each = len(set(queues)) == n_copies
+        for number, name in enumerate(queues):
+            first = self._next + (number if is_one_each else number * n)
+            step = n_copies if is_one_each else 1
+            positions = array("q", range(first, first + n * step, step))
+            self._backlog_locked(name).extend(batch.at(positions))
+        self._next += n * n_copies
+
+    def _backlog_locked(self, name: str) -> Backlog:
+        return self._queues.get(name) or self._queues.setdefault(name, Backlog())
 
     def _take_out_locked(self, positions: Sequence[int]) -> None:
         """Take out what is there of *positions*. What is the head of its queue leaves it as one piece."""
+        if not isinstance(positions, array):
+            positions = array("q", [position for position in positions if 0 < position < self._next])
         if self._claimed:
             self._claimed.difference_update(positions)
         for backlog in self._queues.values():

@@ -142,6 +142,7 @@ def test_a_copy_for_a_group_that_was_dead_is_not_sent_though_it_comes_back_meanw
 
     with broadcasting(a, spool=Slow(), write_ahead=True) as sender:
         until(lambda: sender.ready)
+        until(lambda: not sender._office.roster.links[str(a.endpoint)].is_tended, "the end of the worker")
         monkeypatch.setattr(Link, "try_send", fail)
         assert sender.broadcast(b"m-0").spooled == (GLOBAL,)
         until(lambda: sender.unsent().total == 0, "an empty spool")
