@@ -34,7 +34,7 @@ class Keeping:
     def __init__(self, office: Office, writing: Writing) -> None:
         self._office = office
         self._writing = writing
-        self._adopts = getattr(office.spool, "adopts", office.spool is not None)
+        self._adopts = getattr(office.spool, "adopts", True)
         self._adopt_at = math.inf
         self._beat_at = math.inf
         self._is_busy = False  # a thread adopts, or sends heartbeats
@@ -48,7 +48,7 @@ class Keeping:
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
             self._beat_at = now + heartbeat[0]
-        if self._adopts:
+        if self._office.spool is not None:
             self._adopt_at = now
         self.turn()
 
@@ -60,11 +60,13 @@ class Keeping:
         if office.is_closed:
             return
         now = office.clock.now()
+        if not self._adopts and now >= self._adopt_at:
+            self._adopt_at = now + ADOPT_INTERVAL  # nobody leaves it anything: only the rest below is due
         if now >= min(self._adopt_at, self._beat_at):
             self._do_apart()
         office.heal()
-        office.refresh()
         office.miss_workers()
+        office.refresh()
         office.kick_all()
         with office._lock:
             retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
