@@ -80,11 +80,11 @@ class Service(Attempts):
                     self._attend(waiter, now, todo)
 
     def stands_behind(self, waiter: Waiter) -> bool:
-        """Whether *waiter*, who has just queued up, need not look: all there is goes to the one at the front.
+        """Whether *waiter*, who has just queued up, need not look: who is first would take what it finds.
 
-        So it is where that one takes anything as well, and no place is left to be dialled at.
+        So it is where that one takes anything as well, and does nothing but wait.
         """
-        front, fleet = self._queue.waiters[0], self._books.fleet
+        front = self._queue.waiters[0]
         return (
             front is not waiter
             and front.is_plain
@@ -93,9 +93,7 @@ class Service(Attempts):
             and not front.is_busy
             and front.attempt is None
             and front.eviction is None
-            and not waiter.request.shared
-            and fleet.is_full
-            and bool(fleet.lending)
+            and bool(self._books.fleet.lending)
         )
 
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
