@@ -106,8 +106,7 @@ class Service(Attempts):
         """*waiter* looks, unless there is plainly nothing to be seen."""
         if self._queue.oldest is waiter:
             self._announce(now, is_brisk=False)  # announced first, looked for after that
-        has_no_wish = waiter.is_plain and waiter.attempt is None and not waiter.request.shared
-        if not (has_no_wish and self._is_dry(now)):
+        if waiter.request.shared or not (waiter.is_plain and self._is_dry(now)):
             self.serve(now, todo)
 
     def _is_dry(self, now: float) -> bool:

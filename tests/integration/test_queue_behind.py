@@ -131,7 +131,7 @@ def test_who_stands_behind_one_that_was_served_and_interrupted_before_it_left_ta
 
 
 def test_who_stands_behind_one_for_whom_room_is_made_has_room_made_for_itself():
-    works, clock = Works(), TellingClock()
+    works, clock = Works(), FakeClock()
     pool = ConnectionPool(f"{A} || {B}", connector=works, clock=clock, max_size=3, reap_interval=None)
     held = [pool.try_connect(endpoint) for endpoint in (A, B, B)]
     for conn in held[1:]:
@@ -145,4 +145,17 @@ def test_who_stands_behind_one_for_whom_room_is_made_has_room_made_for_itself():
     first.loan().release()
     behind.loan().release()
     held[0].release()
+    assert_ended(pool, works)
+
+
+def test_who_wants_an_endpoint_that_is_down_hears_so_though_the_pool_is_full():
+    works, clock = Works(prompt=True), TellingClock()
+    pool = ConnectionPool([A, B], connector=works, clock=clock, max_size=1, reap_interval=None)
+    held = pool.try_connect(A)
+    pool.blacklist(B, 60)
+    Caller(pool, B).failure(NoEndpointError)
+    first = waiting(pool, clock)
+    Caller(pool, B).failure(NoEndpointError)
+    held.release()
+    first.loan().release()
     assert_ended(pool, works)
