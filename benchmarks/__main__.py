@@ -20,7 +20,17 @@ from benchmarks.workloads import WORKLOADS
 RESULTS = Path("benchmarks", "results")
 
 USUAL = Plan(repeats=3, seconds=0.5, warm_up=0.2, peers=True)
-QUICK = Plan(repeats=1, seconds=0.1, warm_up=0.05, pools=1_000, strikes=30, stride=2, peers=True)
+QUICK = Plan(
+    repeats=1,
+    seconds=0.1,
+    warm_up=0.05,
+    idle=500,
+    backlog=5_000,
+    pools=1_000,
+    strikes=30,
+    stride=3,
+    peers=True,
+)
 FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, backlog=100_000, peers=True)
 
 

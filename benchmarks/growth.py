@@ -81,9 +81,14 @@ def w11(plan: Plan) -> list[Finding]:
 
     each: Mapping[str, Callable[[int], Spinner]] = {"ours": Ours, "floor A": FloorA}
     for who, make in each.items():
-        measure("threads with a connection each", who, THREADS, partial(with_a_connection_each, rate, make))
         measure(
-            "connections for 8 threads", who, CONNECTIONS[:: plan.stride], partial(of_few_threads, rate, make)
+            "threads with a connection each",
+            who,
+            thinned(THREADS, plan),
+            partial(with_a_connection_each, rate, make),
+        )
+        measure(
+            "connections for 8 threads", who, thinned(CONNECTIONS, plan), partial(of_few_threads, rate, make)
         )
     measure("endpoints", "ours", ENDPOINTS, partial(rate, OursOfEndpoints, 1))
     measure(
@@ -94,7 +99,7 @@ def w11(plan: Plan) -> list[Finding]:
         crowds |= peers.lenders(must_wait=True)
     for who, crowd in crowds.items():
         measure(
-            "threads on 8 connections", who, CROWDS[:: plan.stride], partial(on_few_connections, rate, crowd)
+            "threads on 8 connections", who, thinned(CROWDS, plan), partial(on_few_connections, rate, crowd)
         )
     few, many = (row_of(findings, f"threads with a connection each: {n}") for n in (FEW, THREADS[-1]))
     return [
@@ -107,6 +112,11 @@ def w11(plan: Plan) -> list[Finding]:
             at_least(0.5),
         ),
     ]
+
+
+def thinned(sizes: Sequence[int], plan: Plan) -> Sequence[int]:
+    """As many of *sizes* as *plan* has time for: the largest, and those that the figures compare it with."""
+    return [size for i, size in enumerate(sizes) if i % plan.stride == 0 or size in (FEW, sizes[-1])]
 
 
 def with_a_connection_each(rate: Rate, make: OpenSpinner, threads: int) -> float:

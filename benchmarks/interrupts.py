@@ -13,7 +13,7 @@ from benchmarks.plan import Plan, Workload
 from benchmarks.report import Finding, Row, Unit, at_most
 
 LONGEST = 120.0  # seconds that one pool's process may take
-AT_ONCE = 4  # processes; they mostly wait
+AT_ONCE = 8  # processes; they mostly wait
 
 
 def w13(plan: Plan) -> list[Finding]:

@@ -9,12 +9,12 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from typing import Final
 
-from connpool.calls.line import Key, Line, Phase
+from connpool.calls.line import OPEN, Key, Line, Phase
 from connpool.calls.refusals import objection
 from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket, unlock
 from connpool.errors import PoolClosedError
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.backoff import doubling
 
 __all__ = ["Ledger"]
@@ -119,7 +119,7 @@ class Ledger:
     def receive(self, key: Key, reason: CloseReason | None, rest: float, now: float) -> None:
         """A call is over. *reason*: for which its channel must be closed; *rest*: seconds it rests."""
         line = key.line
-        if line.phase is not Phase.OPEN:
+        if line.phase is not OPEN:
             return  # the parent's of a forked child
         if line.run is not None:
             line.called_at = line.run[2]
@@ -159,7 +159,7 @@ class Ledger:
     def refresh(self, line: Line, now: float) -> None:
         """Let calls take the fast path, unless there is a reason to look closer."""
         is_plain = not self.is_heard and line.fate is None and line.leaving is None
-        is_plain = is_plain and self.state is PoolState.OPEN
+        is_plain = is_plain and self.state is POOL_OPEN
         line.open_until = line.expires_at if is_plain else -NEVER
         line.brisk_until = min(line.open_until, now + OFTEN) if line.rest_until <= now else -NEVER
 
@@ -181,7 +181,7 @@ class Ledger:
 
     def _is_revived(self, line: Line) -> bool:
         is_wanted = line.is_to_be_revived() and line.leaving is None
-        return is_wanted and line.resource is not None and self.state is PoolState.OPEN
+        return is_wanted and line.resource is not None and self.state is POOL_OPEN
 
     def not_opened(self, key: Key, after: float | None, now: float) -> float | None:
         """An attempt to open it again has failed. Returns when the next is due; None: it is given up."""
@@ -192,7 +192,7 @@ class Ledger:
             after = doubling(line.failures, *self.back_off, self.rng)
         if line.leaving is not None:
             self.hand(line.leaving, key)
-        elif self.state is not PoolState.OPEN or after == NEVER:
+        elif self.state is not POOL_OPEN or after == NEVER:
             self.part(line)
             return None
         else:
@@ -265,7 +265,7 @@ class Ledger:
         for line in list(self.lines.values()):
             if line.phase is Phase.GONE:
                 self.part(line)
-            elif line.phase is Phase.OPEN and now >= line.expires_at and line.fate is None:
+            elif line.phase is OPEN and now >= line.expires_at and line.fate is None:
                 self.condemn(line, CloseReason.EXPIRED, now)
 
     def due(self, now: float) -> Iterator[Key]:
@@ -277,7 +277,7 @@ class Ledger:
 
     def next_due(self) -> float:
         """The instant before which upkeep has nothing to do."""
-        ends = [x.expires_at for x in self.lines.values() if x.phase is Phase.OPEN and x.fate is None]
+        ends = [x.expires_at for x in self.lines.values() if x.phase is OPEN and x.fate is None]
         return min([*ends, *(line.retry_at for line in self.down)], default=NEVER)
 
     def fail_all(self) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from connpool.calls.switch import Switch
     from connpool.calls.tickets import Ticket
 
-__all__ = ["Key", "Line", "Phase", "Run"]
+__all__ = ["GONE", "OPEN", "Key", "Line", "Phase", "Run"]
 
 
 class Phase(enum.Enum):
@@ -35,6 +35,9 @@ class Phase(enum.Enum):
     DOWN = "down"  # closed, and to be opened again
     GONE = "gone"  # out of the pool
 
+
+OPEN: Final = Phase.OPEN  # to ask an enum for its member costs 0.1 us on 3.11
+GONE: Final = Phase.GONE
 
 MOVES: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.OPENING: frozenset({Phase.OPEN, Phase.DOWN, Phase.CLOSING, Phase.GONE}),
@@ -166,7 +169,7 @@ class Line:
 
     def is_live(self, now: float) -> bool:
         """Whether it takes calls, now or when it is free again."""
-        return self.phase is Phase.OPEN and self.fate is None and now < self.expires_at
+        return self.phase is OPEN and self.fate is None and now < self.expires_at
 
     def is_to_be_revived(self) -> bool:
         """Whether it is opened again now that it is closed for its fate."""
@@ -194,5 +197,5 @@ class Key:
 
     def __del__(self) -> None:
         line = getattr(self, "line", None)  # None: interrupted before it was anybody's
-        if line is not None and line.phase is not Phase.GONE:
+        if line is not None and line.phase is not GONE:
             line.switch.key_dropped(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterator
 
-from connpool.calls.line import Key, Line, Phase
+from connpool.calls.line import OPEN, Key, Line
 from connpool.calls.tickets import Ticket
 
 __all__ = ["Resource"]
@@ -29,7 +29,7 @@ class Resource:
 
     def open_lines(self) -> Iterator[Line]:
         """Those that are open, busy ones included."""
-        return (line for line in list(self.members.values()) if line.phase is Phase.OPEN)
+        return (line for line in list(self.members.values()) if line.phase is OPEN)
 
     def withdraw(self, line: Line) -> Key | None:
         """Take the key of *line* if it is free. None: somebody has it."""

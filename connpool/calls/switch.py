@@ -21,7 +21,7 @@ from connpool.clock import Clock
 from connpool.errors import PoolClosedError, UsageError
 from connpool.model.call_events import CALL_EVENTS
 from connpool.model.events import Event
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.census import inherit, watch, wink
 from connpool.pool.listeners import Handler, Listeners
 
@@ -69,7 +69,7 @@ class Switch:
 
     def is_wanted(self) -> bool:
         """Whether channels are still to be opened."""
-        return self.ledger.state is PoolState.OPEN and self.pool() is not None
+        return self.ledger.state is POOL_OPEN and self.pool() is not None
 
     def check_open(self) -> None:
         """Refuse what needs a pool that is not at its end.
@@ -77,7 +77,7 @@ class Switch:
         Raises:
             PoolClosedError: it is.
         """
-        if self.ledger.state is not PoolState.OPEN:
+        if self.ledger.state is not POOL_OPEN:
             raise PoolClosedError(f"call pool {self.name!r} is closed", pool=self.name)
 
     # -- keys

@@ -34,7 +34,7 @@ class Attempts:
         blames = waiter.pinned is None
         key, cancel = books.reserve(host, now, blames=blames)
         if waiter.request.where is not None:
-            waiter.dialled.add(host.endpoint)  # one that does not pass is not tried again
+            waiter.dialled |= {host.endpoint}  # one that does not pass is not tried again
         self._attempt(waiter, Dial(key, cancel, waiter.number, is_look=False, blames=blames), now, todo)
         return True
 
@@ -46,10 +46,10 @@ class Attempts:
 
     def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
         waiter.attempt = dial.key.record
-        waiter.attempts.append(dial.key.record)
+        waiter.attempts += (dial.key.record,)
         waiter.patience_at = now + PATIENCE
         if self._books.config.dial_in_caller:
-            waiter.errands.append(dial)
+            waiter.errands += (dial,)
             waiter.wake()
         else:
             todo.dials.append(dial)
@@ -62,7 +62,7 @@ class Attempts:
         self._charge(host, error, now, blames=dial.blames)
         for waiter in self._queue:
             if waiter.number == dial.number:
-                waiter.tried[host.endpoint] = error
+                waiter.has_failed_at(host.endpoint, error)
                 waiter.wake()
             elif not self._books.config.fail_fast:
                 waiter.wake()  # it may sleep till the host is due, and that is another instant now
@@ -96,7 +96,7 @@ class Attempts:
                 self._charge(host, error, failed_at, blames=underway.blames)
                 waiter = self.attempt_is_over(record)
                 if waiter is not None:
-                    waiter.tried[host.endpoint] = error
+                    waiter.has_failed_at(host.endpoint, error)
 
     def attempt_is_over(self, record: Record) -> Waiter | None:
         """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
@@ -119,4 +119,4 @@ class Attempts:
 
     def _drop_errands(self, waiter: Waiter) -> None:
         while waiter.errands:
-            self.call_off(waiter.errands.popleft())
+            self.call_off(waiter.next_errand())

@@ -13,7 +13,7 @@ from connpool.errors import (
 )
 from connpool.model.checks import require_seconds
 from connpool.model.request import Request
-from connpool.model.states import PoolState
+from connpool.model.states import POOL_OPEN
 from connpool.pool.attempts import PATIENCE
 from connpool.pool.connection import Connection
 from connpool.pool.dialing import EitherCancel
@@ -22,7 +22,7 @@ from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
 from connpool.pool.sharing import Share, leave
-from connpool.pool.waiters import Outcome, Waiter
+from connpool.pool.waiters import WAITING, Waiter
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -41,7 +41,7 @@ class Checkout(Fitting):
         fresh_only: Nothing that was lent before will do.
     """
 
-    __slots__ = ("_books", "_deadline", "_has_tried_all", "_lender", "_limit", "_request", "_waiter")
+    __slots__ = ("_books", "_deadline", "_has_tried_all", "_lender", "_limit", "_waiter")
 
     def __init__(
         self,
@@ -54,7 +54,6 @@ class Checkout(Fitting):
     ) -> None:
         self._lender = lender
         self._books = books = lender.books
-        self._request = request
         if request.shared and not books.config.sharable:
             raise NotSharableError(f"pool {self._name!r} is not sharable: sharable=False", pool=self._name)
         if lender.is_inside():
@@ -69,15 +68,16 @@ class Checkout(Fitting):
             timeout = books.config.checkout_timeout
         else:
             require_seconds("timeout", timeout, or_zero=True)
-        now = lender.clock.now()
+        now = lender.now()
         self._limit = timeout
-        self._deadline = None if timeout is None else now + timeout
+        self._deadline = math.inf if timeout is None else now + timeout
         # The fast path found nothing idle anywhere, or there is nothing else it could have tried.
         self._has_tried_all = turn is not None or (books.fleet.is_single and request.endpoint is None)
         if turn is None:
             turn = next(books.fleet.turns)
-        self._waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only)
-        self._waiter.may_wait = timeout != 0
+        self._waiter = waiter = Waiter(request, next(lender.numbers), turn, now, fresh_only)
+        if timeout == 0:
+            waiter.may_wait = False
 
     @property
     def _name(self) -> str:
@@ -116,7 +116,7 @@ class Checkout(Fitting):
     def _take_quickly(self) -> Key | None:
         """An idle key without the lock, where that takes nobody's turn: pinned, or no place is left."""
         waiter, books = self._waiter, self._books
-        if waiter.request.where is not None or waiter.is_fresh_only or books.state is not PoolState.OPEN:
+        if waiter.request.where is not None or waiter.is_fresh_only or books.state is not POOL_OPEN:
             return None
         try:
             if waiter.pinned is not None:
@@ -132,20 +132,21 @@ class Checkout(Fitting):
     def _enter(self, key: Key | None) -> None:
         """Queue up, then look: what came back before we stood in the queue is found now."""
         waiter, books, lender = self._waiter, self._books, self._lender
-        todo = Todo()
+        todo: Todo | None = None
         with lender._lock:
-            if books.state is not PoolState.OPEN:
+            if books.state is not POOL_OPEN:
                 self._check_state_locked()
-            now = lender.clock.now()
-            waiter.outcome = Outcome.WAITING
+            waiter.outcome = WAITING
             books.queue.join(waiter)
-            if key is not None:
-                lender.service.begin_look(waiter, key, now, todo)
-            lender.service.welcome(waiter, now, todo)
+            if key is not None or not lender.service.stands_behind(waiter):
+                now, todo = lender.now(), Todo()
+                if key is not None:
+                    lender.service.begin_look(waiter, key, now, todo)
+                lender.service.welcome(waiter, now, todo)
             if self._limit == 0 or books.config.max_waiters is not None:
                 self._check_limits_locked()
         if todo or lender.listeners.pending:
-            lender.carry_out(todo)
+            lender.carry_out(Todo() if todo is None else todo)
 
     def _check_state_locked(self) -> None:
         """Turn away who asks a pool that is not open, unless it is worth while to wait for it."""
@@ -170,7 +171,7 @@ class Checkout(Fitting):
     def _wait(self) -> None:
         """Return when the waiter holds a key; raise what else comes of it."""
         waiter, lender = self._waiter, self._lender
-        while waiter.is_waiting():
+        while waiter.outcome is WAITING:
             if waiter.errands:
                 self._run_errand()
                 self._check_cancel()
@@ -181,7 +182,7 @@ class Checkout(Fitting):
                 self._refuse_deadlock()
             nap, is_last_nap = self._nap()
             is_woken = lender.clock.wait(waiter.gate, nap)
-            if waiter.is_waiting():
+            if waiter.outcome is WAITING:
                 self._check_cancel()
                 self._look_again()  # one last look, even when late
                 if waiter.is_waiting() and not waiter.errands:
@@ -197,38 +198,40 @@ class Checkout(Fitting):
         if self._limit == 0:  # waits for nothing but the dial it could start at once
             began = self._waiter.patience_at - PATIENCE
             return began + self._books.config.connect_timeout + DIAL_MARGIN
-        return math.inf if self._deadline is None else self._deadline
+        return self._deadline
 
     def _nap(self) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
-        waiter, books, now = self._waiter, self._books, self._lender.clock.now()
-        first = until = self._until()
-        attempt = waiter.attempt
+        waiter, books, now = self._waiter, self._books, self._lender.now()
+        first = until = self._deadline if self._limit != 0 else self._until()
         if waiter.front_at is not None and not waiter.is_asleep:
             first = min(first, waiter.front_at + books.overtake_delay)
-        if attempt is not None and waiter.patience_at > now:
+        if waiter.attempt is not None and waiter.patience_at > now:
             first = min(first, waiter.patience_at)
-        first = min(first, books.next_change)
+        if books.next_change < first:
+            first = books.next_change
         if waiter.request.cancel is not None:
             first = min(first, now + CANCEL_POLL)
-        return (None, False) if first == math.inf else (max(0.0, first - now), first == until)
+        if first == math.inf:
+            return None, False
+        return (first - now if first > now else 0.0), first == until
 
     def _look_again(self) -> None:
         todo = Todo()
         with self._lender._lock:
             if self._waiter.is_waiting():
-                self._lender.service.serve(self._lender.clock.now(), todo)
+                self._lender.service.look(self._waiter, self._lender.now(), todo)
         self._lender.carry_out(todo)
 
     def _check_cancel(self) -> None:
-        cancel = self._request.cancel
+        cancel = self._waiter.request.cancel
         if cancel is not None and cancel.is_set():
             self._lender.abandon(self._waiter)
             raise CancelledError(f"pool {self._name!r}: the request was cancelled", pool=self._name)
 
     def _check_deadline(self, *, is_over: bool) -> None:
         """Raise if the time is up, be it because the last nap ended though the clock stands still."""
-        now = self._lender.clock.now()
+        now = self._lender.now()
         if self._limit == 0 and not self._waiter.has_something_coming():
             raise exhausted(self._books, "nothing is free, and it may not wait", n_leaving=1)
         if is_over or now >= self._until():
@@ -249,15 +252,15 @@ class Checkout(Fitting):
         with self._lender._lock:
             if not waiter.errands:
                 return  # it was served meanwhile, and they were called off
-            dial = waiter.errands.popleft()
+            dial = waiter.next_errand()
             waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         dial.is_errand = True
         timeout = self._books.config.connect_timeout
-        if self._limit != 0 and self._until() - self._lender.clock.now() < timeout:
-            timeout = max(0.0, self._until() - self._lender.clock.now())
+        if self._limit != 0 and self._until() - self._lender.now() < timeout:
+            timeout = max(0.0, self._until() - self._lender.now())
             dial.is_hurried = True
-        if self._request.cancel is not None:
-            dial.cancel = EitherCancel(dial.cancel, self._request.cancel)
+        if waiter.request.cancel is not None:
+            dial.cancel = EitherCancel(dial.cancel, waiter.request.cancel)
         try:
             self._lender.dialler.run(dial, timeout)
         finally:
@@ -272,7 +275,7 @@ class Checkout(Fitting):
                 given, key = key, None
             elif key is not None:
                 key.record.host.idle.append(key)
-            self._lender.service.serve(self._lender.clock.now(), todo)
+            self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
         if given is not None:
             leave(self._lender, given)

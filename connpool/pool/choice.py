@@ -35,14 +35,14 @@ def _may_serve(host: Host, waiter: Waiter, now: float) -> bool:
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
     """Who waits for an endpoint to come back may see it dialled more than once."""
     hosts = books.fleet.hosts
-    for endpoint in list(waiter.tried):
-        if endpoint not in hosts or hosts[endpoint].is_up() or hosts[endpoint].is_due(now):
-            del waiter.tried[endpoint]
+    due = [e for e in waiter.tried if e not in hosts or hosts[e].is_up() or hosts[e].is_due(now)]
+    if due:
+        waiter.may_retry(due)
 
 
 def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
     """The idle key of *host* that was released last and that suits *waiter*."""
-    if waiter.is_plain() and not only_new:
+    if waiter.is_plain and not only_new:
         try:
             return host.idle.pop()
         except IndexError:

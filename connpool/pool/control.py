@@ -144,7 +144,7 @@ class Control:
                 if not host.is_up():
                     host.lift(self._clock.now())
             for waiter in self._books.queue:
-                waiter.tried.pop(endpoint, None)
+                waiter.may_retry([endpoint])
         self._lender.serve()
 
     def _known_locked(self, endpoint: Endpoint | None) -> list[Host]:

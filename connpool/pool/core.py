@@ -15,7 +15,7 @@ from connpool.clock import Gate
 from connpool.model.config import PoolConfig
 from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_CLOSED, CloseReason, PoolState
 from connpool.pool.board import Board
 from connpool.pool.fleet import Fleet
 from connpool.pool.hosts import Host, Underway
@@ -297,7 +297,7 @@ class Books:
         """The part of the board that depends on who waits."""
         board: Board = self.pool
         oldest = self.queue.oldest
-        is_closed = self.state is PoolState.CLOSED  # what slips past the closing is closed by who returns it
+        is_closed = self.state is POOL_CLOSED  # what slips past the closing is closed by who returns it
         board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)
         board._brief_for = math.inf if oldest is None else BRIEF
         if self._all_returns_are_long or board._is_awaited:

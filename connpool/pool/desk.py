@@ -50,6 +50,7 @@ class Desk:
     ) -> None:
         self.pool = pool
         self.clock = clock
+        self.now: Callable[[], float] = clock.now
         self.connector = connector
         self._lock = threading.RLock()
         self.listeners = Listeners(pool.name)
@@ -70,7 +71,7 @@ class Desk:
             return
         todo = Todo()
         with self._lock:
-            self.service.serve(self.clock.now(), todo, is_brisk=is_brisk)
+            self.service.serve(self.now(), todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
     def nudge(self) -> None:
@@ -125,11 +126,11 @@ class Desk:
         with self._lock:
             for waiter in self.books.queue:
                 if waiter.number == dial.number and waiter.is_waiting():
-                    waiter.errands.append(dial)
+                    waiter.errands += (dial,)
                     waiter.wake()
                     return
             self.service.call_off(dial)
-            self.service.serve(self.clock.now(), todo)
+            self.service.serve(self.now(), todo)
             if dial.replaces is not None:
                 todo.doomed.append(dial.replaces)
             elif dial.number == 0:
@@ -148,7 +149,7 @@ class Desk:
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
-            self.service.serve(self.clock.now(), todo)
+            self.service.serve(self.now(), todo)
         if blows:
             raise blows[0]
 
@@ -190,7 +191,7 @@ class Desk:
         if record.is_begun and self.listeners.by_kind[ConnectionClosed]:
             name, endpoint = self.pool.name, record.host.endpoint
             reason = record.fate or CloseReason.BROKEN  # without one: its dial failed
-            self.listeners.tell(ConnectionClosed(name, self.clock.now(), record.id, endpoint, reason))
+            self.listeners.tell(ConnectionClosed(name, self.now(), record.id, endpoint, reason))
 
     def _tell_lost(self, record: Record) -> None:
         where = describe_holder(record)
@@ -203,7 +204,7 @@ class Desk:
             f"; taken at:\n{stack}" if stack else "",
         )
         if self.listeners.by_kind[LoanLost]:
-            self.listeners.tell(LoanLost(self.pool.name, self.clock.now(), record.id, where))
+            self.listeners.tell(LoanLost(self.pool.name, self.now(), record.id, where))
 
     def sleep_on(self) -> None:
         """Nothing more is due: upkeep need not look any more."""

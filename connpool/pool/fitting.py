@@ -9,7 +9,7 @@ from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.core import Books
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key
 from connpool.pool.shared import SharedConnection
 from connpool.pool.sharing import Share, form, leave
 from connpool.pool.snapshots import connection_info
@@ -32,19 +32,27 @@ class Fitting:
 
     def _needs_look_apart(self, key: Key) -> bool:
         """Whether *key*'s connection must be looked at, and by a thread of the pool."""
-        now = self._lender.clock.now()
+        now = self._lender.now()
         is_in_its_time = self._books.idle_verdict(key.record, now) is None
         is_slow = not self._lender.service.looks_are_prompt
         return is_slow and is_in_its_time and self._books.needs_look(key.record, now, self._waiter)
 
     def _lend(self, key: Key) -> Connection | None:
         """Make a loan of *key* if its connection proves usable; else see it off and return None."""
-        record, now = key.record, self._lender.clock.now()
-        if isinstance(key, Share):
+        record, waiter, lender = key.record, self._waiter, self._lender
+        pool, now, request = lender.pool, lender.now(), waiter.request
+        if request.shared and isinstance(key, Share):
             return self._lend_shared(key, now) if self._suits_share(key) else None
-        if not self._is_beyond_doubt(record, now) and not self._is_good(key, now):
+        is_beyond_doubt = (  # the fast path would lend it as well
+            now < pool._lend_until
+            and now < record.expires_at
+            and now - record.since < pool._fresh_for
+            and not waiter.must_look
+            and request.where is None
+        )
+        if not is_beyond_doubt and not self._is_good(key, now):
             return None
-        if self._waiter.request.shared:
+        if request.shared:
             return self._lend_shared(key, now)
         conn = Connection()
         conn._record = record
@@ -70,13 +78,6 @@ class Fitting:
         lender.carry_out(todo)
         return conn
 
-    def _is_beyond_doubt(self, record: Record, now: float) -> bool:
-        """Whether the fast path would lend it as well."""
-        pool, waiter = self._lender.pool, self._waiter
-        is_in_order = now < pool._lend_until and now < record.expires_at
-        is_fresh = now - record.since < pool._fresh_for and not waiter.must_look
-        return is_in_order and is_fresh and waiter.request.where is None
-
     def _is_good(self, key: Key, now: float) -> bool:
         """Whether *key* may be lent. One that may not has been seen off, one that does not suit put back."""
         record, waiter, lender = key.record, self._waiter, self._lender
@@ -95,7 +96,7 @@ class Fitting:
             self._put_back(key)
             raise
         if not suits:
-            waiter.refused[record] = record.since
+            waiter.refuse(record)
             self._put_back(key)
         return suits
 
@@ -106,7 +107,7 @@ class Fitting:
             suits = where is None or bool(where(connection_info(share.record, is_idle=False)))
         finally:
             if not suits:
-                self._waiter.refused[share.record] = share.record.since
+                self._waiter.refuse(share.record)
                 leave(self._lender, share)
         return suits
 

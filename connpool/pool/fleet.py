@@ -46,7 +46,7 @@ class Fleet:
         self.poor: frozenset[Host] = frozenset()  # of a full pool: who came back and has no share yet
         self.rich: frozenset[Host] = frozenset()  # who has more than its share
         self._stacks: tuple[deque[Key], ...] = (NOTHING,)
-        self._lending: frozenset[Host] = frozenset()
+        self.lending: frozenset[Host] = frozenset()  # of whom a checkout without wishes may get one just now
 
     def host(self, endpoint: Endpoint, now: float) -> Host:
         """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
@@ -132,17 +132,13 @@ class Fleet:
         """A turn that begins with *host*; None: it has none in the active group."""
         return self.rota.index(host) if host in self.rota else None
 
-    def lends(self, host: Host) -> bool:
-        """Whether a checkout without wishes may get a connection of *host* just now."""
-        return host in self._lending
-
     def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
         self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING
         same = len(stacks) == len(self._stacks) and all(map(_is, stacks, self._stacks))
         if same:
             return
         self._stacks = stacks
-        self._lending = frozenset(h for h in self.hosts.values() if any(h.idle is s for s in stacks))
+        self.lending = frozenset(h for h in self.hosts.values() if any(h.idle is s for s in stacks))
         if len(stacks) == 1:
             self.take = stacks[0].pop
         else:
@@ -171,10 +167,6 @@ class Fleet:
             if host.idle:
                 return True
         return False
-
-    def has_host_up(self) -> bool:
-        """Whether some endpoint of the active group is up."""
-        return any(stack is not NOTHING for stack in self._stacks)
 
 
 def _is(one: object, other: object) -> bool:

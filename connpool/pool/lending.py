@@ -143,7 +143,7 @@ class Lender(Desk):
             self._settle_inside(key)
             return
         with self._lock:
-            now = self.clock.now()
+            now = self.now()
             reason = self._fate_locked(record, now)
             is_brisk = now - record.since < BRIEF
             if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
@@ -163,7 +163,7 @@ class Lender(Desk):
     def _settle_inside(self, key: Key) -> None:
         """A return by what interrupted a locked section: only what needs no lock."""
         if key.record.fate is None:
-            key.record.since = self.clock.now()
+            key.record.since = self.now()
             key.record.host.idle.append(key)
         self.nudge()  # one that must be closed is recovered like a lost one, by who looks next
 
@@ -185,7 +185,7 @@ class Lender(Desk):
         with self._lock:
             raw, record.raw = record.raw, None
             self.books.forget(record)
-            self.service.serve(self.clock.now(), todo)
+            self.service.serve(self.now(), todo)
         self.carry_out(todo)
         return raw
 
@@ -195,7 +195,7 @@ class Lender(Desk):
         if record.phase is not Phase.OPEN or plain.tls:
             return  # while it is being opened, the upgrade is how this pool opens
         with self._lock:
-            host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.clock.now())
+            host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             host.records.add(record)
             old, record.host = record.host, host
             old.records.discard(record)
@@ -210,7 +210,7 @@ class Lender(Desk):
         if error is not None and not dial.is_look and record.raw is None:
             self.tell_closed(record)
         with self._lock:
-            now = self.clock.now()
+            now = self.now()
             record.host.looks.pop(record, None)
             waiter = self.service.attempt_is_over(record)
             if waiter is not None:

@@ -40,7 +40,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
 
 def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, idempotent: bool) -> T:
     """See ``ConnectionPool.run``."""
-    conn = lender.pool.try_connect(request if request != Request() else None)
+    conn = _lend_alive(lender, request)
     record = conn._key.record
     if record.stream is not None:
         record.stream.begin()
@@ -55,6 +55,22 @@ def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, id
             raise
     with lend_fresh(lender, request) as fresh:
         return work(fresh)
+
+
+def _lend_alive(lender: Lender, request: Request) -> Connection:
+    """A loan of a connection that its peer has not hung up on.
+
+    It may have done so a moment ago, after a loan so recent that a checkout does not look. Here the
+    loan is for one request, which takes much longer than a look, and of which nothing is sent yet.
+    """
+    while True:
+        conn = lender.pool.try_connect(request if request != Request() else None)
+        record = conn._key.record
+        is_to_be_seen = record.uses > 1 and lender.connector.looks_promptly and not request.shared
+        if not is_to_be_seen or lender.dialler.is_usable(record):
+            return conn
+        record.condemn(CloseReason.BROKEN)
+        conn.release()
 
 
 def _was_answered(record: Record) -> bool:

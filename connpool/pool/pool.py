@@ -251,9 +251,10 @@ class ConnectionPool(Steering):
     ) -> T:
         """Call ``work(conn)`` with a connection and give that back. Returns what *work* returns.
 
-        Servers close idle connections, and one may do so just when it is lent.
-        If a connection that was used before breaks before a byte of the answer
-        was read, *work* is called once more with one that is newly opened.
+        Servers close idle connections. One that was closed before *work* begins is
+        replaced; but a server may do so just then. If a connection that was used
+        before breaks before a byte of the answer was read, *work* is called once
+        more with one that is newly opened.
 
         Args:
             idempotent: Whether doing *work* twice does no harm; only then is it repeated.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
     from connpool.pool.sharing import Hold
 
-__all__ = ["Key", "Phase", "Record"]
+__all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record"]
 
 
 class Phase(enum.Enum):
@@ -33,6 +33,9 @@ class Phase(enum.Enum):
     CLOSING = "closing"  # being closed; still holds its place
     CLOSED = "closed"  # out of the pool for good
 
+
+OPEN: Final = Phase.OPEN  # to ask an enum for its member costs 0.1 us on 3.11
+CLOSED: Final = Phase.CLOSED
 
 MOVES: Final[Mapping[Phase, frozenset[Phase]]] = {
     Phase.OPENING: frozenset({Phase.OPEN, Phase.CLOSING}),
@@ -135,7 +138,7 @@ class Record:
         Raises:
             UsageError: it is closed, or the parent's of a forked child.
         """
-        if self.phase is not Phase.OPEN:
+        if self.phase is not OPEN:
             raise UsageError(
                 f"connection {self.id} of pool {self.pool.name!r} cannot be given back here:"
                 f" it is {self.phase.value}, or belongs to the process that this one was forked from",
@@ -180,5 +183,5 @@ class Key:
 
     def __del__(self) -> None:
         record = getattr(self, "record", None)  # None: interrupted before it was anybody's
-        if record is not None and record.phase is not Phase.CLOSED:
+        if record is not None and record.phase is not CLOSED:
             record.pool._key_dropped(record)

@@ -10,7 +10,7 @@ import enum
 
 from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books
@@ -21,7 +21,8 @@ from connpool.pool.record import Key, Phase
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
 from connpool.pool.sharing import add_share, pick
-from connpool.pool.waiters import Outcome, Waiter
+from connpool.pool.timings import MANY
+from connpool.pool.waiters import SERVED, WAITING, Outcome, Waiter
 
 __all__ = ["Service"]
 
@@ -50,9 +51,9 @@ class Service(Attempts):
             books.timings.catch_up(now, books.n_checkouts())
         self.give_up_hung(now)
         books.publish(now)
-        if books.state is PoolState.CLOSED:
+        if books.state is POOL_CLOSED:
             books.drain_all(CloseReason.POOL_CLOSED, todo)
-        if books.state is not PoolState.OPEN:
+        if books.state is not POOL_OPEN:
             self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
             return
         oldest = None
@@ -69,25 +70,43 @@ class Service(Attempts):
                 self._finish(waiter, now)  # an interrupt cut this short the last time
             elif waiter.is_busy:
                 continue
-            elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain():
+            elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain:
                 break  # nobody plain gets anything after that
         else:
             return
         if self._queue.has_special():
             for waiter in self._queue:
-                if waiter.is_waiting() and not waiter.is_plain() and not waiter.is_busy:
+                if waiter.is_waiting() and not waiter.is_plain and not waiter.is_busy:
                     self._attend(waiter, now, todo)
 
+    def stands_behind(self, waiter: Waiter) -> bool:
+        """Whether *waiter*, who has just queued up, need not look: who is first would take what it finds.
+
+        So it is where that one takes anything as well, and does nothing but wait.
+        """
+        front = self._queue.waiters[0]
+        return (
+            front is not waiter
+            and front.is_plain
+            and waiter.is_plain
+            and front.outcome is WAITING
+            and not front.is_busy
+            and front.attempt is None
+            and front.eviction is None
+            and bool(self._books.fleet.lending)
+        )
+
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
-        """*waiter* has just queued up; now it looks, unless there is plainly nothing to be seen."""
-        books = self._books
+        """*waiter* has just queued up; now it looks."""
+        if self._books.overtake_delay and self._queue.oldest is waiter:
+            waiter.front_at = now  # it sets its alarm itself
+        self.look(waiter, now, todo)
+
+    def look(self, waiter: Waiter, now: float, todo: Todo) -> None:
+        """*waiter* looks, unless there is plainly nothing to be seen."""
         if self._queue.oldest is waiter:
-            if books.overtake_delay:
-                waiter.front_at = now  # it sets its alarm itself
-            else:
-                waiter.is_asleep = True
-            books.publish_queue()  # announced first, looked for after that
-        if waiter.request.shared or not (waiter.is_plain() and self._is_dry(now)):
+            self._announce(now, is_brisk=False)  # announced first, looked for after that
+        if waiter.request.shared or not (waiter.is_plain and self._is_dry(now)):
             self.serve(now, todo)
 
     def _is_dry(self, now: float) -> bool:
@@ -98,16 +117,16 @@ class Service(Attempts):
             and not fleet.has_idle()
             and not books.lost
             and now < books.next_change
-            and fleet.has_host_up()
+            and bool(fleet.lending)
         )
 
     def hand_over(self, key: Key, now: float, *, is_brisk: bool) -> bool:
         """Give what comes back to the oldest waiter, past the stack. False: it cannot take it."""
         books, waiters = self._books, self._queue.waiters
         waiter = waiters[0] if waiters else None
-        if waiter is None or waiter.key is not None or waiter.outcome is not Outcome.WAITING:
+        if waiter is None or waiter.key is not None or waiter.outcome is not WAITING:
             return False
-        if waiter.is_busy or not waiter.is_plain() or not books.fleet.lends(key.record.host):
+        if waiter.is_busy or not waiter.is_plain or key.record.host not in books.fleet.lending:
             return False
         self.give(waiter, key, now)
         if waiters and books.pool._is_awaited and not is_brisk:
@@ -119,9 +138,8 @@ class Service(Attempts):
     def is_content(self, now: float) -> bool:
         """After a hand-over: whether there is no more to give, so that nobody need be served."""
         books = self._books
-        if books.timings.is_behind():
-            return False
-        return now < books.next_change and not books.holds and not books.fleet.has_idle()
+        is_quiet = now < books.next_change and not books.holds
+        return is_quiet and len(books.timings.new_waits) < MANY and not books.fleet.has_idle()
 
     def _announce(self, now: float, *, is_brisk: bool) -> None:
         """See to it that the oldest waiter is heard of.
@@ -149,7 +167,7 @@ class Service(Attempts):
 
     def leave(self, waiter: Waiter) -> Key | None:
         """*waiter* goes. Returns what it was given meanwhile, which must go to the next."""
-        if waiter.outcome is Outcome.WAITING:
+        if waiter.outcome is WAITING:
             waiter.outcome = Outcome.LEFT
         self._queue.leave(waiter)
         self._drop_errands(waiter)
@@ -261,7 +279,7 @@ class Service(Attempts):
 
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
-        waiter.outcome = Outcome.SERVED
+        waiter.outcome = SERVED
         self._books.timings.new_waits.append((now, now - waiter.since))
         waiter.wake()
         self._queue.leave(waiter)
@@ -290,8 +308,8 @@ class Service(Attempts):
 
     def _finish(self, waiter: Waiter, now: float) -> None:
         """*waiter* has what it waits for, but an interrupt left it standing in the queue."""
-        if waiter.outcome is Outcome.WAITING:
-            waiter.outcome = Outcome.SERVED
+        if waiter.outcome is WAITING:
+            waiter.outcome = SERVED
             self._books.timings.new_waits.append((now, now - waiter.since))
         waiter.wake()
         self._queue.leave(waiter)

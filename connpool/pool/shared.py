@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
 from connpool.pool.sharing import Share, add_share, form, leave, pick
@@ -35,7 +35,7 @@ def share_at_hand(pool: ConnectionPool) -> SharedConnection | None:
             try:
                 key = pool._take()
             except IndexError:
-                if books.queue.waiters or books.state is not PoolState.OPEN:
+                if books.queue.waiters or books.state is not POOL_OPEN:
                     return None
                 now = pool._now()
                 hold = pick(books, now)

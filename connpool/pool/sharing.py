@@ -7,7 +7,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from connpool.model.states import CloseReason
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import CLOSED, OPEN, Key, Record
 from connpool.pool.turns import Turns
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Share(Key):
             hold = self.hold
         except AttributeError:  # interrupted before it was anybody's
             return
-        if hold is not None and self.record.phase is not Phase.CLOSED:
+        if hold is not None and self.record.phase is not CLOSED:
             self.record.pool._share_dropped(self, hold)
 
 
@@ -132,7 +132,7 @@ def _suits(books: Books, record: Record, waiter: Waiter | None, *, anywhere: boo
             return False
         if waiter.pinned is not None:
             return record.host.endpoint == waiter.pinned
-    return anywhere or books.fleet.lends(record.host)
+    return anywhere or record.host in books.fleet.lending
 
 
 def leave(lender: Lender, share: Share) -> None:
@@ -144,7 +144,7 @@ def leave(lender: Lender, share: Share) -> None:
     Locking: the pool's lock for the last one; none for the others, who change nothing but who shares.
     """
     hold, record, books = share.hold, share.record, lender.books
-    if record.phase is not Phase.OPEN:
+    if record.phase is not OPEN:
         share.hold = None  # there is nothing to be found lost
         record.check_may_return()
     assert hold is not None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from connpool.clock import Gate
 from connpool.errors import ConnectError
@@ -18,7 +19,7 @@ from connpool.pool.record import Key, Phase, Record
 if TYPE_CHECKING:
     from connpool.pool.jobs import Dial
 
-__all__ = ["Outcome", "WaitQueue", "Waiter"]
+__all__ = ["SERVED", "WAITING", "Outcome", "WaitQueue", "Waiter"]
 
 
 class Outcome(enum.Enum):
@@ -30,8 +31,17 @@ class Outcome(enum.Enum):
     LEFT = "left"  # timed out, cancelled or interrupted
 
 
+WAITING: Final = Outcome.WAITING  # to ask an enum for its member costs 0.1 us on 3.11
+SERVED: Final = Outcome.SERVED
+NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+
 class Waiter:
-    """One thread that wants one connection, with a gate of its own to sleep at."""
+    """One thread that wants one connection, with a gate of its own to sleep at.
+
+    What it has tried in vain is kept in values that are replaced as a whole: most waiters have none
+    of it, and so need no memory for it.
+    """
 
     __slots__ = (
         "attempt",
@@ -45,6 +55,7 @@ class Waiter:
         "is_asleep",
         "is_busy",
         "is_fresh_only",
+        "is_plain",
         "key",
         "may_wait",
         "must_look",
@@ -69,31 +80,49 @@ class Waiter:
         self.since = now
         self.may_wait = True  # for a place, or for an endpoint to come back
         self.is_fresh_only = fresh_only  # nothing that was lent before will do
-        self.gate: Gate = threading.Lock()
-        self.gate.acquire()
-        self.outcome = Outcome.WAITING
+        self.is_plain = self.pinned is None and not fresh_only  # any idle one of the active group will do
+        gate: Gate = threading.Lock()
+        gate.acquire()
+        self.gate = gate
+        self.outcome = WAITING
         self.key: Key | None = None
         self.error: BaseException | None = None
         self.front_at: float | None = None  # when it came to the front, and may be overtaken for a moment
         self.is_asleep = False  # is at the front, and gets the very next connection that comes back
         self.attempt: Record | None = None  # what is being opened or looked at for it
-        self.attempts: list[Record] = []  # all that were, in order
+        self.attempts: tuple[Record, ...] = ()  # all that were, in order
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it
-        self.errands: deque[Dial] = deque()  # dials it is to run itself
-        self.tried: dict[Endpoint, ConnectError] = {}  # failed while it waited
+        self.errands: tuple[Dial, ...] = ()  # dials it is to run itself, in order
+        self.tried: Mapping[Endpoint, ConnectError] = NOTHING  # failed while it waited
         self.must_look = False  # what it is given comes from a blacklisted endpoint
         self.is_busy = False  # dials on its own thread, and can take nothing till that is over
-        self.dialled: set[Endpoint] = set()  # opened for ``Request.where``, which need not have liked it
-        self.refused: dict[Record, float] = {}  # did not pass ``Request.where``, as idle since then
+        self.dialled: frozenset[Endpoint] = frozenset()  # for ``Request.where``, which need not have liked it
+        self.refused: Mapping[Record, float] = NOTHING  # did not pass ``Request.where``, as idle since then
 
     def is_waiting(self) -> bool:
         """Whether nothing was decided yet. Without the lock a True may be out of date, a False never."""
-        return self.outcome is Outcome.WAITING
+        return self.outcome is WAITING
 
-    def is_plain(self) -> bool:
-        """Any idle connection of the active group will do."""
-        return self.pinned is None and not (self.is_fresh_only or self.tried or self.refused)
+    def has_failed_at(self, endpoint: Endpoint, error: ConnectError) -> None:
+        """*endpoint* could not be dialled."""
+        self.tried = {**self.tried, endpoint: error}
+        self.is_plain = False
+
+    def may_retry(self, endpoints: Collection[Endpoint]) -> None:
+        """Forget that *endpoints* could not be dialled."""
+        self.tried = {endpoint: error for endpoint, error in self.tried.items() if endpoint not in endpoints}
+        self.is_plain = self.pinned is None and not (self.is_fresh_only or self.tried or self.refused)
+
+    def refuse(self, record: Record) -> None:
+        """It is not what the request wants, as it is now."""
+        self.refused = {**self.refused, record: record.since}
+        self.is_plain = False
+
+    def next_errand(self) -> Dial:
+        """Take the first of ``errands`` off it."""
+        dial, self.errands = self.errands[0], self.errands[1:]
+        return dial
 
     def has_something_coming(self) -> bool:
         """Whether a dial, a look or a close is under way on its behalf."""
@@ -146,4 +175,4 @@ class WaitQueue:
 
     def has_special(self) -> bool:
         """Whether somebody waits for something in particular, who may be served though the oldest is not."""
-        return any(not waiter.is_plain() for waiter in self.waiters)
+        return any(not waiter.is_plain for waiter in self.waiters)

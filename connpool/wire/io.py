@@ -39,6 +39,10 @@ TLSSocket = ssl.SSLSocket
 T = TypeVar("T")
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+# As numbers: to join two flags of an enum costs more than the system call they are for.
+_EAGER: Final = int(socket.MSG_DONTWAIT)
+_QUIET: Final = int(socket.MSG_NOSIGNAL)
+_EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
 
 
@@ -154,7 +158,7 @@ class Stream(ByteStream):
             return
         _block_without_limit(raw)
         try:  # as a rule the system takes a message at once
-            sent = raw.send(data, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+            sent = raw.send(data, _EAGER_AND_QUIET)
         except OSError:
             sent = 0  # it says so again, to who knows what to do
         if sent < len(data):
@@ -177,14 +181,14 @@ class Stream(ByteStream):
         if isinstance(raw, ssl.SSLSocket):
             return self._on_tls(raw, raw.recv, n)
         _block_without_limit(raw)
-        return raw.recv(n, socket.MSG_DONTWAIT if eager else 0)
+        return raw.recv(n, _EAGER if eager else 0)
 
     def try_read_into(self, target: memoryview, eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             return self._on_tls(raw, raw.recv_into, target)
         _block_without_limit(raw)
-        return raw.recv_into(target, 0, socket.MSG_DONTWAIT if eager else 0)
+        return raw.recv_into(target, 0, _EAGER if eager else 0)
 
     def try_write(self, views: list[memoryview], eager: bool) -> int:
         raw = self.raw
@@ -194,7 +198,7 @@ class Stream(ByteStream):
             with views[0][:_TLS_CHUNK] as front:
                 return self._on_tls(raw, raw.send, front)
         _block_without_limit(raw)
-        flags = socket.MSG_NOSIGNAL | (socket.MSG_DONTWAIT if eager else 0)
+        flags = _EAGER_AND_QUIET if eager else _QUIET
         if len(views) == 1:
             return raw.send(views[0], flags)
         return raw.sendmsg(views[:_IOV_MAX], (), flags)

@@ -23,7 +23,7 @@ MOST_DRAINED: Final = 100  # chunks; who goes on talking is not waited for
 SLICE: Final = 0.25  # seconds after which a long wait looks whether it was called off
 
 _HUNG_UP: Final = select.POLLHUP | select.POLLERR | select.POLLNVAL | getattr(select, "POLLRDHUP", 0)
-_AT_ONCE: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_AT_ONCE: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _INPUT: Final = select.POLLIN | select.POLLPRI
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import select
+
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool
+from connpool import CloseReason, Connection, ConnectionPool, Request
 from connpool.testing import (
     Answer,
     Close,
     Echo,
     Ending,
-    FakeClock,
     Reset,
     ScriptedServer,
     Send,
@@ -143,32 +144,29 @@ def test_a_time_out_is_no_reason_to_repeat() -> None:
 
 
 @pytest.mark.parametrize("idempotent", [True, False])
-def test_a_whole_pool_of_dead_idle_connections_is_no_obstacle(idempotent: bool, clock: FakeClock) -> None:
+def test_a_whole_pool_of_dead_idle_connections_is_no_obstacle(idempotent: bool) -> None:
     with (
         ScriptedServer(script=Answer(b"answer")) as server,
-        ConnectionPool(server.endpoint, max_size=32, clock=clock) as pool,
+        ConnectionPool(server.endpoint, max_size=32) as pool,
     ):
         conns = [pool.try_connect(timeout=5) for _ in range(32)]
         server.until_accepts(32)
         for conn in conns:
             conn.release()
         server.kill()
-        if not idempotent:
-            clock.advance(1)  # beyond look_after_idle: each is looked at before it is lent
         assert pool.run(request, idempotent=idempotent) == b"answer"
         assert pool.stats().in_use == 0
 
 
-def test_the_repetition_gets_a_new_connection_although_idle_ones_are_left(clock: FakeClock) -> None:
+def test_the_repetition_gets_a_new_connection_although_idle_ones_are_left() -> None:
     with (
-        ScriptedServer(script=Answer(b"answer")) as server,
-        ConnectionPool(server.endpoint, max_size=2, clock=clock) as pool,
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ConnectionPool(server.endpoint, max_size=2) as pool,
     ):
         conns = [pool.try_connect(timeout=5) for _ in range(2)]
-        server.until_accepts(2)
         for conn in conns:
+            assert request(conn) == b"answer"
             conn.release()
-        server.kill()
         uses: list[int] = []
 
         def work(conn: Connection) -> bytes:
@@ -177,6 +175,7 @@ def test_the_repetition_gets_a_new_connection_although_idle_ones_are_left(clock:
 
         assert pool.run(work, idempotent=True) == b"answer"
         assert uses == [1, 0]
+        assert server.accepts == 3
 
 
 def test_a_pinned_request_is_repeated_at_its_own_endpoint() -> None:
@@ -225,3 +224,41 @@ def test_many_threads_survive_a_server_that_closes_after_every_second_request() 
         together(*[work] * 8, limit=30)
         assert server.peak <= 4
         assert pool.stats().in_use == 0
+
+
+def hung_up_on(pool: ConnectionPool) -> bool:
+    """Whether the peer's end has come, on the one idle connection, which stays where it is."""
+    with pool.try_connect(timeout=5) as conn:
+        return bool(select.select([conn], [], [], 5)[0])
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()])
+def test_a_connection_hung_up_on_a_moment_ago_is_replaced_before_work_begins(end: Close | Reset) -> None:
+    """Though nothing may be done twice, and a checkout so soon after the last does not look."""
+    answer = Answer(b"answer", times=1, delimiter=b"\n")
+    with ScriptedServer(script=[answer, end]) as server, ConnectionPool(server.endpoint) as pool:
+        assert pool.run(request) == b"answer"
+        assert hung_up_on(pool)
+        assert pool.run(request) == b"answer"
+        assert server.accepts == 2
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_a_shared_connection_is_not_looked_at_while_its_holders_wait_for_answers() -> None:
+    with (
+        ScriptedServer(script=Answer(b"answer", delimiter=b"\n")) as server,
+        ConnectionPool(server.endpoint, sharable=True, max_size=1) as pool,
+        pool.share() as other,
+    ):
+        other.sendall(b"request\n", timeout=5)
+        assert select.select([other], [], [], 5)[0], "an answer lies there"
+        assert pool.run(lambda conn: conn.uses, Request(shared=True)) == 1
+        assert other.recv_exactly(6, timeout=5) == b"answer"
+        assert server.accepts == 1
+
+
+def test_where_a_look_may_take_long_run_does_not_look() -> None:
+    looks: list[object] = []
+    with ConnectionPool.of(object, is_usable=lambda raw: looks.append(raw) or True) as pool:
+        assert [pool.run(lambda conn: conn.uses) for _ in range(3)] == [0, 1, 2]
+        assert not looks

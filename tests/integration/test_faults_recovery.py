@@ -61,6 +61,7 @@ def test_at_the_moment_of_recovery_a_crowd_is_served_by_few_dials_at_a_time(max_
             assert connector.peak[server.endpoint] <= max_connecting
             assert server.peak <= 10
             assert pool.stats().waiting == 0
+            until(lambda: pool.stats().opening == 0, "the last dials, for whom nobody waits any more")
             check_books(pool)
 
 

@@ -122,7 +122,7 @@ def test_real_signals_while_others_wait_lose_no_place():
                 pass
 
     def job() -> None:
-        for _ in range(500):
+        for _ in range(5000):  # many a turn is over in a microsecond, and the gun waits for its turn as well
             pool.try_connect(timeout=20).release()
 
     rivals = [threading.Thread(target=rival) for _ in range(3)]
