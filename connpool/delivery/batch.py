@@ -138,17 +138,17 @@ class Batch(Sequence[Spooled]):
         return is_within and not self.is_closed
 
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
-        """Add one at the end. It is there when its size is."""
-        self.positions.append(position)
+        """Add one at the end."""
+        self.positions.append(position)  # first: by this ``Backlog.cut_back`` knows what came
         self._ids += id
         self.times.append(spooled_at)
-        self.data += message
         self.sizes.append(len(message))
+        self.data += message  # last: a size that has no data yet is cut off, data without a size would stay
 
     def extend(self, other: Batch) -> None:
-        """Add those of *other* at the end."""
+        """Add those of *other* at the end, in the same order of steps."""
         self.positions += other.positions
         self._ids += other._ids
         self.times += other.times
-        self.data += other.data
         self.sizes += other.sizes
+        self.data += other.data

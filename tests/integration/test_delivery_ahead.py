@@ -17,6 +17,7 @@ import connpool.delivery.writing
 from connpool import ConfigError, MemorySpool, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery.link import Link, Outcome
 from connpool.model.delivery import GLOBAL
+from connpool.testing import FakeClock
 from tests.helpers.preemption import preempting
 from tests.helpers.sinks import (
     GUARD,
@@ -270,7 +271,8 @@ def test_a_message_waits_its_turn_though_the_worker_is_late_and_an_older_one_jus
         until(lambda: sender.unsent().total == 0)
 
 
-def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender(a):
+def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender(a, clock: FakeClock):
+    """The clock stands still: no turn of upkeep finds it out."""
     reached, free = threading.Event(), threading.Event()
 
     def confirm(conn: object, message: bytes) -> None:
@@ -282,7 +284,8 @@ def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender
         threading.Timer(0.1, free.set).start()
         return sender.flush(60)
 
-    with broadcasting(a, confirm=confirm, write_ahead=True) as sender:
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(a, confirm=confirm, write_ahead=True, pool_settings=settings) as sender:
         sender.wait_ready(GUARD)
         assert together(lambda: sender.broadcast(b"m-0"), flush)[1] == 0
 
