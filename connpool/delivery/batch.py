@@ -114,9 +114,9 @@ class Batch(Sequence[Spooled]):
         )
 
     def at(self, positions: array[int]) -> Batch:
-        """The same messages at other *positions*. Nothing is copied, so neither may grow from now on."""
+        """The same messages at other *positions*. They are not copied: neither grows any more."""
         batch = Batch(positions, self._ids, self.times, self.sizes, self.data)
-        batch.is_closed = self.is_closed = True
+        batch.is_closed = True
         return batch
 
     def without(self, positions: Container[int]) -> Batch:

@@ -123,6 +123,7 @@ def test_a_few_messages_are_lent_as_they_lie_and_what_comes_then_is_kept_apart()
 def test_a_large_message_is_kept_once_for_all_queues() -> None:
     spool, message = MemorySpool(), bytes(10_000)
     spool.put(["a", "b"], message, ID)
+    spool.put(["a", "b"], b"small", ID)
     for queue in "ab":
         (item,) = spool.peek(queue, 1, 1)
         assert item.message is message

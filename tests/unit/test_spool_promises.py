@@ -286,6 +286,16 @@ def test_what_is_moved_grows_no_younger(make: Make, wall: Wall) -> None:
     assert texts(spool, "b") == [b"2"]
 
 
+def test_what_is_claimed_is_given_again_however_old_it_is(make: Make, wall: Wall) -> None:
+    spool = fill(make(max_age=10), b"1", b"2")
+    claimed = spool.peek("a", 1, 1)
+    wall.now += 20
+    spool.put(["a"], b"3", ID)
+
+    assert [item.message for item in spool.peek("a", *ALL)] == [b"1", b"3"]
+    assert spool.peek("a", 1, 1) == claimed
+
+
 def test_a_clock_that_goes_back_drops_nothing(make: Make, wall: Wall) -> None:
     spool = fill(make(max_age=10), b"1")
     wall.now -= 500
