@@ -25,11 +25,11 @@ from connpool.pool.listeners import Handler
 __all__ = ["MemorySpool"]
 
 
+Head: TypeAlias = tuple[int, int, float, str]  # position, size, when it was spooled, queue
+
+
 def _nothing() -> None:
     """Add nothing."""
-
-
-Head: TypeAlias = tuple[int, int, float, str]  # position, size, when it was spooled, queue
 
 
 class MemorySpool:
@@ -43,6 +43,9 @@ class MemorySpool:
             that nobody has claimed. ``"raise"``: it is refused.
         listener: Called with a ``MessagesDropped`` for each queue that a limit cost
             messages, on the thread that noticed, with no lock held.
+
+    Attributes:
+        adopts: Whether ``adopt`` has anything to do.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -63,7 +66,7 @@ class MemorySpool:
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
         self._is_limited = self._limits.are_any or max_age is not None
-        self.adopts = self._is_limited  # else there is nothing to be done by the clock
+        self.adopts = self._is_limited
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
