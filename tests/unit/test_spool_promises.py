@@ -92,6 +92,19 @@ def test_positions_are_never_given_out_again(make: Make) -> None:
         spool.remove(positions)
 
 
+def test_positions_ascend_in_each_queue_whichever_others_are_empty(make: Make) -> None:
+    spool = make()
+    last = dict.fromkeys("abc", 0)
+    for staying in ("c", "", "b", "ac", "a", "bc"):
+        for queue in last:
+            (position,) = spool.put([queue], b"1", ID)
+            assert position > last[queue], (queue, staying)
+            last[queue] = position
+        for queue in last.keys() - staying:
+            spool.remove([item.position for item in spool.peek(queue, *ALL)])
+            assert list(spool.peek(queue, *ALL)) == []
+
+
 def test_a_look_stays_within_both_limits_but_gives_one_at_least(make: Make) -> None:
     spool = fill(make(), b"1", b"22", b"333")
 
