@@ -14,7 +14,7 @@ from connpool.calls.recovery import recover
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
 from connpool.errors import UnknownChannelError, UsageError
-from connpool.model.call_events import CALL_EVENTS, ChannelOpened
+from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_seconds
 from connpool.model.events import Event
@@ -196,7 +196,7 @@ class Office:
 
     def _attend_locked(self) -> None:
         """Have calls go the way on which they are heard, if there is somebody to hear of them."""
-        self._ledger.is_heard = self._switch.listeners.is_anybody_there()
+        self._ledger.is_heard = self._switch.listeners.hear_of(CallStarted, CallEnded)
         now = self._clock.now()
         for line in self._ledger.lines.values():
             self._ledger.refresh(line, now)

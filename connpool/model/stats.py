@@ -45,8 +45,8 @@ class PoolStats:
         lost: Loans that were never given back and had to be found.
         wait: From asking for a connection to having it.
         dial: Opening one that could be opened.
-        hold: From having a connection to giving it back; measured while
-            somebody listens. These three cover the last minute or two.
+        hold: From having a connection to giving it back; measured while somebody
+            listens to checkouts or returns. These three cover the last minute or two.
     """
 
     name: str

@@ -22,6 +22,7 @@ from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
+from connpool.pool.loan_events import LOAN_EVENTS
 from connpool.pool.observed import observe
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
@@ -64,10 +65,13 @@ class Control:
         self.attend()
 
     def attend(self) -> None:
-        """Have loans go the way on which they are heard, if there is somebody to hear of them."""
+        """Have loans go the way on which they are heard, if there is somebody to hear of them.
+
+        Who wants to know of endpoints alone, say, has them cost nothing.
+        """
         with self._lock:
             books, pool = self._books, self._lender.pool
-            books.is_heard = books.listeners.is_anybody_there()
+            books.is_heard = books.listeners.hear_of(*LOAN_EVENTS)
             observe(pool, is_heard=books.is_heard, is_tracked=books.config.track_origin)
             books.publish(self._clock.now())
 

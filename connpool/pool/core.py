@@ -74,7 +74,7 @@ class Books:
         self._has_reset = has_reset
         self._all_returns_are_long = has_reset
         self.return_until = -math.inf  # from this instant on a return takes the long way
-        self.is_heard = False  # somebody listens, so that all of them begin it
+        self.is_heard = False  # somebody listens to loans, so that all of them begin it
         self.is_oversized = False  # max_size was lowered: what comes back is closed
         self.is_strict = False  # what comes back may have to be closed though it has not expired
         self.lost: deque[Record | tuple[Hold, int]] = deque()  # what was dropped, as finalisers say

@@ -69,8 +69,9 @@ class Listeners:
             left[kind] = (*handlers[:at], *handlers[at + 1 :])
         self.by_kind = left
 
-    def is_anybody_there(self) -> bool:
-        return any(self.by_kind.values())
+    def hear_of(self, *kinds: type[Event]) -> bool:
+        """Whether anybody wants to know of one of *kinds*."""
+        return any(self.by_kind[kind] for kind in kinds)
 
     def tell(self, event: Event, handlers: tuple[Handler, ...] | None = None) -> None:
         """Let every handler of its kind have *event*; what they raise is logged.

@@ -11,10 +11,16 @@ other, so it stands directly below ``Event``; and it must replace both
 
 from __future__ import annotations
 
-from connpool.model.endpoint import Endpoint
-from connpool.model.events import CheckedIn, CheckedOut, CheckoutStarted, Event
+from typing import Final
 
-__all__ = ["InDraft", "OutDraft", "StartDraft"]
+from connpool.model.endpoint import Endpoint
+from connpool.model.events import CheckedIn, CheckedOut, CheckoutFailed, CheckoutStarted, Event
+
+__all__ = ["LOAN_EVENTS", "InDraft", "OutDraft", "StartDraft"]
+
+
+#: What makes checkouts and returns go the way on which they are told of.
+LOAN_EVENTS: Final[tuple[type[Event], ...]] = (CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn)
 
 
 class StartDraft(Event):

@@ -38,9 +38,15 @@ def open_file(lender: Lender, fd: int) -> Connection:
     return conn
 
 
-def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, idempotent: bool) -> T:
+def run(
+    lender: Lender,
+    work: Callable[[Connection], T],
+    req: Request | Endpoint | str | None,
+    *,
+    idempotent: bool,
+) -> T:
     """See ``ConnectionPool.run``."""
-    conn = _lend_alive(lender, request)
+    conn = _lend_alive(lender, req)
     record = conn._key.record
     if record.stream is not None:
         record.stream.begin()
@@ -53,21 +59,25 @@ def run(lender: Lender, work: Callable[[Connection], T], request: Request, *, id
         is_stale = is_stale and not isinstance(error, TimeoutError)  # slow is not dead
         if not (idempotent and is_stale):
             raise
-    with lend_fresh(lender, request) as fresh:
+    with lend_fresh(lender, Request.of(req)) as fresh:
         return work(fresh)
 
 
-def _lend_alive(lender: Lender, request: Request) -> Connection:
+def _lend_alive(lender: Lender, req: Request | Endpoint | str | None) -> Connection:
     """A loan of a connection that its peer has not hung up on.
 
     It may have done so a moment ago, after a loan so recent that a checkout does not look. Here the
     loan is for one request, which takes much longer than a look, and of which nothing is sent yet.
     """
     while True:
-        conn = lender.pool.try_connect(request if request != Request() else None)
+        conn = lender.pool.try_connect(req)
         record = conn._key.record
-        is_to_be_seen = record.uses > 1 and lender.connector.looks_promptly and not request.shared
-        if not is_to_be_seen or lender.dialler.is_usable(record):
+        if (
+            record.uses == 1
+            or not lender.connector.looks_promptly
+            or isinstance(conn, SharedConnection)  # answers to others may lie there
+            or lender.dialler.is_usable(record)
+        ):
             return conn
         record.condemn(CloseReason.BROKEN)
         conn.release()

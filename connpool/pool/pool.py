@@ -264,7 +264,7 @@ class ConnectionPool(Steering):
 
         Source: the stale rule of dmHttpClient (Defold).
         """
-        return run(self._lender, work, Request.of(req), idempotent=idempotent)
+        return run(self._lender, work, req, idempotent=idempotent)
 
     def open_file(self, fd: int) -> Connection:
         """A connection over the open descriptor *fd*: the same input and output, but not one of the pool's.

@@ -176,6 +176,25 @@ class Stream(ByteStream):
                 return not raw.pending()
         return eager
 
+    def _read(self, n: int, limit: float | None) -> bytes:
+        raw = self.raw
+        if limit is None or isinstance(raw, ssl.SSLSocket):
+            return super()._read(n, limit)
+        _block_without_limit(raw)
+        self._wait(select.POLLIN, limit)
+        try:  # as a rule there is something now
+            data = raw.recv(n, _EAGER)
+        except BlockingIOError:
+            data = b""
+        except OSError as exc:
+            if self.interrupted is not None:
+                raise ConnectionAbortedError(self.interrupted) from exc
+            raise
+        if not data:
+            return super()._read(n, limit)  # it says so again, to who knows what to do
+        self.received = True
+        return data
+
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):

@@ -136,7 +136,7 @@ class ByteStream(abc.ABC):
         if self.rest or not n:
             return self._take(n)
         try:
-            return self._receive(self.try_read, n, self._limit(timeout))
+            return self._read(n, self._limit(timeout))
         except TimeIsUp:
             raise self._late(timeout, "nothing was received") from None
 
@@ -176,7 +176,9 @@ class ByteStream(abc.ABC):
         chunks, got = [self.rest], len(self.rest)
         try:
             while True:
-                chunk = self._receive(self.try_read, min(n - got, _BULK_CHUNK), limit)
+                chunk = self._read(min(n - got, _BULK_CHUNK), limit)
+                if len(chunk) == n:
+                    return chunk  # in one piece, as a rule
                 chunks.append(chunk)
                 got += len(chunk)
                 if got == n:
@@ -219,7 +221,7 @@ class ByteStream(abc.ABC):
                 searched = len(buffer)
                 if searched >= limit:
                     raise ConnectionAbortedError(f"no delimiter within the {limit} bytes allowed")
-                chunk = self._receive(self.try_read, _LINE_CHUNK, until)
+                chunk = self._read(_LINE_CHUNK, until)
                 if not chunk:
                     raise ConnectionResetError(
                         f"the peer ended the stream after {searched} bytes, before the delimiter"
@@ -252,6 +254,10 @@ class ByteStream(abc.ABC):
         if timeout is None or (self.deadline is not None and now() >= self.deadline):
             return TimeoutError(f"the deadline passed: {how_far}")
         return TimeoutError(f"{timeout:g} s passed: {how_far}")
+
+    def _read(self, n: int, limit: float | None) -> bytes:
+        """Read up to *n* bytes once, when there is something to read; b"" at the end."""
+        return self._receive(self.try_read, n, limit)
 
     def _receive(self, attempt: Callable[[A, bool], T], argument: A, limit: float | None) -> T:
         """Read once, when there is something to read."""

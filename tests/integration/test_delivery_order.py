@@ -163,7 +163,7 @@ def test_a_confirm_that_fails_keeps_its_message_and_all_behind_it_in_order(a):
         until(lambda: a.lines[-1:] == [b"m-29"])
         check_per_sender(a.lines, "m", 30)
         assert len(a.lines) > 30
-        assert a.accepts == 4
+        assert sender.pool.stats().opened == 4  # one may be over before the server has accepted it
 
 
 # -- a peer that does not read
@@ -251,8 +251,8 @@ def test_a_message_that_was_begun_when_its_connection_broke_is_sent_whole_on_the
         n = fill(sender, lambda: sender.unsent()[b.endpoint] > 0, b"f" * 300_000)
         assert n
         sender.broadcast(b"behind")
+        b.kill()  # while it is deaf, or it might read the rest just before it is killed
         b.is_deaf = False
-        b.kill()
         lines = b.until_lines(2)
         until(lambda: b"behind" in b.lines, "the last")
         assert b.lines[-2:] == [b"f" * 300_000, b"behind"]

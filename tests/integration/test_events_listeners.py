@@ -9,7 +9,20 @@ import weakref
 import pytest
 
 import connpool
-from connpool import ConnectionPool, ConnPoolError, Endpoint
+from connpool import (
+    CheckedIn,
+    CheckedOut,
+    CheckoutFailed,
+    CheckoutStarted,
+    ConnectionOpened,
+    ConnectionPool,
+    ConnPoolError,
+    Endpoint,
+    EndpointDown,
+    Event,
+    PoolClosed,
+    PoolExhaustedError,
+)
 from connpool.pool.loan_events import InDraft, OutDraft, StartDraft
 from connpool.testing import FakeClock
 from tests.helpers.together import together
@@ -238,3 +251,25 @@ def test_what_nobody_asked_for_is_not_made(made):
         pool.listen(lambda event: None, connpool.PoolClosed)
         live(pool, works, clock)
     assert OF_EVERY_DAY.isdisjoint(made)
+
+
+@pytest.mark.parametrize("kind", [CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn])
+def test_who_listens_to_one_kind_of_loan_events_alone_hears_of_it(kind: type[Event]) -> None:
+    heard: list[Event] = []
+    with ConnectionPool.of(object, max_size=1) as pool:
+        pool.listen(heard.append, kind)
+        with pool.try_connect(), pytest.raises(PoolExhaustedError):
+            pool.try_connect(timeout=0)
+    assert {type(event) for event in heard} == {kind}
+
+
+def test_who_listens_to_other_things_has_loans_go_their_usual_way() -> None:
+    with ConnectionPool.of(object, max_size=1) as pool:
+        usual = pool.try_connect.__func__
+        stop = pool.listen(lambda event: None, EndpointDown, ConnectionOpened, PoolClosed)
+        assert pool.try_connect.__func__ is usual
+        also = pool.listen(lambda event: None, CheckedIn)
+        assert pool.try_connect.__func__ is not usual
+        stop()
+        also()
+        assert pool.try_connect.__func__ is usual

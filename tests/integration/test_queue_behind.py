@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from connpool import ConnectionPool, NoEndpointError, Request
+from connpool import ConnectionPool, EndpointState, NoEndpointError, Request
 from connpool.pool.waiters import SERVED
 from connpool.testing import FakeClock
 from tests.helpers.switchboard import until
@@ -19,6 +21,23 @@ SOON = NEVER / 2  # seconds: before somebody else gives up, and another look is 
 
 #: Whose connection is not taken off the stack unseen: it queues up even though one is idle.
 CAREFUL = Request(where=anything)
+
+
+class NapClock(TellingClock):
+    """Counts how often somebody goes to sleep."""
+
+    naps = 0
+
+    def wait(self, gate, timeout):
+        self.naps += 1
+        return super().wait(gate, timeout)
+
+
+def raising(error):
+    def hook(endpoint):
+        raise error
+
+    return hook
 
 
 def waiting(pool, clock, req=None):
@@ -156,6 +175,39 @@ def test_who_wants_an_endpoint_that_is_down_hears_so_though_the_pool_is_full():
     Caller(pool, B).failure(NoEndpointError)
     first = waiting(pool, clock)
     Caller(pool, B).failure(NoEndpointError)
+    held.release()
+    first.loan().release()
+    assert_ended(pool, works)
+
+
+def test_who_stands_behind_one_whose_dial_failed_for_a_reason_of_this_machine_dials_for_itself():
+    works, clock = Works(prompt=True), TellingClock()
+    pool = ConnectionPool(
+        [A, B], connector=works, clock=clock, max_size=3, max_per_endpoint=1, reap_interval=None
+    )
+    held = pool.try_connect(B)
+    works.opening = raising(OSError(errno.EMFILE, "too many open files"))
+    first = waiting(pool, clock)
+    works.until(lambda: works.dials == 2)
+    works.opening = lambda endpoint: None
+    behind = Caller(pool, timeout=None)
+    assert behind.loan(SOON).endpoint == A
+    assert first.is_waiting, "it has tried A"
+    held.release()
+    first.loan().release()
+    behind.loan().release()
+    assert_ended(pool, works)
+
+
+def test_a_blacklist_that_ends_while_every_place_is_taken_keeps_nobody_awake():
+    works, clock = Works(prompt=True), NapClock()
+    pool = ConnectionPool([A, B], connector=works, clock=clock, max_size=1, reap_interval=None)
+    held = pool.try_connect(A)
+    pool.blacklist(B, 0.05)
+    first = Caller(pool)
+    until(lambda: pool.endpoints()[1].state is EndpointState.UP, "the end of the blacklisting")
+    until(lambda: clock.waiting, "a sleep until it is woken")
+    assert clock.naps < 20
     held.release()
     first.loan().release()
     assert_ended(pool, works)

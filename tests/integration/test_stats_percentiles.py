@@ -7,9 +7,11 @@ import tracemalloc
 
 import pytest
 
-from connpool import Percentiles
+from connpool import ConnectionPool, Percentiles
+from connpool.pool.timings import MANY
+from connpool.testing import FakeClock
 from tests.stress.stage import make_stage  # noqa: F401 - a fixture
-from tests.stress.works import Caller
+from tests.stress.works import A, Caller, Works, assert_ended
 
 NOTHING = Percentiles(p50=0, p95=0, p99=0, max=0)
 LONG_AGO = 600.0  # seconds; "lately" is a minute or two
@@ -187,3 +189,21 @@ def test_a_busy_pool_forgets_too(stage):
         s.clock.advance(5)
         s.pool.try_connect().release()
     assert s.pool.stats().wait == NOTHING
+
+
+def test_waits_that_nobody_looks_at_are_counted_in_before_they_are_many():
+    """A pool may do nothing but hand over for days."""
+    works, clock = Works(prompt=True), FakeClock()
+    pool = ConnectionPool(A, connector=works, clock=clock, max_size=1, reap_interval=None)
+    most = 0
+    for _ in range(MANY + 10):
+        held = pool.try_connect()
+        caller = Caller(pool, timeout=1000)
+        clock.until_waiting(1)
+        clock.advance(0.001)
+        held.release()
+        caller.loan().release()
+        most = max(most, len(pool._lender.books.timings.new_waits))
+    assert most <= MANY
+    assert pool.stats().wait.max == pytest.approx(0.001)
+    assert_ended(pool, works)
