@@ -38,7 +38,10 @@ class Encoder:
 
     def encode_all(self, batch: Sequence[Spooled]) -> tuple[bytes | bytearray, Iterable[int]]:
         """*batch* as it goes over the wire, and how much of that each message is."""
-        if isinstance(batch, Batch) and self._is_raw:
+        if not isinstance(batch, Batch):
+            frames = [self.encode_as(each.message, each.id) for each in batch]
+        elif self._is_raw:
             return batch.data, batch.sizes
-        frames = [self.encode_as(each.message, each.id) for each in batch]
+        else:
+            frames = list(map(self.encode_as, batch.messages(), batch.ids()))
         return b"".join(frames), map(len, frames)
