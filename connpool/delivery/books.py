@@ -18,6 +18,11 @@ class Tally(NamedTuple):
     bytes: int
     dropped: int
 
+    @property
+    def is_worth_noting(self) -> bool:
+        """Whether it holds something or has lost something."""
+        return bool(self.messages or self.dropped)
+
 
 class Books:
     """All queues of one file.
@@ -26,7 +31,7 @@ class Books:
     come to its end: books that do not fit the file are never seen.
 
     Attributes:
-        tallies: Of each queue that holds something or has lost something.
+        tallies: Of each queue, though it may be empty: it keeps its lane, or its positions would not ascend.
         lanes: Which queue has which lane.
         messages: In all queues together.
         bytes: The same.
@@ -64,12 +69,20 @@ class Books:
         tally = self.tallies.get(queue)
         if tally is None:
             lane = len(self.lanes)
-            if lane in self.lanes:
-                lane = next((lane for lane in range(LANES) if lane not in self.lanes), LANES)
-            if lane >= LANES:
-                raise SpoolFullError(f"no room for queue {queue!r}: there are {LANES} already")
+            if lane >= LANES or lane in self.lanes:
+                lane = self._free_lane(queue)
             self.put(queue, tally := Tally(lane, 0, 0, 0))
         return tally.lane
+
+    def _free_lane(self, queue: str) -> int:
+        """One that no queue has, or else that of one which is empty and has lost nothing."""
+        lane = next((lane for lane in range(LANES) if lane not in self.lanes), None)
+        if lane is not None:
+            return lane
+        empty = next((name for name, tally in self.tallies.items() if not tally.is_worth_noting), None)
+        if empty is None:
+            raise SpoolFullError(f"no room for queue {queue!r}: there are {LANES} already")
+        return self.tallies.pop(empty).lane
 
     def put(self, queue: str, tally: Tally) -> None:
         """Let *tally* be what is known of *queue*."""
@@ -79,11 +92,13 @@ class Books:
             self.bytes -= before.bytes
         self.messages += tally.messages
         self.bytes += tally.bytes
-        if tally.messages or tally.dropped or before is None:
-            self.tallies[queue] = tally
-            self.lanes[tally.lane] = queue
-        else:
-            del self.tallies[queue], self.lanes[tally.lane]
+        self.tallies[queue] = tally
+        self.lanes[tally.lane] = queue
+
+    @property
+    def are_worth_noting(self) -> bool:
+        """Whether there is anything that is to outlive the process."""
+        return any(tally.is_worth_noting for tally in self.tallies.values())
 
     def grow(self, queue: str, size: int) -> int:
         """One more message of *size* bytes is in *queue*, which has a lane; returns its position."""

@@ -14,10 +14,16 @@ from connpool.errors import UsageError
 
 __all__ = ["Call", "Desk", "Job"]
 
-STEP: Final = 0.0001  # seconds between two looks whether all have come
-MOST_LOOKS: Final = 100
+PATIENCE: Final = 0.01  # seconds that those who were served just now are waited for at most
 
 _wait = SystemClock().wait
+
+
+def _open(gate: Gate) -> None:
+    try:
+        gate.release()
+    except RuntimeError:  # it is open
+        pass
 
 
 class Job:
@@ -43,10 +49,7 @@ class Job:
     def wake(self) -> None:
         """Let its thread look: it is done, or it may be its turn."""
         if self.gate is not None:
-            try:
-                self.gate.release()
-            except RuntimeError:  # it is told already
-                pass
+            _open(self.gate)
 
 
 class Call:
@@ -61,6 +64,7 @@ class Call:
         self._desk = desk
         self._job = job
         desk.jobs[job.thread] = job
+        desk.note_arrival(job.thread)
 
     def has_file(self) -> bool:
         """Try to have the file to itself; False: another has it, and will wake the job."""
@@ -112,8 +116,9 @@ class Desk:
         self._served: frozenset[int] = frozenset()  # threads of the last two batches
         self._latest: frozenset[int] = frozenset()  # of the last one
         self._waits_until = 0.0  # for them to come again
-        self._never: Gate = threading.Lock()  # never opened
-        self._never.acquire()
+        self._missing: set[int] = set()  # those of them who have not come yet
+        self._all_here: Gate = threading.Lock()  # opened by the last of them
+        self._all_here.acquire()
 
     def do(self, job: Job, run: Callable[[Sequence[Job]], None]) -> Any:
         """Have *job* done, by this thread or another; returns its outcome.
@@ -144,11 +149,22 @@ class Desk:
 
         Or there would soon be two companies, of which one waits while the other is served: twice the commits.
         """
-        for _ in range(MOST_LOOKS):
-            left = self._waits_until - clock.now()
-            if left <= 0 or {job.thread for job in self._undone()} >= self._served:
-                return
-            _wait(self._never, min(left, STEP))
+        left = self._waits_until - clock.now()
+        if left <= 0:
+            return
+        missing = self._missing = set(self._served)  # said first, and looked after that: who comes does it
+        missing.difference_update([job.thread for job in self._undone()])  # the other way round
+        until = clock.now() + min(left, PATIENCE)
+        while missing and _wait(self._all_here, until - clock.now()):
+            pass  # it may have been left open by those whom another has waited for
+
+    def note_arrival(self, thread: int) -> None:
+        """*thread* has put its job on the desk: who waits for all to come may have waited enough."""
+        missing = self._missing
+        if missing:
+            missing.discard(thread)
+            if not missing:
+                _open(self._all_here)
 
     def _serve(self, run: Callable[[Sequence[Job]], None]) -> None:
         jobs = [job for job in self._undone() if job.work]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from connpool.delivery.batch import Batch
 from connpool.delivery.spool import Spooled
 from connpool.wire.framing import Framing, Identifying, Raw
 
@@ -35,8 +36,12 @@ class Encoder:
             return self.encode(message)
         return self._identifying.encode_as(message, id)
 
-    def encode_all(self, batch: Sequence[Spooled]) -> Sequence[bytes]:
-        """The same for each of *batch*."""
-        if self._is_raw:
-            return [each.message for each in batch]
-        return [self.encode_as(each.message, each.id) for each in batch]
+    def encode_all(self, batch: Sequence[Spooled]) -> tuple[bytes | bytearray, Iterable[int]]:
+        """*batch* as it goes over the wire, and how much of that each message is."""
+        if not isinstance(batch, Batch):
+            frames = [self.encode_as(each.message, each.id) for each in batch]
+        elif self._is_raw:
+            return batch.data, batch.sizes
+        else:
+            frames = list(map(self.encode_as, batch.messages(), batch.ids()))
+        return b"".join(frames), map(len, frames)

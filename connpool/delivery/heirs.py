@@ -72,7 +72,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
         other.do(_nothing)  # it is open and whole now
         _take_all_in(other)  # its owner may have died while it was at this
         segment = _segment(other)
-        if other.books.tallies:
+        if other.books.are_worth_noting:
             with Told(path):
                 segment.settle()
             segment.close()

@@ -98,7 +98,7 @@ class Keeper:
 
     def _is_of_use(self, path: Path) -> bool:
         """Whether our file *path* is to stay: how far heirlooms are copied is in it."""
-        return path == self.base or bool(self.books.tallies) or bool(disk.names_like(path, HEIRLOOM))
+        return path == self.base or self.books.are_worth_noting or bool(disk.names_like(path, HEIRLOOM))
 
     def open(self) -> Segment:
         """Open the file unless it is. With nobody else at it.
@@ -135,7 +135,8 @@ class Keeper:
                 new.begin(is_durable=True)
                 new.write("serial", b"", self.books.reserved)
                 for queue, tally in self.books.tallies.items():
-                    new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+                    if tally.dropped:
+                        new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
                 new.commit()
             self.ledger.late.clear()
             self.ledger.segment = new

@@ -34,7 +34,7 @@ class Keeping:
     def __init__(self, office: Office, writing: Writing) -> None:
         self._office = office
         self._writing = writing
-        self._adopts = getattr(office.spool, "adopts", office.spool is not None)
+        self._adopts = getattr(office.spool, "adopts", True)
         self._adopt_at = math.inf
         self._beat_at = math.inf
         self._is_busy = False  # a thread adopts, or sends heartbeats
@@ -48,7 +48,7 @@ class Keeping:
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
             self._beat_at = now + heartbeat[0]
-        if self._adopts:
+        if self._office.spool is not None:
             self._adopt_at = now
         self.turn()
 
@@ -60,16 +60,19 @@ class Keeping:
         if office.is_closed:
             return
         now = office.clock.now()
+        if not self._adopts and now >= self._adopt_at:
+            self._adopt_at = now + ADOPT_INTERVAL  # nobody leaves it anything: only the rest below is due
         if now >= min(self._adopt_at, self._beat_at):
             self._do_apart()
         office.heal()
-        office.refresh()
         office.miss_workers()
+        office.refresh()
         office.kick_all()
         with office._lock:
             retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
             due = [at for at in retries if at is not None]
             at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
+            office.settled.notify_all()  # who was torn away may have told nobody that all is sent
         kept = office.kept
         if at < math.inf and kept is not None:
             watch(kept, at)
@@ -179,6 +182,8 @@ class Keeping:
             office.lower(link, None)
         with office.settled:
             office.settled.wait_for(lambda: not self._is_busy and not any(map(_is_tended, links)), GRACE)
+        if office.kept is not None:
+            watch(office.kept, math.inf)
         return unsent
 
     def _send_the_rest(self, until: float | None) -> None:

@@ -137,7 +137,7 @@ class Ledger:
             return
         doomed, oldest_left = [], now
         for tally in draft.books.tallies.values():
-            for position, size, spooled_at in self._heads(draft, tally.lane):
+            for position, size, spooled_at in self._heads(draft, tally.lane) if tally.messages else ():
                 is_claimed = self._is_claimed(draft, position)
                 if is_claimed or not self._limits.is_expired(spooled_at, now):
                     oldest_left = min(oldest_left, spooled_at)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import os
 import threading
 import weakref
-from collections import Counter, OrderedDict
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 from connpool import clock
+from connpool.delivery.backlog import Backlog
+from connpool.delivery.batch import Batch
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
@@ -20,21 +24,12 @@ from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
 
-Copy: TypeAlias = tuple[str, Spooled]  # what goes to the tail of which queue
 
-_position: Final = attrgetter("position")
+Head: TypeAlias = tuple[int, int, float, str]  # position, size, when it was spooled, queue
 
 
-class _Queue:
-    """One queue in memory. What waits is the truth, ``bytes`` is kept beside it."""
-
-    __slots__ = ("bytes", "dropped", "name", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.waiting: OrderedDict[int, Spooled] = OrderedDict()  # by position, ascending
-        self.bytes = 0
-        self.dropped = 0
+def _nothing() -> None:
+    """Add nothing."""
 
 
 class MemorySpool:
@@ -48,6 +43,9 @@ class MemorySpool:
             that nobody has claimed. ``"raise"``: it is refused.
         listener: Called with a ``MessagesDropped`` for each queue that a limit cost
             messages, on the thread that noticed, with no lock held.
+
+    Attributes:
+        adopts: Whether ``adopt`` has anything to do.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -68,6 +66,7 @@ class MemorySpool:
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
         self._is_limited = self._limits.are_any or max_age is not None
+        self.adopts = self._is_limited
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
@@ -77,10 +76,9 @@ class MemorySpool:
         """Begin anew: in a forked child the messages are the parent's."""
         self._lock = threading.RLock()  # guards all below; re-entrant only to be turned away
         self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
-        self._queues: dict[str, _Queue] = {}
-        self._homes: dict[int, _Queue] = {}  # where each position is
+        self._queues: dict[str, Backlog] = {}
         self._claimed: set[int] = set()
-        self._numbers = itertools.count(1)
+        self._next = 1  # position
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
         check_put(queues, message, id)
@@ -88,42 +86,34 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            copies = [(name, Spooled(next(self._numbers), id, message, now)) for name in queues]
-            positions = [copy.position for _, copy in copies]
+            positions = list(range(self._next, self._next + len(queues)))
+            add = partial(self._add_locked, queues, id, message, now)
             if not self._is_limited:
-                self._exchange_locked(copies, ())
+                self._exchange_locked((), add)
                 return positions
             doomed = self._expired_locked(now)
-            evicted = self._evicted_locked(doomed, len(copies), len(message))
+            evicted = self._evicted_locked(doomed, len(queues), len(message))
             if evicted is None:
                 dropped = self._drop_locked(doomed)
             else:
-                dropped = self._drop_locked(doomed + evicted, copies)
+                dropped = self._drop_locked(doomed + evicted, add)
             held = self._held_locked()
         self._teller.tell_dropped(dropped)
         if evicted is None:
-            raise self._limits.full("in memory", *held, len(copies), len(message))
+            raise self._limits.full("in memory", *held, len(queues), len(message))
         return positions
 
     def peek(self, queue: str, max_messages: int, max_bytes: int) -> Sequence[Spooled]:
-        oldest: list[Spooled] = []
-        size = 0
         self._require_outside()
         with self._lock:
             self._require_open()
-            home = self._queues.get(queue)
+            backlog = self._queues.get(queue, _NOTHING)
             if not self._is_limited:  # then nothing has to be claimed
-                return _oldest(home, max_messages, max_bytes) if home else []
+                return backlog.oldest(max_messages, max_bytes)
             now = clock.wall()
             dropped = self._drop_locked(self._expired_locked(now))
-            for item in home.waiting.values() if home else ():
-                if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
-                    continue  # moved here when it was old; it is dropped when it comes to the head
-                size += len(item.message)
-                if oldest and (len(oldest) >= max_messages or size > max_bytes):
-                    break
-                oldest.append(item)
-            self._claimed.update([item.position for item in oldest])
+            oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
+            self._claimed.update(oldest.positions)
         self._teller.tell_dropped(dropped)
         return oldest
 
@@ -131,7 +121,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            self._exchange_locked((), positions)
+            self._exchange_locked(positions)
 
     def release(self, positions: Sequence[int]) -> None:
         self._require_outside()
@@ -143,29 +133,24 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            home = self._queues.get(source)
-            leaving = list(itertools.islice(home.waiting.values(), max_messages)) if home else []
-            copies = [
-                (name, Spooled(next(self._numbers), item.id, item.message, item.spooled_at))
-                for item in leaving
-                for name in targets
-            ]
-            self._exchange_locked(copies, [item.position for item in leaving])
+            leaving = self._queues.get(source, _NOTHING).oldest(max_messages, math.inf)
+            if max_messages < 1 or not leaving:
+                return 0
+            self._exchange_locked(leaving.positions, partial(self._add_all_locked, targets, leaving))
         return len(leaving)
 
     def count(self, queue: str) -> int:
         self._require_open()
-        home = self._queues.get(queue)
-        return len(home.waiting) if home else 0
+        return self._queues.get(queue, _NOTHING).messages
 
     def counts(self) -> Mapping[str, SpoolCount]:
         self._require_outside()
         with self._lock:
             self._require_open()
             return {
-                name: SpoolCount(len(queue.waiting), queue.bytes, queue.dropped)
-                for name, queue in self._queues.items()
-                if queue.waiting or queue.dropped
+                name: SpoolCount(backlog.messages, backlog.bytes, backlog.dropped)
+                for name, backlog in self._queues.items()
+                if backlog.messages or backlog.dropped
             }
 
     def adopt(self) -> Mapping[str, int]:
@@ -187,7 +172,7 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._is_closed = True
-            self._queues, self._homes, self._claimed = {}, {}, set()
+            self._queues, self._claimed = {}, set()
         self._teller.log_dropped(clock.now(), is_last=True)
 
     def _require_outside(self) -> None:
@@ -203,88 +188,117 @@ class MemorySpool:
 
     def _held_locked(self) -> tuple[int, int]:
         """How many messages there are, and their bytes."""
-        return len(self._homes), sum(queue.bytes for queue in self._queues.values())
+        backlogs = self._queues.values()
+        return sum(each.messages for each in backlogs), sum(each.bytes for each in backlogs)
 
-    def _expired_locked(self, now: float) -> list[Spooled]:
+    def _expired_locked(self, now: float) -> list[Head]:
         """What is too old, at the head of each queue."""
         if self._limits.max_age is None:
             return []
         return [
-            item
-            for queue in self._queues.values()
-            for item in itertools.takewhile(
-                lambda item: self._limits.is_expired(item.spooled_at, now), self._unclaimed_locked(queue)
+            head
+            for name in self._queues
+            for head in itertools.takewhile(
+                lambda head: self._limits.is_expired(head[2], now), self._unclaimed_locked(name)
             )
         ]
 
-    def _unclaimed_locked(self, queue: _Queue) -> Iterator[Spooled]:
-        return (item for position, item in queue.waiting.items() if position not in self._claimed)
+    def _unclaimed_locked(self, name: str) -> Iterator[Head]:
+        heads = self._queues[name].heads()
+        return ((*head, name) for head in heads if head[0] not in self._claimed)
 
-    def _evicted_locked(self, doomed: Sequence[Spooled], copies: int, each: int) -> list[Spooled] | None:
+    def _oldest_locked(self, backlog: Backlog, max_messages: int, max_bytes: int, now: float) -> Batch:
+        """The oldest within both limits, but one at least if there is any."""
+        oldest = backlog.oldest(max_messages, max_bytes)
+        if self._limits.max_age is None or not self._limits.is_expired(min(oldest.times, default=now), now):
+            return oldest
+        fresh = Batch.empty()  # what was moved here when it was old is left out, until it comes to the head
+        for item in backlog:
+            if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
+                continue
+            if fresh and (len(fresh) >= max_messages or len(fresh.data) + len(item.message) > max_bytes):
+                break
+            fresh.append(item.position, item.id, item.message, item.spooled_at)
+        return fresh
+
+    def _evicted_locked(self, doomed: Sequence[Head], copies: int, each: int) -> list[Head] | None:
         """What must go, besides the *doomed*, for *copies* of *each* bytes; None: there cannot be room."""
         messages, size = self._held_locked()
         messages += copies - len(doomed)
-        size += copies * each - sum(len(item.message) for item in doomed)
-        heads = map(self._unclaimed_locked, self._queues.values())
-        gone = {item.position for item in doomed}
-        oldest = (item for item in heapq.merge(*heads, key=_position) if item.position not in gone)
-        evicted: list[Spooled] = []
+        size += copies * each - sum(head[1] for head in doomed)
+        gone = {head[0] for head in doomed}
+        oldest = (
+            head for head in heapq.merge(*map(self._unclaimed_locked, self._queues)) if head[0] not in gone
+        )
+        evicted: list[Head] = []
         while not self._limits.holds(messages, size):
-            item = next(oldest, None) if self._limits.may_drop else None
-            if item is None:
+            head = next(oldest, None) if self._limits.may_drop else None
+            if head is None:
                 return None
-            evicted.append(item)
-            messages, size = messages - 1, size - len(item.message)
+            evicted.append(head)
+            messages, size = messages - 1, size - head[1]
         return evicted
 
-    def _drop_locked(self, doomed: Sequence[Spooled], copies: Sequence[Copy] = ()) -> Counter[str]:
-        """Let *copies* take the place of what a limit costs; returns how many that is of each queue."""
-        dropped = Counter(self._homes[item.position].name for item in doomed)
+    def _drop_locked(self, doomed: Sequence[Head], add: Callable[[], object] = _nothing) -> Counter[str]:
+        """Let what *add* adds take the place of the *doomed*; returns how many each queue has lost."""
+        dropped = Counter(name for *_, name in doomed)
         for name, messages in dropped.items():
             self._queues[name].dropped += messages
-        self._exchange_locked(copies, [item.position for item in doomed])
+        self._exchange_locked([head[0] for head in doomed], add)
         return dropped
 
-    def _exchange_locked(self, copies: Sequence[Copy], leaving: Sequence[int]) -> None:
-        """Add all *copies* and take all *leaving* positions out, or neither if it is interrupted before."""
+    def _exchange_locked(self, leaving: Sequence[int], add: Callable[[], object] = _nothing) -> None:
+        """Let *add* add and take all *leaving* positions out, or neither if it is interrupted before."""
+        first = self._next
         is_added = False
-        queues, homes = self._queues, self._homes
         try:
-            for name, copy in copies:
-                home = queues.get(name) or queues.setdefault(name, _Queue(name))
-                home.waiting[copy.position] = copy
-                home.bytes += len(copy.message)
-                homes[copy.position] = home
+            add()
             is_added = True
-            for position in leaving:
-                left = homes.pop(position, None)
-                if left is not None:
-                    left.bytes -= len(left.waiting.pop(position).message)
-            self._claimed.difference_update(leaving)
+            if leaving:
+                self._take_out_locked(leaving)
         except BaseException:
-            gone = leaving if is_added else [copy.position for _, copy in copies]
-            for home in self._queues.values():
-                for position in gone:
-                    home.waiting.pop(position, None)
-            self._recount_locked()
+            if is_added:
+                self._take_out_locked(leaving)
+            for backlog in self._queues.values():
+                if not is_added:
+                    backlog.cut_back(first)
+                backlog.recount()
             raise
 
-    def _recount_locked(self) -> None:
-        self._homes = {position: queue for queue in self._queues.values() for position in queue.waiting}
-        self._claimed.intersection_update(self._homes)
-        for queue in self._queues.values():
-            queue.bytes = sum(len(item.message) for item in queue.waiting.values())
+    def _add_locked(self, queues: Sequence[str], id: bytes, message: bytes, spooled_at: float) -> None:
+        for name in queues:
+            self._backlog_locked(name).append(self._next, id, message, spooled_at)
+            self._next += 1
+
+    def _add_all_locked(self, queues: Sequence[str], batch: Batch) -> None:
+        """Add a copy of *batch* to each of *queues*. The copies of one message are of one age."""
+        n, n_copies = len(batch), len(queues)
+        is_one_each = len(set(queues)) == n_copies
+        for number, name in enumerate(queues):
+            first = self._next + (number if is_one_each else number * n)
+            step = n_copies if is_one_each else 1
+            positions = array("q", range(first, first + n * step, step))
+            self._backlog_locked(name).extend(batch.at(positions))
+        self._next += n * n_copies
+
+    def _backlog_locked(self, name: str) -> Backlog:
+        return self._queues.get(name) or self._queues.setdefault(name, Backlog())
+
+    def _take_out_locked(self, positions: Sequence[int]) -> None:
+        """Take out what is there of *positions*. What is the head of its queue leaves it as one piece."""
+        if not isinstance(positions, array):
+            positions = array("q", [position for position in positions if 0 < position < self._next])
+        if self._claimed:
+            self._claimed.difference_update(positions)
+        for backlog in self._queues.values():
+            positions = backlog.shift(positions)
+        if positions:
+            gone = frozenset(positions)
+            for backlog in self._queues.values():
+                backlog.remove(gone)
 
 
-def _oldest(queue: _Queue, max_messages: int, max_bytes: int) -> list[Spooled]:
-    """The oldest of *queue* within both limits, but one at least if there is any."""
-    oldest = list(itertools.islice(queue.waiting.values(), max(1, max_messages)))
-    sizes = [len(item.message) for item in oldest]
-    if sum(sizes) <= max_bytes:
-        return oldest
-    return oldest[: max(1, sum(size <= max_bytes for size in itertools.accumulate(sizes)))]
-
-
+_NOTHING: Final = Backlog()
 _ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()
 
 

@@ -248,9 +248,13 @@ class Office:
         """Find links whose worker never started, because an interrupt struck: they may have another."""
         with self._lock:
             for link in self.roster.links.values():
-                is_gone = link.worker is None or not link.worker.is_alive()
-                if link.is_tended and is_gone and self.clock.now() >= link.tended_since + START_GRACE:
+                if not link.is_tended or (link.worker is not None and link.worker.is_alive()):
+                    continue
+                missed_at = link.tended_since + START_GRACE
+                if self.clock.now() >= missed_at:
                     link.is_tended = False
+                else:
+                    self.expect_locked(missed_at)
 
     def kick_all(self) -> None:
         with self._lock:
@@ -289,7 +293,10 @@ class Office:
             if self._due_at == at:
                 self._due_at = math.inf
         while self._switches:
-            before, after = self._switches.popleft()
+            try:
+                before, after = self._switches.popleft()
+            except IndexError:  # another thread was quicker
+                break
             logger.info("broadcaster %r: sends to group %s, before to %s", self.name, after, before)
         self.mailbox.wake()
 

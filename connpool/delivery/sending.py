@@ -199,7 +199,7 @@ class Sending:
                 with link.writing:
                     link.own.pop(position, None)
         arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
-        is_out = take_out(office, arrived)
+        is_out = self._take_out(arrived)
         for link, outcome in outcomes.items():
             if outcome is Outcome.SENT and is_out:
                 link.forget([positions[link]])
@@ -236,9 +236,16 @@ class Sending:
 
     def _clear_away(self, copies: list[tuple[Link, int]]) -> None:
         """Nobody needs these *copies*, which are withdrawn. If they cannot be taken out, a worker does it."""
-        if take_out(self._office, [position for _, position in copies]):
+        if self._take_out([position for _, position in copies]):
             for link, position in copies:
                 link.forget([position])
+
+    def _take_out(self, positions: list[int]) -> bool:
+        """Take them out of the spool, and let who waits for an empty one look. False: not just now."""
+        is_out = take_out(self._office, positions)
+        with self._office.settled:
+            self._office.settled.notify_all()
+        return is_out
 
     # -- nobody can take it
 

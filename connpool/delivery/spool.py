@@ -56,7 +56,8 @@ class Spool(Protocol):
 
     One that also has ``report_to(listener)`` is asked by its broadcaster to tell
     the pool's listeners: it calls *listener*, with no lock held, with each
-    ``MessagesDropped`` and ``SpoolDamaged``, from the beginning on.
+    ``MessagesDropped`` and ``SpoolDamaged``, from the beginning on. One whose
+    ``adopts`` is False is not asked to ``adopt``, which saves a thread every second.
     """
 
     def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:

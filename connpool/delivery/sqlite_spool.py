@@ -97,7 +97,8 @@ class SQLiteSpool:
         return positions
 
     def peek(self, queue: str, max_messages: int, max_bytes: int) -> Sequence[Spooled]:
-        if queue not in self._keeper.books.tallies:
+        tally = self._keeper.books.tallies.get(queue)
+        if tally is None or not tally.messages:
             self._require_open()
             return []
         work = partial(self._keeper.ledger.peek, queue=queue, max_messages=max_messages, max_bytes=max_bytes)
@@ -135,7 +136,7 @@ class SQLiteSpool:
         return {
             queue: SpoolCount(tally.messages, tally.bytes, tally.dropped)
             for queue, tally in tallies.items()
-            if tally.messages or tally.dropped
+            if tally.is_worth_noting
         }
 
     def adopt(self) -> Mapping[str, int]:

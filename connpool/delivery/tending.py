@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 from connpool import clock as real
+from connpool.delivery.batch import BATCH, BATCH_BYTES, Batch
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.settings import Confirm
@@ -21,8 +23,6 @@ from connpool.wire.line import Line
 
 __all__ = ["NotConfirmedError", "Tending", "confirm"]
 
-BATCH: Final = 512  # messages
-BATCH_BYTES: Final = 262_144
 SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
 SENT_BY_WORKER: Final = Claim()  # is never given up
 BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
@@ -48,7 +48,7 @@ def confirm(how: Confirm | None, strand: Strand, message: bytes) -> None:
         raise NotConfirmedError from error
 
 
-def take_out(office: Office, positions: list[int]) -> bool:
+def take_out(office: Office, positions: Sequence[int]) -> bool:
     """What lies in the spool at *positions* has arrived. False: it cannot be taken out just now."""
     assert office.spool is not None
     try:
@@ -216,12 +216,13 @@ class Tending:
             before = frozenset(link.done)  # during the look they may leave the spool, and ``done``
             behind = link.behind  # where the queue is empty, limits have dropped what was left to us
         batch = spool.peek(link.queue, most, BATCH_BYTES)
+        positions = _positions_of(batch)
         with link.writing:
-            link.taken = max(link.taken, batch[-1].position if batch else behind)
+            link.taken = max(link.taken, positions[-1] if batch else behind)
             gone = before | link.done.keys()  # what was withdrawn meanwhile, too; from now on nothing is
         if gone:
-            spool.remove([each.position for each in batch if each.position in gone])
-            link.forget([each for each in gone if each <= batch[-1].position] if batch else before)
+            spool.remove([position for position in positions if position in gone])
+            link.forget([each for each in gone if each <= positions[-1]] if batch else before)
             batch = [each for each in batch if each.position not in gone]
         return batch
 
@@ -230,31 +231,29 @@ class Tending:
         spool = office.spool
         assert spool is not None
         began = real.now()
-        arrived: list[int] = []
+        n_arrived = 0
         try:
-            frames = office.encoder.encode_all(batch)
-            data = b"".join(frames)
+            data, sizes = office.encoder.encode_all(batch)
             n_sent = strand.line.push_all(data, office.settings.send_timeout)
             if n_sent == len(data) and office.settings.confirm is None:
-                arrived = [each.position for each in batch]
+                n_arrived = len(batch)
                 return True
-            whole = 0
-            for frame, each in zip(frames, batch, strict=True):
-                whole += len(frame)
-                if whole > n_sent:
+            for end, each in zip(accumulate(sizes), batch, strict=True):
+                if end > n_sent:
                     break
                 confirm(office.settings.confirm, strand, each.message)
-                arrived.append(each.position)
+                n_arrived += 1
             return n_sent == len(data)
         finally:
-            self._remove(link, arrived)
-            if len(arrived) < len(batch):
-                spool.release([each.position for each in batch[len(arrived) :]])
+            positions = _positions_of(batch)
+            self._remove(link, positions[:n_arrived])
+            if n_arrived < len(batch):
+                spool.release(positions[n_arrived:])
             rate = office.settings.flush_rate
             if rate is not None:
-                self._pause(max(0.0, len(arrived) / rate - (real.now() - began)))
+                self._pause(max(0.0, n_arrived / rate - (real.now() - began)))
 
-    def _remove(self, link: Link, positions: list[int]) -> None:
+    def _remove(self, link: Link, positions: Sequence[int]) -> None:
         if self._office.spool is None or not positions:
             return
         if not take_out(self._office, positions):
@@ -283,3 +282,7 @@ class Tending:
             if other is not link:
                 office.kick(other)
         return n_moved > 0
+
+
+def _positions_of(batch: Sequence[Spooled]) -> Sequence[int]:
+    return batch.positions if isinstance(batch, Batch) else [each.position for each in batch]

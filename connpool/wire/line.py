@@ -98,7 +98,7 @@ class Line:
             self._break(error)
             return BROKEN
 
-    def push_all(self, data: bytes | memoryview, timeout: float | None) -> int:
+    def push_all(self, data: bytes | bytearray | memoryview, timeout: float | None) -> int:
         """Write all of *data*, waiting for the peer to read.
 
         Returns:

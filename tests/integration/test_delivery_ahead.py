@@ -17,6 +17,7 @@ import connpool.delivery.writing
 from connpool import ConfigError, MemorySpool, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery.link import Link, Outcome
 from connpool.model.delivery import GLOBAL
+from connpool.testing import FakeClock
 from tests.helpers.preemption import preempting
 from tests.helpers.sinks import (
     GUARD,
@@ -142,6 +143,7 @@ def test_a_copy_for_a_group_that_was_dead_is_not_sent_though_it_comes_back_meanw
 
     with broadcasting(a, spool=Slow(), write_ahead=True) as sender:
         until(lambda: sender.ready)
+        until(lambda: not sender._office.roster.links[str(a.endpoint)].is_tended, "the end of the worker")
         monkeypatch.setattr(Link, "try_send", fail)
         assert sender.broadcast(b"m-0").spooled == (GLOBAL,)
         until(lambda: sender.unsent().total == 0, "an empty spool")
@@ -269,7 +271,8 @@ def test_a_message_waits_its_turn_though_the_worker_is_late_and_an_older_one_jus
         until(lambda: sender.unsent().total == 0)
 
 
-def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender(a):
+def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender(a, clock: FakeClock):
+    """The clock stands still: no turn of upkeep finds it out."""
     reached, free = threading.Event(), threading.Event()
 
     def confirm(conn: object, message: bytes) -> None:
@@ -281,7 +284,8 @@ def test_a_flush_ends_as_soon_as_the_last_message_is_confirmed_to_its_own_sender
         threading.Timer(0.1, free.set).start()
         return sender.flush(60)
 
-    with broadcasting(a, confirm=confirm, write_ahead=True) as sender:
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(a, confirm=confirm, write_ahead=True, pool_settings=settings) as sender:
         sender.wait_ready(GUARD)
         assert together(lambda: sender.broadcast(b"m-0"), flush)[1] == 0
 

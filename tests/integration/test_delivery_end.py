@@ -25,7 +25,7 @@ from connpool import (
 from connpool.testing import Send, ServedConnection
 from tests.helpers.forks import in_child
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import GUARD, MUCH, Sink, broadcasting, fill, narrow, numbered
+from tests.helpers.sinks import GUARD, MUCH, Sink, broadcasting, fill, narrow, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -120,6 +120,12 @@ def test_an_end_that_may_not_last_tells_how_many_messages_are_unsent(a):
         fill(sender, lambda: sender.unsent().total > 3)
         with taking(0, 3.0):
             assert sender.close(0.1) >= 1
+
+
+def test_after_the_end_no_thread_waits_for_the_next_dial():
+    with refused() as nobody, broadcasting(nobody, spool=None, pool_settings=PATIENT) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD)
+    until(lambda: "connpool-reaper" not in [thread.name for thread in threading.enumerate()])
 
 
 def test_the_end_does_not_wait_for_the_dead(a):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from connpool import Broadcaster, LinkState
+from connpool import Broadcaster, LinkState, MemorySpool
 from connpool.testing import FakeClock
 from tests.helpers.sinks import GUARD, Sink, acknowledged, broadcasting, fill, narrow, numbered, refused
 from tests.helpers.switchboard import until
@@ -91,6 +91,23 @@ def test_a_flush_ends_when_the_broadcaster_is_closed(a):
         sender.broadcast(b"hello")
         with taking(0, 5.0):
             together(lambda: sender.flush(60), lambda: sender.close(1))
+
+
+def test_a_flush_is_told_by_the_next_turn_that_all_is_sent_if_nobody_else_did(clock: FakeClock):
+    """Who was torn away when it had sent the last message tells nobody."""
+    spool = MemorySpool()
+    settings = {**PATIENT, "clock": clock, "reap_interval": None}
+    with refused() as nobody, broadcasting(nobody, spool=spool, pool_settings=settings) as sender:
+        sender.broadcast(b"hello")
+
+        def send() -> None:
+            links = sender._office.roster.links.values()
+            until(lambda: sender._office.settled._waiters, "somebody who flushes")
+            until(lambda: not any(link.is_tended for link in links), "the end of the dial for it")
+            spool.remove([item.position for item in spool.peek("", 10, 100)])
+            sender.sweep()
+
+        assert together(lambda: sender.flush(60), send)[0] == 0
 
 
 def test_without_a_spool_there_is_nothing_to_flush(a):

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +340,29 @@ def test_without_a_spool_nothing_is_accepted_that_nobody_has(a):
         a.until_has(b"m-199")
         assert set(numbered(50)) | set(numbered(100, 100)) <= set(accepted)
         assert set(a.lines) == set(accepted)
+
+
+def test_what_was_looked_at_and_not_confirmed_may_be_dropped_again():
+    """It is released: while it is claimed a full spool refuses what is new."""
+    refusals, released = iter([False, False, True]), list[int]()
+
+    class Noting(MemorySpool):
+        def release(self, positions: Sequence[int]) -> None:
+            released.append(len(positions))
+            super().release(positions)
+
+    def confirm(conn: object, message: bytes) -> None:
+        if next(refusals, False):
+            raise ValueError("not taken")
+
+    with Sink() as a:
+        a.stop()
+        with broadcasting(a, spool=Noting(max_messages=5), confirm=confirm) as sender:
+            for message in numbered(5):
+                sender.broadcast(message)
+            a.start()
+            assert sender.flush(GUARD) == 0
+            assert released == [3]
 
 
 def test_a_pool_of_something_else_than_sockets_is_refused_with_a_reason():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
-from connpool.delivery import heirs
+from connpool.delivery import books, heirs
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.rows import PAGE_SIZE
@@ -34,6 +34,23 @@ def texts(spool: SQLiteSpool, queue: str = "a") -> list[bytes]:
     items = spool.peek(queue, *ALL)
     spool.release([item.position for item in items])
     return [item.message for item in items]
+
+
+def test_of_as_many_queues_as_can_be_an_empty_one_makes_room_for_another(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(books, "LANES", 3)
+    spool = SQLiteSpool(path, durable=False)
+    positions = [spool.put([queue], queue.encode(), bytes(16))[0] for queue in "abc"]
+    with pytest.raises(SpoolFullError, match="no room for queue 'd': there are 3 already"):
+        spool.put(["d"], b"d", bytes(16))
+    spool.remove([positions[1]])
+    spool.put(["d"], b"d", bytes(16))
+    assert {queue: texts(spool, queue) for queue in "abcd"} == {
+        "a": [b"a"],
+        "b": [],
+        "c": [b"c"],
+        "d": [b"d"],
+    }
+    spool.close()
 
 
 # -- reopening -----------------------------------------------------------------

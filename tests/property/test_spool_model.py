@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from connpool import MemorySpool, Spool, SpoolCount, Spooled, SpoolFullError, SQLiteSpool
+from connpool.delivery import backlog, batch
 
 QUEUES = st.sampled_from(["", "a:1", "b:2"])
 MEMORY = Path("/dev/shm")
@@ -148,6 +150,25 @@ class SpoolMachine(RuleBasedStateMachine):
             self.spool.close()
 
 
+class SmallChunksMachine(SpoolMachine):
+    """The same in memory with chunks of three messages, so that queues have many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = [
+            patch.object(batch, "BATCH", 3),
+            patch.object(batch, "BATCH_BYTES", 30),
+            patch.object(backlog, "LARGE", 15),
+        ]
+        for each in self.patches:
+            each.start()
+
+    def teardown(self) -> None:
+        for each in self.patches:
+            each.stop()
+        super().teardown()
+
+
 class SQLiteSpoolMachine(SpoolMachine):
     """The same on a file, which is closed and opened, left behind by the dead and adopted."""
 
@@ -212,5 +233,7 @@ class SQLiteSpoolMachine(SpoolMachine):
 
 TestMemorySpool = SpoolMachine.TestCase
 TestMemorySpool.settings = settings(max_examples=40, stateful_step_count=30)
+TestMemorySpoolInSmallChunks = SmallChunksMachine.TestCase
+TestMemorySpoolInSmallChunks.settings = settings(max_examples=40, stateful_step_count=30)
 TestSQLiteSpool = SQLiteSpoolMachine.TestCase
 TestSQLiteSpool.settings = settings(max_examples=20, stateful_step_count=25)

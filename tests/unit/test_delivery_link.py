@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from typing import Any
 
 import pytest
 
-from connpool import LinkState, MemorySpool, Route
+from connpool import Broadcaster, LinkState, MemorySpool, Route, clock
+from connpool.delivery import office
+from connpool.delivery.keeping import Keeping
 from connpool.delivery.link import Link, Outcome
 from connpool.delivery.strand import Claim, Parcel, Strand
 from connpool.delivery.watching import Watch
+from connpool.testing import FakeClock
 from connpool.wire.line import Line
 from tests.helpers.sinks import Sink, broadcasting
 from tests.helpers.switchboard import until
+
+
+def at_rest(sender: Broadcaster) -> Link:
+    """The link to its one member, when that is alive and no worker tends it any more."""
+    (link,) = sender._office.roster.links.values()
+    until(lambda: sender.ready and not link.is_tended)
+    return link
 
 
 class Wire:
@@ -117,9 +128,7 @@ def test_what_one_has_sent_who_was_torn_away_hides_nothing_that_waits() -> None:
 def test_what_a_worker_has_in_hand_cannot_be_withdrawn_and_what_is_withdrawn_it_does_not_send() -> None:
     spool = MemorySpool()
     with Sink() as sink, broadcasting(sink, spool=spool, write_ahead=True) as sender:
-        until(lambda: sender.ready)
-        link = sender._office.roster.links[str(sink.endpoint)]
-        until(lambda: not link.is_tended)
+        link = at_rest(sender)
         first, second = spool.put([link.queue, link.queue], b"a copy", bytes(16))
         assert link.withdraw(first, Parcel(b"a copy"))
         sender._office.kick(link)
@@ -149,9 +158,7 @@ def test_flushing_goes_on_until_all_is_taken_that_senders_have_left_to_it() -> N
 def test_flushing_ends_though_a_limit_has_dropped_what_was_left_to_the_worker() -> None:
     spool = MemorySpool()
     with Sink() as sink, broadcasting(sink, spool=spool, write_ahead=True) as sender:
-        until(lambda: sender.ready)
-        link = sender._office.roster.links[str(sink.endpoint)]
-        until(lambda: not link.is_tended)
+        link = at_rest(sender)
         (dropped,) = spool.put([link.queue], b"dropped", bytes(16))
         spool.remove([dropped])
         with link.writing:
@@ -172,6 +179,41 @@ def test_a_claim_on_what_a_worker_has_taken_hides_nothing_that_waits() -> None:
     assert not link.has_waiting()
     link.taken = taken
     assert link.has_waiting()
+
+
+def test_a_worker_that_never_started_is_missed_though_nothing_else_is_due(monkeypatch) -> None:
+    monkeypatch.setattr(office, "START_GRACE", 0.2)
+    with Sink() as sink, broadcasting(sink, spool=None) as sender:
+        link = at_rest(sender)
+        with sender._office._lock:
+            link.is_tended, link.worker, link.tended_since = True, None, clock.now()
+        sender.sweep()
+        assert link.is_tended
+        until(lambda: not link.is_tended, "another turn")
+
+
+def test_of_two_threads_that_tell_of_a_change_of_group_one_finds_nothing_more_to_tell() -> None:
+    class Emptied(deque[Any]):
+        def popleft(self) -> Any:
+            self.clear()
+            return super().popleft()
+
+    with Sink() as sink, broadcasting(sink) as sender:
+        sender._office._switches = Emptied([(0, 1)])
+        sender._office.speak_up()
+
+
+@pytest.mark.parametrize(("limits", "n_threads"), [({}, 0), ({"max_age": 10.0}, 3)])
+def test_a_spool_that_drops_nothing_needs_no_thread_every_second(monkeypatch, limits, n_threads) -> None:
+    fake, started = FakeClock(), []
+    settings = {"clock": fake, "reap_interval": None}
+    with Sink() as sink, broadcasting(sink, spool=MemorySpool(**limits), pool_settings=settings) as sender:
+        until(lambda: sender.ready)
+        monkeypatch.setattr(Keeping, "_do_apart", lambda keeping: started.append(keeping._do_due()))
+        for _ in range(3):
+            fake.advance(1.0)
+            sender.sweep()
+        assert len(started) == n_threads
 
 
 def test_a_link_whose_loss_nobody_has_told_is_told_of_by_the_next_turn() -> None:
@@ -216,7 +258,7 @@ def test_a_reading_thread_that_an_interrupt_kept_from_starting_is_started_by_the
     monkeypatch,
 ) -> None:
     with Sink() as sink, broadcasting(sink) as sender:
-        until(lambda: sender.ready)
+        at_rest(sender)
         watch = Watch(sender._office)
 
         def strike(thread: threading.Thread) -> None:
@@ -235,7 +277,7 @@ def test_a_reading_thread_that_an_interrupt_kept_from_starting_is_started_by_the
 
 def test_a_reading_thread_that_is_about_to_start_is_not_waited_for_at_the_end(monkeypatch) -> None:
     with Sink() as sink, broadcasting(sink) as sender:
-        until(lambda: sender.ready)
+        at_rest(sender)
         watch = Watch(sender._office)
         monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
         watch.look()

@@ -11,7 +11,7 @@ import pytest
 
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
-from connpool.delivery.desk import MOST_LOOKS, Call, Desk, Job
+from connpool.delivery.desk import PATIENCE, Call, Desk, Job
 from tests.helpers.together import together
 
 
@@ -185,15 +185,18 @@ def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -
     assert not desk.users
 
 
-def test_who_has_the_file_waits_for_those_who_were_served_just_now(monkeypatch) -> None:
-    monkeypatch.setattr(desks, "MOST_LOOKS", 1_000_000)
+@pytest.mark.parametrize("is_left_open", [False, True], ids=["", "a gate was left open"])
+def test_who_has_the_file_waits_until_all_have_come_who_were_served_just_now(monkeypatch, is_left_open):
+    monkeypatch.setattr(desks, "PATIENCE", 60.0)
     desk = Desk()
     runner = Runner(desk)
     known = threading.Event()
+    if is_left_open:  # by one who came when nobody waited any more
+        desk._all_here.release()
 
     def first() -> int:
         assert known.wait(10)
-        desk._waits_until = clock.now() + 10
+        desk._waits_until = clock.now() + 60
         return int(desk.do(Job(lambda _: 1), runner.run))
 
     def second() -> int:
@@ -207,16 +210,29 @@ def test_who_has_the_file_waits_for_those_who_were_served_just_now(monkeypatch) 
     assert [len(batch) for batch in runner.batches] == [2]
 
 
-def test_who_has_the_file_waits_for_nobody_who_was_served_long_ago_and_never_long() -> None:
+def test_who_has_the_file_does_not_wait_for_those_who_are_there(monkeypatch) -> None:
+    monkeypatch.setattr(desks, "_wait", None)
     desk = Desk()
-    looks: list[int] = []
-    desk._undone = lambda real=desk._undone: looks.append(1) or real()  # type: ignore[method-assign]
-    for seconds, most in ((0.0, 1), (1e9, MOST_LOOKS + 1)):  # a clock that was set back
-        looks.clear()
+    runner = Runner(desk)
+    other = Job(lambda _: 2)
+    other.thread = -1
+    desk.jobs[-1] = other
+    desk._served = frozenset([-1])
+    desk._waits_until = clock.now() + 60
+    assert desk.do(Job(lambda _: 1), runner.run) == 1
+    assert [len(batch) for batch in runner.batches] == [2]
+
+
+def test_who_has_the_file_waits_for_nobody_who_was_served_long_ago_and_never_long(monkeypatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(desks, "_wait", lambda gate, seconds: waits.append(seconds))
+    desk = Desk()
+    for seconds, n_waits in ((0.0, 0), (1e9, 1)):  # a clock that was set back
         desk._served = frozenset([-1])
         desk._waits_until = clock.now() + seconds
         assert desk.do(Job(lambda _: 1), Runner(desk).run) == 1
-        assert len(looks) == most
+        assert len(waits) == n_waits
+    assert waits[0] <= PATIENCE
 
 
 def test_served_just_now_are_those_of_the_last_two_batches_for_half_the_time_of_the_last(monkeypatch) -> None:
@@ -235,7 +251,7 @@ def test_served_just_now_are_those_of_the_last_two_batches_for_half_the_time_of_
 
 def test_one_thread_alone_waits_for_nobody() -> None:
     desk = Desk()
-    desk._never = None  # type: ignore[assignment]
+    desk._all_here = None  # type: ignore[assignment]
     for n in range(3):
         assert desk.do(Job(lambda _, n=n: n), Runner(desk).run) == n
         desk._waits_until = clock.now() + 10

@@ -92,6 +92,19 @@ def test_positions_are_never_given_out_again(make: Make) -> None:
         spool.remove(positions)
 
 
+def test_positions_ascend_in_each_queue_whichever_others_are_empty(make: Make) -> None:
+    spool = make()
+    last = dict.fromkeys("abc", 0)
+    for staying in ("c", "", "b", "ac", "a", "bc"):
+        for queue in last:
+            (position,) = spool.put([queue], b"1", ID)
+            assert position > last[queue], (queue, staying)
+            last[queue] = position
+        for queue in last.keys() - staying:
+            spool.remove([item.position for item in spool.peek(queue, *ALL)])
+            assert list(spool.peek(queue, *ALL)) == []
+
+
 def test_a_look_stays_within_both_limits_but_gives_one_at_least(make: Make) -> None:
     spool = fill(make(), b"1", b"22", b"333")
 
@@ -284,6 +297,16 @@ def test_what_is_moved_grows_no_younger(make: Make, wall: Wall) -> None:
     wall.now += 5
 
     assert texts(spool, "b") == [b"2"]
+
+
+def test_what_is_claimed_is_given_again_however_old_it_is(make: Make, wall: Wall) -> None:
+    spool = fill(make(max_age=10), b"1", b"2")
+    claimed = spool.peek("a", 1, 1)
+    wall.now += 20
+    spool.put(["a"], b"3", ID)
+
+    assert [item.message for item in spool.peek("a", *ALL)] == [b"1", b"3"]
+    assert spool.peek("a", 1, 1) == claimed
 
 
 def test_a_clock_that_goes_back_drops_nothing(make: Make, wall: Wall) -> None:
