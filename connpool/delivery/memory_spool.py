@@ -6,7 +6,6 @@ import heapq
 import itertools
 import os
 import threading
-import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -16,6 +15,7 @@ from connpool import clock
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
+from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
@@ -285,11 +285,11 @@ def _oldest(queue: _Queue, max_messages: int, max_bytes: int) -> list[Spooled]:
     return oldest[: max(1, sum(size <= max_bytes for size in itertools.accumulate(sizes)))]
 
 
-_ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()
+_ALL: Final[Flock[MemorySpool]] = Flock()
 
 
 def _start_clean() -> None:
-    for spool in list(_ALL):
+    for spool in _ALL:
         spool._teller.start_clean()
         spool._start_clean()
 
