@@ -19,6 +19,7 @@ from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.model.stats import PoolStats
+from connpool.pool.flock import Flock
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
 from connpool.pool.wish import Wish
@@ -306,12 +307,12 @@ def _farewell(home: weakref.ref[Repository], name: str, entry: Entry) -> None:
 def _start_clean() -> None:
     """In a forked child: locks may be held by threads that are not there, and pools be made by none."""
     _HOMES.lock = threading.Lock()
-    for each in list(_ALL):
+    for each in _ALL:
         each._lock = threading.Lock()
         each._entries = {name: entry for name, entry in each._entries.items() if entry.pool is not None}
 
 
-_ALL: Final[weakref.WeakSet[Repository]] = weakref.WeakSet()
+_ALL: Final[Flock[Repository]] = Flock()
 _HOMES: Final = Homes()
 
 if hasattr(os, "register_at_fork"):

@@ -207,7 +207,7 @@ class Ledger:
         if resource.resting:
             resource.end_rests(now)
         if resource.queue:
-            for ticket in resource.queue.copy():
+            for ticket in list(resource.queue):
                 if ticket.is_waiting():
                     if not resource.idle and not resource.resting:
                         break
@@ -235,7 +235,7 @@ class Ledger:
     def _review(self, resource: Resource, now: float) -> None:
         """A channel is no longer there: refuse who waits for it in vain."""
         resource.is_shrunk = False
-        for ticket in resource.queue.copy():
+        for ticket in list(resource.queue):
             if ticket.is_waiting() and (error := objection(self.name, ticket, now)) is not None:
                 ticket.error = error
                 resource.finish(ticket)
@@ -283,7 +283,7 @@ class Ledger:
     def fail_all(self) -> None:
         """The pool closes: nobody waits any more."""
         for resource in list(self.resources.values()):
-            for ticket in resource.queue.copy():
+            for ticket in list(resource.queue):
                 if ticket.is_waiting():
                     ticket.error = PoolClosedError(f"pool {self.name!r} was closed", pool=self.name)
                 resource.finish(ticket)

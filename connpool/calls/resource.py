@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator
 
 from connpool.calls.line import OPEN, Key, Line
 from connpool.calls.tickets import Ticket
+from connpool.pool.piles import look_through
 
 __all__ = ["Resource"]
 
@@ -34,21 +35,21 @@ class Resource:
     def withdraw(self, line: Line) -> Key | None:
         """Take the key of *line* if it is free. None: somebody has it."""
         for pile in (self.idle, self.resting):
-            for key in pile.copy():
+            for key in look_through(pile):
                 if key.line is line and _remove(pile, key):
                     return key
         return None
 
     def take_for(self, ticket: Ticket) -> Key | None:
         """The key of the least recently called channel that is idle and suits *ticket*."""
-        for key in self.idle.copy():
+        for key in look_through(self.idle):
             if ticket.suits(key.line) and _remove(self.idle, key):
                 return key
         return None
 
     def end_rests(self, now: float) -> None:
         """Lay down as idle those whose rest is over."""
-        for key in self.resting.copy():
+        for key in list(self.resting):
             if key.line.rest_until <= now and _remove(self.resting, key):
                 self.idle.append(key)
 
@@ -77,7 +78,7 @@ class Resource:
 
     def tidy(self) -> None:
         """Finish with those that an interrupt has left half done."""
-        for ticket in self.queue.copy():
+        for ticket in list(self.queue):
             if not ticket.is_waiting():
                 self.finish(ticket)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
@@ -92,7 +91,7 @@ class Broadcaster(Admin):
         self._closing = threading.Lock()
         self._begin()
         keep(self)
-        pool._followers = (*pool._followers, weakref.ref(self))
+        pool._lead(self)
         self._office.follow(pool.route)
         self._keeping.begin()
 
@@ -249,7 +248,7 @@ class Broadcaster(Admin):
             self._spool.close()
         self._telling.stop()
         KEPT.discard(self)
-        self.pool._followers = tuple(ref for ref in self.pool._followers if ref() not in (self, None))
+        self.pool._part_with(self)
         return lost + unsent
 
     def __enter__(self) -> Broadcaster:

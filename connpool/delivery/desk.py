@@ -11,6 +11,7 @@ from connpool import clock
 from connpool.clock import Gate, SystemClock
 from connpool.delivery.books import Draft
 from connpool.errors import UsageError
+from connpool.pool.piles import look_through
 
 __all__ = ["Call", "Desk", "Job"]
 
@@ -215,7 +216,7 @@ class Desk:
         """Tell who comes next that the file may be free."""
         if self.users:
             return
-        for job in *self.loners.copy(), *self.jobs.copy().values():
+        for job in *look_through(self.loners), *self.jobs.copy().values():
             if not job.is_done:
                 job.wake()
                 return

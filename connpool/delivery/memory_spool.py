@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import threading
-import weakref
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from connpool.delivery.batch import Batch
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
+from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
@@ -299,11 +299,11 @@ class MemorySpool:
 
 
 _NOTHING: Final = Backlog()
-_ALL: Final[weakref.WeakSet[MemorySpool]] = weakref.WeakSet()
+_ALL: Final[Flock[MemorySpool]] = Flock()
 
 
 def _start_clean() -> None:
-    for spool in list(_ALL):
+    for spool in _ALL:
         spool._teller.start_clean()
         spool._start_clean()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.events import SpoolDamaged
+from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
 
 __all__ = ["SQLiteSpool"]
@@ -233,12 +233,12 @@ class SQLiteSpool:
         self._adoption = Desk()
 
 
-_ALL: Final[weakref.WeakSet[SQLiteSpool]] = weakref.WeakSet()
+_ALL: Final[Flock[SQLiteSpool]] = Flock()
 _HELD: Final[list[Call]] = []
 
 
 def _before_fork() -> None:
-    for spool in list(_ALL):
+    for spool in _ALL:
         _HELD.extend(spool._hold())
 
 
@@ -248,14 +248,14 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for spool in list(_ALL):
+    for spool in _ALL:
         spool._start_clean()
     _HELD.clear()
 
 
 def _end() -> None:
     """The end of the program: no connection is left for the interpreter to complain about."""
-    for spool in list(_ALL):
+    for spool in _ALL:
         try:
             spool._close(EXIT_GRACE)
         except SpoolError:  # its disk is gone, say; the others are still to be closed

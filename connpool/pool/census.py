@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from connpool.model.states import CloseReason
+from connpool.pool.flock import Flock
 from connpool.pool.record import Phase
 from connpool.wire.io import is_stream
 from connpool.wire.look import abandon
@@ -50,7 +50,7 @@ class Timekeeper(Protocol):
 
 
 _engaged: Final[list[Timekeeper]] = []
-KEPT: Final[weakref.WeakSet[Kept]] = weakref.WeakSet()
+KEPT: Final[Flock[Kept]] = Flock()
 _INHERITED: Final[list[Any]] = []  # foreign: even their finalisers might say goodbye to the server
 
 

@@ -15,7 +15,7 @@ from connpool.model.checks import require_seconds
 from connpool.model.request import Request
 from connpool.model.states import POOL_OPEN
 from connpool.pool.attempts import PATIENCE
-from connpool.pool.connection import Connection
+from connpool.pool.connection import HAS_GIL, Connection
 from connpool.pool.dialing import EitherCancel
 from connpool.pool.failures import exhausted, timed_out
 from connpool.pool.fitting import Fitting
@@ -31,6 +31,8 @@ __all__ = ["Checkout"]
 
 CANCEL_POLL: Final = 0.02  # seconds between two looks at a request's cancel flag
 DIAL_MARGIN: Final = 0.1  # seconds by which a caller that may not wait outlives its own dial
+# Without the GIL, what one thread has made and another drops is finalised by the first: it must not sleep on.
+LONGEST_NAP: Final = 1.0  # seconds
 
 
 class Checkout(Fitting):
@@ -212,6 +214,8 @@ class Checkout(Fitting):
             first = books.next_change
         if waiter.request.cancel is not None:
             first = min(first, now + CANCEL_POLL)
+        if not HAS_GIL:
+            first = min(first, now + LONGEST_NAP)
         if first == math.inf:
             return None, False
         return (first - now if first > now else 0.0), first == until

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key
 from connpool.pool.waiters import Waiter
 
@@ -47,7 +48,7 @@ def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:
             return host.idle.pop()
         except IndexError:
             return None
-    for key in reversed(host.idle.copy()):
+    for key in reversed(look_through(host.idle)):
         record = key.record
         suits = not (
             (only_new and record.since < waiter.since)

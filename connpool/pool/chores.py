@@ -15,6 +15,7 @@ from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lending import Lender
 from connpool.pool.lifetimes import is_to_be_replaced, verdict
 from connpool.pool.origin import describe_thread
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_surplus, longest_idle
@@ -81,14 +82,14 @@ class Chores:
         limits = (config.look_after_idle, None if config.idle_timeout is None else config.idle_timeout / 2)
         age = min((limit for limit in limits if limit is not None), default=0.0)
         for host in self._hosts():
-            for key in host.idle.copy():
+            for key in look_through(host.idle):
                 key.record.since = max(key.record.since, now - age)
 
     def _expire_locked(self, now: float, todo: Todo) -> None:
         books = self._books
         spare = books.n_idle() - books.config.min_idle
         for host in self._hosts():
-            for key in host.idle.copy():
+            for key in look_through(host.idle):
                 reason = verdict(books.config, key.record, now)
                 if reason is None and spare > 0 and books.was_idle_long(key.record, now):
                     reason = CloseReason.IDLE
@@ -178,7 +179,7 @@ class Chores:
             return
         for host in self._hosts():
             free = self._books.config.max_connecting - len(host.looks)
-            for key in host.idle.copy():
+            for key in look_through(host.idle):
                 if free <= 0:
                     break
                 if now - _seen_at(key.record) >= interval and host.withdraw(key):
@@ -202,7 +203,7 @@ class Chores:
     def _review_loans_locked(self, now: float) -> tuple[list[Record], list[tuple[Record, float]]]:
         """Loans that have become long since the last turn, and long ones that have ended."""
         limit = self._books.config.warn_after
-        idle = {key.record for host in self._hosts() for key in host.idle.copy()}
+        idle = {key.record for host in self._hosts() for key in look_through(host.idle)}
         apart = idle.union(*(host.looks for host in self._hosts()))
         held = {record: record.since for record in self._books.records() if _is_held(record, apart)}
         back = [(record, since) for record, since in self._warned if held.get(record) != since]
@@ -249,7 +250,7 @@ class Chores:
             due = min([due, *(books.hangs_at(record) for record in host.opening)])
             if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
                 due = min(due, max(soon, host.retry_at or 0.0))
-        idle = {key.record for host in self._hosts() for key in host.idle.copy()}
+        idle = {key.record for host in self._hosts() for key in look_through(host.idle)}
         has_spare = len(idle) > config.min_idle
         for record in books.records():
             if record.phase is Phase.OPEN:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from connpool.errors import UsageError
 from connpool.model.endpoint import Endpoint
@@ -15,6 +16,8 @@ from connpool.pool.traffic import Traffic
 from connpool.wire.io import SHUT_RDWR, Socket, TLSSocket, is_socket, is_stream, is_tls
 
 __all__ = ["Connection"]
+
+HAS_GIL: Final = "t" not in sys.abiflags  # of builds, not of processes: a build without it may still use one
 
 
 class Connection(Traffic):
@@ -32,7 +35,15 @@ class Connection(Traffic):
     Locking: ``release`` takes none on the fast path; one loan is for one thread at a time.
     """
 
-    __slots__ = ("__weakref__", "_key", "_record")
+    if HAS_GIL:  # without it ``del`` of a slot is a look and a store, of a dictionary's entry one step
+        __slots__ = ("__weakref__", "_key", "_record")
+    else:
+
+        def __del__(self) -> None:
+            """Without the GIL its key's own finaliser may come late, on the thread that made that."""
+            key: Key | None = self.__dict__.pop("_key", None)
+            if key is not None:
+                key.drop()
 
     _key: Key  # deleted when the loan ends: of two threads that try, one gets an AttributeError
     _record: Record  # for words only, once the key is gone

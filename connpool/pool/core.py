@@ -109,7 +109,7 @@ class Books:
             yield from host.records.copy()
 
     def size(self) -> int:
-        return sum(len(host.records) for host in self.fleet.hosts.values())
+        return sum(len(host.records) for host in list(self.fleet.hosts.values()))  # also without the lock
 
     def has_place(self, host: Host, now: float) -> bool:
         """Whether one more connection to *host* may be dialled now, total left aside."""
@@ -159,7 +159,7 @@ class Books:
         record.opened_at = record.since = now
         record.host.opened += 1
         if record.fate is None:
-            record.expires_at = end_of_life(self.config, record, self.rng)
+            record.live_until(end_of_life(self.config, record, self.rng))
         self.expect(now + self.horizon)
 
     def adopt_config(self, config: PoolConfig) -> None:
@@ -171,7 +171,7 @@ class Books:
         if had != (config.max_lifetime, config.lifetime_jitter):
             for record in self.records():
                 if record.phase is Phase.OPEN and record.fate is None:
-                    record.expires_at = end_of_life(self.config, record, self.rng)
+                    record.live_until(end_of_life(self.config, record, self.rng))
 
     def expect(self, at: float) -> None:
         """See to it that upkeep looks at this pool at *at*, or sooner."""
@@ -234,7 +234,7 @@ class Books:
         return self.tally.past_uses + sum(max(0, record.uses) for record in self.records())
 
     def n_idle(self) -> int:
-        return sum(len(host.idle) for host in self.fleet.hosts.values())
+        return sum(len(host.idle) for host in list(self.fleet.hosts.values()))  # also without the lock
 
     def drain_idle(self, host: Host, reason: CloseReason, todo: Todo) -> None:
         """Let every idle connection of *host* be closed."""

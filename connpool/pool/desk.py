@@ -101,6 +101,7 @@ class Desk:
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
             if error is not None:
                 blows.append(error)
+                del error
             todo = Todo()
             if closed:
                 _do(blows, self._forget, closed, todo)
@@ -108,8 +109,7 @@ class Desk:
             _do(blows, self.flush)
         if self.books.is_alarm_new:
             _do(blows, self._set_alarm)
-        if blows:
-            raise blows[0]
+        _strike(blows)
 
     def _set_alarm(self) -> None:
         """Let the reaper know when this pool needs it."""
@@ -150,8 +150,7 @@ class Desk:
             for key in keys:
                 self.books.forget(key.record)
             self.service.serve(self.now(), todo)
-        if blows:
-            raise blows[0]
+        _strike(blows)
 
     def check_open_locked(self) -> None:
         """Refuse what needs a pool that is not at its end.
@@ -218,3 +217,12 @@ def _do(blows: list[BaseException], deed: Callable[..., object], *args: object) 
         deed(*args)
     except BaseException as blow:  # noqa: BLE001 - raised again by the caller
         blows.append(blow)
+
+
+def _strike(blows: list[BaseException]) -> None:
+    """Raise the first of what was kept for later, if anything was."""
+    try:
+        if blows:
+            raise blows[0]
+    finally:
+        blows.clear()  # else it refers to itself, through its traceback, and keeps every key on the way

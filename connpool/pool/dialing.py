@@ -6,7 +6,7 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
@@ -77,9 +77,14 @@ class Dialler:
         return self._spawn(name, self._run_apart, dial)
 
     def _spawn(self, name: str, target: Any, *args: Any) -> bool:
-        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        load = deque([args])
+        thread = threading.Thread(target=_carry, args=(target, load), name=name, daemon=True)
         self._threads.add(weakref.ref(thread, self._threads.discard))
-        return threads.start(thread)
+        try:
+            return threads.start(thread)
+        except BaseException:
+            load.clear()  # ``threading`` keeps what it was kept from starting, and that would keep the keys
+            raise
 
     def _run_apart(self, dial: Dial) -> None:
         config = self._lender.config
@@ -208,7 +213,10 @@ class Dialler:
         if not apart and (self._connector.prompt or self._lender.config.dial_in_caller):
             closed = list(keys)
             blows = [self.close(key.record) for key in closed]
-            return closed, next((blow for blow in blows if blow is not None), None)
+            try:
+                return closed, next((blow for blow in blows if blow is not None), None)
+            finally:
+                del blows  # their tracebacks lead back here
         pending = deque(keys)
         while pending:
             left = len(pending)
@@ -239,20 +247,20 @@ class Dialler:
             blow = error
         if blow is not None:
             logger.error("pool %r: closing connection %d met %r", self._name, key.record.id, blow)
+        del blow  # its traceback leads back here: a circle would keep the key
 
     def close(self, record: Record) -> BaseException | None:
         """Close one transport, once; it is gone whatever ``close`` raises, and errors are only logged.
 
         Returns what is no error but an interrupt, for the thread that it was meant for.
         """
-        raw, record.raw = record.raw, None
+        raw = record.raw
         if raw is None:
             return None
+        close = FileStream.close if isinstance(raw, FileStream) else self._connector.close
+        record.raw = None  # an interrupt after this, and before the next line, would have it dropped unclosed
         try:
-            if isinstance(raw, FileStream):  # no connector opened it
-                raw.close()
-            else:
-                self._connector.close(raw)
+            close(raw)
         except Exception:
             logger.exception("pool %r: closing connection %d failed", self._name, record.id)
         except BaseException as blow:  # noqa: BLE001 - its place must be freed all the same
@@ -271,6 +279,15 @@ class Dialler:
             thread = reference()
             if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - real.now()))
+
+
+def _carry(target: Callable[..., object], load: deque[tuple[Any, ...]]) -> None:
+    """Run *target* on its own thread, unless who started that was interrupted and took the *load* back."""
+    try:
+        args = load.pop()
+    except IndexError:
+        return
+    target(*args)
 
 
 class Badge(Key):

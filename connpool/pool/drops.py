@@ -8,6 +8,7 @@ from threading import current_thread, get_ident
 from typing import TYPE_CHECKING
 
 from connpool.pool.census import wink
+from connpool.pool.piles import look_through
 from connpool.pool.record import Phase, Record
 
 if TYPE_CHECKING:
@@ -19,18 +20,19 @@ __all__ = ["key_dropped", "share_dropped"]
 
 def key_dropped(pool: ConnectionPool, record: Record) -> None:
     """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
-    if any(key.record is record for key in record.host.idle.copy()):
+    if any(key.record is record for key in look_through(record.host.idle)):
         pool._lender.dialler.close_forgotten(record)  # the pool itself is being collected
         return
     if sys.is_finalizing():
         pool._lender.dialler.close_forgotten(record)
         return
-    pool._lender.books.lost.append(record)
-    pool._lender.nudge()
-    wink(pool)
     if record.holder == get_ident():  # once it has ended, a thread has no name any more
         record.noted().taker = current_thread().name
-    if record.phase is Phase.OPEN and record.fate is None:
+    is_forgotten, raw = record.phase is Phase.OPEN and record.fate is None, record.raw
+    pool._lender.books.lost.append(record)  # from here on others recover it, be it this instant
+    pool._lender.nudge()
+    wink(pool)
+    if is_forgotten:
         held = pool._now() - record.since
         notes = record.noted()
         warnings.warn(
@@ -39,7 +41,7 @@ def key_dropped(pool: ConnectionPool, record: Record) -> None:
             + (f" at {notes.origin}" if notes.origin is not None else ""),
             ResourceWarning,
             stacklevel=2,
-            source=record.raw,
+            source=raw,
         )
 
 

@@ -12,6 +12,7 @@ from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, EndpointState
 from connpool.pool.backoff import delay_after
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Record
 
 __all__ = ["Host", "Underway"]
@@ -121,7 +122,7 @@ class Host:
     def put_back(self, key: Key) -> None:
         """Lay *key* where it belongs in the stack: beneath what was released after it."""
         since = key.record.since
-        above = sum(1 for other in self.idle.copy() if other.record.since > since)
+        above = sum(1 for other in look_through(self.idle) if other.record.since > since)
         if above:
             self.idle.insert(max(0, len(self.idle) - above), key)
         else:

@@ -18,6 +18,7 @@ from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
 from connpool.pool.loan_events import InDraft
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
@@ -102,7 +103,7 @@ class Lender(Desk):
 
     def _look_at_siblings(self, host: Host) -> None:
         """One connection broke: those idle beside it are looked at now, not by their next holders."""
-        for key in host.idle.copy():
+        for key in look_through(host.idle):
             if not host.withdraw(key):
                 continue
             self.look_at(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -155,6 +156,12 @@ class Record:
             self.fate = reason
         self.expires_at = -math.inf
 
+    def live_until(self, at: float) -> None:
+        """Let it grow no older than that; one that is condemned stays so."""
+        self.expires_at = at
+        if self.fate is not None:  # looked at after that: who condemns it stores this first
+            self.expires_at = -math.inf
+
     def streaming(self) -> Stream | FileStream:
         """The buffered view of the transport.
 
@@ -178,10 +185,30 @@ class Key:
 
     __slots__ = ("record",)
 
+    _is_over = staticmethod(sys.is_finalizing)  # a class outlives what its module has imported
+
     def __init__(self, record: Record) -> None:
         self.record = record
 
     def __del__(self) -> None:
+        try:
+            self._report()
+        except Exception:
+            if not self._is_over():  # else the interpreter has taken apart what this needs
+                raise
+        except BaseException:  # Ctrl-C: from the beginning, since nobody else would do it
+            self._report()
+            raise
+
+    def drop(self) -> None:
+        """Do now what the finaliser would do, and never again."""
+        try:
+            self.__del__()
+        finally:
+            del self.record
+
+    def _report(self) -> None:
+        """Tell the pool that it was dropped; twice does no harm."""
         record = getattr(self, "record", None)  # None: interrupted before it was anybody's
         if record is not None and record.phase is not CLOSED:
             record.pool._key_dropped(record)

@@ -52,8 +52,13 @@ class Share(Key):
             hold = self.hold
         except AttributeError:  # interrupted before it was anybody's
             return
-        if hold is not None and self.record.phase is not CLOSED:
-            self.record.pool._share_dropped(self, hold)
+        if hold is not None:
+            super().__del__()
+
+    def _report(self) -> None:
+        record = getattr(self, "record", None)  # None: it has reported
+        if record is not None and self.hold is not None and record.phase is not CLOSED:
+            record.pool._share_dropped(self, self.hold)
 
 
 _numbers: Final = itertools.count(1)

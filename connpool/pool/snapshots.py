@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.pool.piles import look_through
 from connpool.pool.record import Phase, Record
 from connpool.wire.look import describe
 
@@ -44,7 +45,8 @@ def describe_holder(record: Record) -> str:
 
 def idle_ones(books: Books) -> set[Record]:
     """The records whose key lies in a stack at this moment."""
-    return {key.record for host in books.fleet.hosts.values() for key in host.idle.copy()}
+    hosts = list(books.fleet.hosts.values())  # asked without the lock, too
+    return {key.record for host in hosts for key in look_through(host.idle)}
 
 
 def state_of(record: Record, *, is_idle: bool) -> ConnState:
@@ -128,7 +130,7 @@ def pool_stats(books: Books) -> PoolStats:
     records = list(books.records())
     opening = sum(record.phase is Phase.OPENING for record in records)
     closing = sum(record.phase is Phase.CLOSING for record in records)
-    idle = sum(len(host.idle) for host in books.fleet.hosts.values())
+    idle = books.n_idle()
     checkouts = books.n_checkouts()
     was_open = sum(record.was_open for record in records)
     timings = books.timings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +12,7 @@ from connpool.model.events import Event
 from connpool.model.route import Route
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.pool.flock import Flock
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
 
@@ -39,7 +39,7 @@ class Steering:
     _control: Control
     _doors: Doors
     _chores: Chores
-    _followers: tuple[weakref.ref[Follower], ...] = ()  # told of each new route
+    _followers: Flock[Follower] | None = None  # told of each new route; few pools have any
 
     @property
     def route(self) -> Route | None:
@@ -54,9 +54,8 @@ class Steering:
     def route(self, route: Route | Endpoint | str | Iterable[Endpoint | str] | None) -> None:
         new = None if route is None else Route.coerce(route)
         self._control.follow(new)
-        for follower in [ref() for ref in self._followers]:
-            if follower is not None:
-                follower._follow(new)
+        for follower in self._followers or ():
+            follower._follow(new)
 
     @property
     def config(self) -> PoolConfig:
@@ -200,6 +199,17 @@ class Steering:
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
         infos = [connection_info(record, is_idle=record in idle) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
+
+    # -- who sends over its route
+
+    def _lead(self, follower: Follower) -> None:
+        """Tell *follower* of each new route from now on."""
+        flock: Flock[Follower] = self.__dict__.setdefault("_followers", Flock())  # of two that begin, one
+        flock.add(follower)
+
+    def _part_with(self, follower: Follower) -> None:
+        if self._followers is not None:
+            self._followers.discard(follower)
 
     # -- what upkeep calls
 

@@ -11,7 +11,7 @@ def start(thread: threading.Thread) -> bool:
     """Start *thread*. False: none can be had.
 
     Raises:
-        BaseException: an interrupt that struck while it was starting; then it runs.
+        BaseException: an interrupt that struck while it was starting; then it runs, or never will.
     """
     try:
         thread.start()
@@ -20,5 +20,8 @@ def start(thread: threading.Thread) -> bool:
         if "new thread" in str(error):  # can't start new thread
             return False
         # An interrupt struck while we waited for the thread, and left a lock of its in disorder: it runs.
-        raise blow if blow is not None and not isinstance(blow, Exception) else error from None
+        try:
+            raise blow if blow is not None and not isinstance(blow, Exception) else error from None
+        finally:
+            del blow  # its traceback leads back here: a circle would keep what the caller has in hand
     return True

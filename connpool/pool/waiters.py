@@ -147,7 +147,7 @@ class WaitQueue:
         return len(self.waiters)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(self.waiters.copy())
+        return iter(list(self.waiters))
 
     @property
     def oldest(self) -> Waiter | None:

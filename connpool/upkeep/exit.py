@@ -11,5 +11,5 @@ __all__ = ["end"]
 def end() -> None:
     """Runs after all non-daemon threads have ended, and after what the program registered later."""
     REAPER.end()
-    for kept in list(KEPT):
+    for kept in KEPT:
         kept._close_at_exit()

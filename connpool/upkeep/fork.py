@@ -14,7 +14,7 @@ def _start_clean() -> None:
     REAPER.start_clean()
     REAPER.hold_back(is_held=True)
     try:
-        for kept in list(KEPT):
+        for kept in KEPT:
             kept._start_clean()
     finally:
         REAPER.hold_back(is_held=False)

@@ -143,10 +143,10 @@ def test_a_channel_that_another_call_takes_in_the_moment_in_which_it_is_found_is
     class Rival(deque):
         """Somebody on the fast path takes the first key just after the others were told of it."""
 
-        def copy(self):
-            found = list(self)
+        def __iter__(self):
+            found = [*super().__iter__()]
             taken.append(self.popleft())
-            return found
+            return iter(found)
 
     taken: list[object] = []
     tape = Tape()

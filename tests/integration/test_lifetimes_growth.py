@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.scripts import run_program
 
 BEGIN = """
-import gc, logging, os, socket, sys, threading, tracemalloc
+import gc, linecache, logging, os, socket, sys, threading, tracemalloc
 from connpool import ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock
 
@@ -36,6 +36,7 @@ class Pairs:
         self.others.pop(raw).close()
 
 def memory():
+    linecache.clearcache()  # lines of whatever file a thread stood in when it was described
     gc.collect()
     return tracemalloc.get_traced_memory()[0] if tracemalloc.is_tracing() else sys.getallocatedblocks()
 

@@ -95,7 +95,7 @@ def test_a_dial_counts_as_a_wait(stage):
 
 @pytest.mark.parametrize("what", ["dial", "wait", "hold"])
 def test_what_happened_long_ago_is_forgotten(stage, what):
-    s = stage(max_size=1, idle_timeout=None, max_lifetime=None)
+    s = stage(max_size=1, idle_timeout=None, max_lifetime=None, connect_timeout=1000)
     act = {"dial": dial, "wait": wait, "hold": hold}[what]
     act(s, 8)
     assert getattr(s.pool.stats(), what).max == 8
@@ -108,7 +108,7 @@ def test_what_happened_long_ago_is_forgotten(stage, what):
 
 @pytest.mark.parametrize("what", ["dial", "wait", "hold"])
 def test_what_happened_lately_is_remembered(stage, what):
-    s = stage(max_size=1, idle_timeout=None, max_lifetime=None)
+    s = stage(max_size=1, idle_timeout=None, max_lifetime=None, connect_timeout=1000)
     act = {"dial": dial, "wait": wait, "hold": hold}[what]
     act(s, 8)
     s.clock.advance(NOW_AND_THEN)
@@ -148,7 +148,7 @@ def test_measuring_holds_begins_with_the_first_who_listens_and_ends_with_the_las
 
 
 def test_percentiles_never_exceed_the_maximum_and_never_fall(stage):
-    s = stage()
+    s = stage(connect_timeout=1000)
     for seconds in (0.000_5, 0.003, 0.1, 0.7, 5, 11):
         dial(s, seconds, 3)
         found = s.pool.stats().dial

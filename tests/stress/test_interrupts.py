@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import pkgutil
@@ -9,15 +10,21 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 import connpool.pool
 from connpool import ConnectionPool, ConnPoolError
+from connpool.pool import drops
+from connpool.pool.connection import HAS_GIL
+from connpool.pool.core import Books
+from connpool.pool.record import Record
 from tests.helpers.interrupts import Place, Strike, Survey, codes_of, needs_monitoring, struck_at_random
+from tests.helpers.switchboard import until
 from tests.stress.scenes import SCENES, Scene
-from tests.stress.works import A, TellingClock, Works, assert_ended, assert_whole
+from tests.stress.works import A, Part, TellingClock, Works, assert_ended, assert_whole
 
 MODULES = [
     importlib.import_module(f"connpool.pool.{module.name}")
@@ -58,6 +65,11 @@ def finish(stage: Scene) -> None:
     assert_ended(stage.pool, stage.works)
 
 
+def dialling() -> list[str]:
+    """The threads that dial; not those that an interrupt kept from being started."""
+    return [t.name for t in threading.enumerate() if t.is_alive() and t.name.startswith("connpool-dial")]
+
+
 @needs_monitoring
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
 def test_an_interrupt_at_any_moment_loses_no_place_and_holds_no_lock(scene, in_finalisers):
@@ -84,7 +96,9 @@ def test_an_interrupt_at_any_moment_loses_no_place_and_holds_no_lock(scene, in_f
 
 
 @pytest.mark.parametrize("prompt", [True, False])
-def test_a_thousand_real_signals_lose_no_place_and_hold_no_lock(prompt):
+def test_a_thousand_real_signals_lose_no_place_and_hold_no_lock(prompt, in_finalisers):
+    if prompt and not HAS_GIL:
+        pytest.skip("the connector's own close would be struck too often")
     works, clock = Works(prompt=prompt), TellingClock()
     pool = ConnectionPool(
         A, connector=works, clock=clock, max_size=2, reap_interval=None, blacklist_initial=0
@@ -111,8 +125,8 @@ def test_a_thousand_real_signals_lose_no_place_and_hold_no_lock(prompt):
     assert_ended(pool, works)
 
 
-def test_real_signals_while_others_wait_lose_no_place():
-    works, clock = Works(prompt=True), TellingClock()
+def test_real_signals_while_others_wait_lose_no_place(in_finalisers):
+    works, clock = Works(prompt=HAS_GIL), TellingClock()  # else its own close would be struck too often
     pool = ConnectionPool(A, connector=works, clock=clock, max_size=2, reap_interval=None)
     over = threading.Event()
 
@@ -190,5 +204,129 @@ def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_tha
     with pytest.raises(KeyboardInterrupt):
         pool.try_connect(timeout=5)
     monkeypatch.undo()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_a_thread_that_an_interrupt_kept_from_starting_keeps_no_place(monkeypatch, prompt):
+    """``threading`` keeps such a thread for ever, in a table of those that are about to start."""
+    works, about_to_start = Works(prompt=prompt), []
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+
+    def interrupted(thread: threading.Thread) -> None:
+        about_to_start.append(thread)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    for use in (lambda: pool.try_connect(timeout=5), lambda: pool.try_connect(timeout=5).terminate()):
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            use()
+        gc.collect()
+        pool.sweep()
+        until(lambda: pool.stats().size == 0)
+    assert len(about_to_start) == 2
+    for thread in about_to_start:  # or it does run, however late
+        thread.run()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_an_interrupt_while_a_place_is_freed_needs_no_collection_to_be_made_good(monkeypatch):
+    works = Works(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+    held = pool.try_connect()
+
+    def interrupted(books: Books, record: Record) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    gc.collect()
+    gc.disable()
+    try:
+        monkeypatch.setattr(Books, "forget", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            held.terminate()
+        pool.sweep()
+        assert pool.stats().size == 0
+    finally:
+        gc.enable()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_an_interrupt_in_a_close_keeps_nothing_alive_of_the_stack_it_struck():
+    class Thing:
+        pass
+
+    def interrupted(part: Part) -> None:
+        raise KeyboardInterrupt
+
+    works = Works(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+    works.closing = interrupted
+
+    def use() -> weakref.ref[Thing]:
+        thing = Thing()
+        held = pool.try_connect()
+        with contextlib.suppress(KeyboardInterrupt):
+            held.terminate()
+        return weakref.ref(thing)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert use()() is None
+    finally:
+        gc.enable()
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("kind", ["loan", "share"])
+def test_an_interrupt_in_a_finaliser_has_it_report_again(monkeypatch, kind):
+    works = Works(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None, sharable=True)
+    held = [pool.share() if kind == "share" else pool.try_connect()]
+    until(lambda: not dialling())
+    raised: list[object] = []
+
+    def interrupted(pool: ConnectionPool) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as outer:
+        outer.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))
+        monkeypatch.setattr(drops, "look_through" if kind == "loan" else "wink", interrupted)
+        held.clear()
+        gc.collect()
+    assert raised == [KeyboardInterrupt]
+    pool.sweep()
+    assert pool.stats().size == 0
+    assert pool.stats().lost == 1
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_a_loan_that_is_dropped_is_found_though_the_thread_that_had_it_dialled_sleeps():
+    """Without the GIL the key of its connection, made on that thread, is left to that thread to finalise."""
+    works, may_end = Works(prompt=True), threading.Event()
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None)
+
+    def open_one_and_sleep() -> None:
+        pool.try_connect(timeout=5).release()
+        assert may_end.wait(20)
+
+    sleeper = threading.Thread(target=open_one_and_sleep)
+    sleeper.start()
+    works.until(lambda: works.n_open == 1)
+    until(lambda: pool.stats().idle == 1 and not dialling(), "the end of the thread that dialled")
+    try:
+        pool.try_connect(timeout=5)  # and lost
+        pool.sweep()
+        assert pool.stats().lost == 1
+    finally:
+        may_end.set()
+        sleeper.join(20)
     assert_whole(pool, works)
     assert_ended(pool, works)

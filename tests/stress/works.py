@@ -58,10 +58,11 @@ class Works:
         self.peak = 0
         self._taken = 0
         self._numbers = itertools.count(1)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # Ctrl-C may strike in a Condition's own ``with``, and leave it locked
+        self._changed = threading.Condition(self._lock)
 
     def open(self, endpoint: Endpoint, timeout: float | None, cancel: Any) -> Part:
-        with self._changed:
+        with self._lock:
             self.dials += 1
             self._taken += 1
             self.peak = max(self.peak, self._taken)
@@ -71,7 +72,7 @@ class Works:
             self._free()
             raise
         part = Part(next(self._numbers), endpoint)
-        with self._changed:
+        with self._lock:
             self.parts.append(part)
             self._changed.notify_all()
         return part
@@ -89,7 +90,7 @@ class Works:
             self._free()
 
     def _free(self) -> None:
-        with self._changed:
+        with self._lock:
             self._taken -= 1
             self._changed.notify_all()
 
@@ -164,7 +165,8 @@ class TellingClock(SystemClock):
     NAP = 0.01  # seconds; who waits no longer than that is going to look again by itself
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # as in Works
+        self._changed = threading.Condition(self._lock)
         self._leapt = 0.0
         self.waiting = 0
 
@@ -178,13 +180,13 @@ class TellingClock(SystemClock):
     def wait(self, gate: Gate, timeout: float | None) -> bool:
         if timeout is not None and timeout <= self.NAP:
             return super().wait(gate, timeout)
-        with self._changed:
+        with self._lock:
             self.waiting += 1
             self._changed.notify_all()
         try:
             return super().wait(gate, timeout)
         finally:
-            with self._changed:
+            with self._lock:
                 self.waiting -= 1
 
     def until_waiting(self, n: int = 1) -> None:

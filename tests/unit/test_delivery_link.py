@@ -261,7 +261,11 @@ def test_a_reading_thread_that_an_interrupt_kept_from_starting_is_started_by_the
         at_rest(sender)
         watch = Watch(sender._office)
 
+        start = threading.Thread.start
+
         def strike(thread: threading.Thread) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                return start(thread)  # somebody else's
             monkeypatch.undo()
             raise KeyboardInterrupt
 
@@ -279,7 +283,13 @@ def test_a_reading_thread_that_is_about_to_start_is_not_waited_for_at_the_end(mo
     with Sink() as sink, broadcasting(sink) as sender:
         at_rest(sender)
         watch = Watch(sender._office)
-        monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+        start, main = threading.Thread.start, threading.main_thread()
+
+        def put_off(thread: threading.Thread) -> None:
+            if threading.current_thread() is not main:
+                start(thread)  # somebody else's
+
+        monkeypatch.setattr(threading.Thread, "start", put_off)
         watch.look()
         monkeypatch.undo()
         watch.stop()

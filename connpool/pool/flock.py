@@ -1,0 +1,39 @@
+"""Objects that nobody but their users keeps alive, for what concerns all of them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+__all__ = ["Flock"]
+
+T = TypeVar("T")
+
+
+class Flock(Generic[T]):
+    """Holds its members weakly; any thread may add, take away and go through them, without a lock.
+
+    A ``WeakSet`` cannot be gone through while another thread adds to it.
+    """
+
+    __slots__ = ("__weakref__", "_members")
+
+    def __init__(self) -> None:
+        self._members: dict[weakref.ref[T], None] = {}  # each use of it is one step
+
+    def add(self, member: T) -> None:
+        """Count *member* in; it is compared and hashed by identity."""
+        self._members[weakref.ref(member, self._forget)] = None
+
+    def discard(self, member: T) -> None:
+        """Count *member* no longer, if it was counted in."""
+        self._members.pop(weakref.ref(member), None)
+
+    def _forget(self, ref: weakref.ref[T]) -> None:
+        self._members.pop(ref, None)  # who goes through them may keep one that was taken away
+
+    def __iter__(self) -> Iterator[T]:
+        """Those that are there at this moment, kept alive until the last of them was looked at."""
+        there = [ref() for ref in list(self._members)]
+        return iter([member for member in there if member is not None])
