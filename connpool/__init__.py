@@ -207,13 +207,13 @@ def __dir__() -> list[str]:
 
 
 def _end() -> None:
-    if (upkeep := sys.modules.get("connpool.upkeep.exit")) is not None:
-        upkeep.end()
+    # The spools last: while broadcasters are being closed they still put into them.
+    for name in ("connpool.upkeep.exit", "connpool.delivery.sqlite_spool"):
+        if (module := sys.modules.get(name)) is not None:
+            module.end()
 
 
-atexit.register(
-    _end
-)  # now, not with the first pool: what a program registers after this import runs before it
+atexit.register(_end)  # now, not with the first pool: what is registered after this import runs before it
 
 __all__ = [
     "Broadcaster",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -253,8 +252,11 @@ def _after_fork_in_child() -> None:
     _HELD.clear()
 
 
-def _end() -> None:
-    """The end of the program: no connection is left for the interpreter to complain about."""
+def end() -> None:
+    """The end of the program: no connection is left for the interpreter to complain about.
+
+    Called when all broadcasters are closed, which may put into their spools until then.
+    """
     for spool in _ALL:
         try:
             spool._close(EXIT_GRACE)
@@ -266,4 +268,3 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
     )
-atexit.register(_end)

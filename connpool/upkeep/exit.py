@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+
 from connpool.pool.census import KEPT
 from connpool.upkeep.reaper import REAPER
 
 __all__ = ["end"]
 
+logger = logging.getLogger("connpool.pool")
+
 
 def end() -> None:
     """Runs after all non-daemon threads have ended, and after what the program registered later."""
     REAPER.end()
-    for kept in KEPT:
-        kept._close_at_exit()
+    for kept in reversed(list(KEPT)):  # what came later may be built on what came before
+        try:
+            kept._close_at_exit()
+        except Exception:
+            logger.exception("%r could not be closed", kept)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError
+from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError, SQLiteSpool
 from tests.helpers.scripts import run_program
 from tests.helpers.sinks import GUARD, Sink, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -230,3 +231,22 @@ def test_a_program_whose_receiver_hangs_ends_all_the_same(a):
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.err) == (0, "")
     assert ran.seconds < 15
+
+
+def test_a_program_that_ends_spools_first_what_it_handed_over_and_cannot_send(tmp_path):
+    """The file is closed after the broadcaster."""
+    file = tmp_path / "spool.db"
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, SQLiteSpool
+        pool = ConnectionPool("127.0.0.1:1")
+        sender = Broadcaster(pool, spool=SQLiteSpool(sys.argv[1]), framing=Lines())
+        for n in range(200):
+            sender.broadcast_async(b"m-%d" % n)
+    """
+    ran = run_program(program, file)
+    assert (ran.status, ran.err) == (0, "")
+    with contextlib.closing(SQLiteSpool(file)) as spool:
+        spool.adopt()
+        [queue] = spool.counts()
+        assert [item.message for item in spool.peek(queue, 1_000, 1_000_000)] == numbered(200)
