@@ -24,7 +24,6 @@ QUICK = Plan(
     repeats=1,
     seconds=0.1,
     warm_up=0.05,
-    idle=500,
     backlog=5_000,
     pools=1_000,
     strikes=30,
@@ -84,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const=QUICK,
         default=USUAL,
-        help="a first impression, in under 90 seconds",
+        help="a first impression, in some two minutes",
     )
     length.add_argument(
         "--full", dest="plan", action="store_const", const=FULL, help="figures to publish, in some minutes"
