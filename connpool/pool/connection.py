@@ -217,7 +217,7 @@ class Connection(Traffic):
         """The transport itself. Who has had it may have closed it, so its return is looked at."""
         record = self._held()
         if is_stream(record.raw):
-            record.streaming()
+            record.streaming().hand_out()
         return record.raw
 
     def _surrender(self) -> Key:

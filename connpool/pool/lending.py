@@ -183,6 +183,8 @@ class Lender(Desk):
     def let_go(self, key: Key) -> Any:
         """The transport leaves the pool open. Returns it."""
         record, todo = key.record, Todo()
+        if record.stream is not None:
+            record.stream.hand_out()
         with self._lock:
             raw, record.raw = record.raw, None
             self.books.forget(record)

@@ -169,7 +169,7 @@ class Record:
             UsageError: what the connector opened is not a socket.
         """
         if self.stream is None:
-            self.stream = open_stream(self.raw)
+            self.stream = open_stream(self.raw, is_private=self.pool._lender.connector.keeps_nothing)
         return self.stream
 
 

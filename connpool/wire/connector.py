@@ -194,6 +194,7 @@ class FullConnector:
         has_reset: Whether ``reset`` does anything.
         prompt: Whether ``is_usable`` and ``close`` may run on a user's own thread.
         looks_promptly: Whether ``is_usable`` may, at least.
+        keeps_nothing: Whether nobody but the pool has what it opens.
         handshake: None: there is none.
         permissions: None: the connector cannot tell.
     """
@@ -206,6 +207,7 @@ class FullConnector:
     has_reset: bool
     prompt: bool
     looks_promptly: bool
+    keeps_nothing: bool
     handshake: Callable[[Any], object] | None
     permissions: Callable[[Any], Set[str]] | None
 
@@ -230,6 +232,7 @@ def adapt(connector: Connector) -> FullConnector:
         has_reset=reset is not None,
         prompt=prompt,
         looks_promptly=prompt or is_usable is look.is_usable,
+        keeps_nothing=type(connector) is SocketConnector,
         handshake=getattr(connector, "handshake", None),
         permissions=getattr(connector, "permissions", None),
     )

@@ -43,6 +43,9 @@ class FileStream(ByteStream):
     def fileno(self) -> int:
         return self._fd
 
+    def hand_out(self) -> None:
+        """Nothing to do: its mode is never changed."""
+
     def start_tls(
         self, context: ssl.SSLContext, server_hostname: str | None, timeout: float | None = None
     ) -> NoReturn:

@@ -61,8 +61,11 @@ def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
     return isinstance(raw, ssl.SSLSocket)
 
 
-def open_stream(raw: object) -> Stream | FileStream:
+def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream:
     """Give the stream over what a connector opened; a FileStream is one already.
+
+    Args:
+        is_private: Nobody but the stream uses *raw*, before somebody says ``hand_out``.
 
     Raises:
         UsageError: *raw* is neither a socket nor a FileStream.
@@ -70,7 +73,7 @@ def open_stream(raw: object) -> Stream | FileStream:
     if isinstance(raw, FileStream):
         return raw
     if isinstance(raw, socket.socket):
-        return Stream(raw)
+        return Stream(raw, is_private=is_private)
     raise UsageError(f"a {type(raw).__name__} is not a socket: it has its own input and output, on raw")
 
 
@@ -80,21 +83,30 @@ class Stream(ByteStream):
     A plain socket is never switched to non-blocking mode, so several holders
     with different timeouts do not disturb each other. A TLS socket is, but only
     inside a lock that is never held while waiting: OpenSSL allows no two calls
-    on one connection at once. Outside of calls the socket blocks without limit.
+    on one connection at once. Outside of calls the socket blocks without limit,
+    unless nobody else has it: to switch there and back costs more than a call.
 
     Attributes:
-        raw: The socket; after ``start_tls`` the TLS socket.
+        raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_tls_turn", "raw")
+    __slots__ = ("_is_private", "_tls_turn", "raw")
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
         self.raw = raw
+        self._is_private = is_private
         self._tls_turn = threading.Lock()
 
     def fileno(self) -> int:
         return self.raw.fileno()
+
+    def hand_out(self) -> None:
+        """Others will have the socket too: from now on it blocks without limit outside of calls."""
+        if self._is_private:
+            with self._tls_turn:
+                self.raw.settimeout(None)
+                self._is_private = False
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -225,6 +237,10 @@ class Stream(ByteStream):
     def _on_tls(self, raw: ssl.SSLSocket, operation: Callable[..., T], *arguments: object) -> T:
         """Do one operation that does not block, alone on this connection."""
         with self._tls_turn:
+            if self._is_private:
+                if raw.gettimeout() != 0.0:
+                    raw.settimeout(0.0)
+                return operation(*arguments)
             try:
                 raw.settimeout(0.0)
                 return operation(*arguments)
