@@ -15,7 +15,7 @@ from connpool.delivery.keeping import Keeping
 from connpool.delivery.mailbox import Handler, SetHandler
 from connpool.delivery.office import Office
 from connpool.delivery.sending import Sending
-from connpool.delivery.settings import Settings
+from connpool.delivery.settings import Settings, require_spool
 from connpool.delivery.spool import Spool
 from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
@@ -73,6 +73,7 @@ class Broadcaster(Admin):
     def __init__(self, pool: ConnectionPool, *, spool: Spool | None = None, **settings: Any) -> None:
         if not isinstance(pool, ConnectionPool):
             raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
+        require_spool(spool)
         self._settings = Settings.of(**settings)
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
