@@ -22,6 +22,7 @@ from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
+from connpool.model.checks import is_number, require_seconds
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
@@ -177,7 +178,7 @@ class Broadcaster(Admin):
         """The next message of whichever member.
 
         Args:
-            timeout: Seconds; None: no limit.
+            timeout: Seconds; None or less than 0: no limit.
 
         Returns:
             Who sent it, and what; None: nothing has come in time.
@@ -215,14 +216,14 @@ class Broadcaster(Admin):
 
         Source: prelude_connection_pool_set_event_handler (libprelude).
         """
-        self._telling.install(_mask(events), handler)
+        self._telling.install(_wanted(events, handler), handler)
 
     def on_any(self, events: LinkEvent, handler: SetHandler) -> None:
         """Call ``handler(broadcaster, events)`` once for all that has happened at a time.
 
         Source: prelude_connection_pool_set_global_event_handler (libprelude).
         """
-        self._telling.install_for_sets(_mask(events), handler)
+        self._telling.install_for_sets(_wanted(events, handler), handler)
 
     # -- the end
 
@@ -298,10 +299,15 @@ class Broadcaster(Admin):
 
 
 def _seconds(timeout: float | None) -> float | None:
-    return None if timeout is None or timeout < 0 else timeout
+    if timeout is None or (is_number(timeout) and timeout < 0):
+        return None
+    require_seconds("timeout", timeout, or_zero=True)
+    return timeout
 
 
-def _mask(events: Any) -> LinkEvent:
+def _wanted(events: Any, handler: object) -> LinkEvent:
     if not (isinstance(events, LinkEvent) and events):
         raise ConfigError(f"events must be one or more of LinkEvent, got {events!r}")
+    if not callable(handler):
+        raise ConfigError(f"a handler must be callable, got {handler!r}")
     return events

@@ -15,6 +15,7 @@ from connpool import (
     ConnectionPool,
     Identified,
     Lines,
+    LinkEvent,
     MemorySpool,
     Reply,
     Repository,
@@ -106,6 +107,17 @@ def test_a_wrong_argument_of_a_broadcaster_is_shown(
     with pytest.raises(ConfigError) as caught:
         Broadcaster(pool, **settings)
     assert said in str(caught.value)
+
+
+def test_a_wrong_argument_of_a_broadcasters_method_is_shown(pool: ConnectionPool) -> None:
+    with Broadcaster(pool, reconnect=False) as broadcaster:
+        for wait in (broadcaster.recv, broadcaster.check_event):
+            for timeout in ("5", math.inf):
+                with pytest.raises(ConfigError, match=f"timeout must be .*, got {timeout!r}"):
+                    wait(timeout)  # type: ignore[arg-type]
+        for install in (broadcaster.on, broadcaster.on_any):
+            with pytest.raises(ConfigError, match="a handler must be callable, got 5"):
+                install(LinkEvent.DEAD, 5)  # type: ignore[arg-type]
 
 
 def test_what_is_no_channel_is_not_added() -> None:
