@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock
+from connpool.clock import Gate, SystemClock, open_gate
 from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Claim, Parcel, Strand, Unfinished
 from connpool.model.delivery import LinkInfo, LinkState, queue_of
@@ -232,14 +232,8 @@ class Link:
         """Be the holder no more. Returns *strand* if the caller has to close it."""
         with self.writing:
             strand.holder = None
-            self._open_gate()
+            open_gate(self._freed)
             return strand if strand.is_over else None
-
-    def _open_gate(self) -> None:
-        try:
-            self._freed.release()
-        except RuntimeError:  # it is open
-            pass
 
     def heal(self) -> Strand | None:
         """See to what senders have left that were torn away. Returns a connection that has to be lowered."""
@@ -254,7 +248,7 @@ class Link:
                 return None
             if strand.holder is not None:
                 strand.holder = None
-                self._open_gate()
+                open_gate(self._freed)
             if not strand.is_torn:
                 return None
             self._give_up(strand)
@@ -285,7 +279,7 @@ class Link:
             strand.line.end()
             self.unfinished = None  # if it is in the spool, it begins anew from there
             self.strand = None  # last: who is interrupted before leaves it to be dropped again
-            self._open_gate()
+            open_gate(self._freed)
             return strand if strand.is_over else None
 
     def enter(self, strand: Strand) -> bool:

@@ -118,7 +118,7 @@ class Connection(Traffic):
         key = self._surrender()
         lender, record = key.record.pool._lender, key.record
         if lender.books.is_heard:
-            now = lender.clock.now()
+            now = lender.now()
             lender.tell_checked_in(record, now, now - record.since)
         return lender.let_go(key)
 

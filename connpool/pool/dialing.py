@@ -100,7 +100,7 @@ class Dialler:
             BaseException: only what is no Exception (Ctrl-C) and only after its place was freed.
         """
         record, lender = dial.key.record, self._lender
-        began = lender.clock.now()
+        began = lender.now()
         ident = threading.get_ident()
         error: BaseException | None = None
         self.idents.append(ident)
@@ -108,7 +108,7 @@ class Dialler:
             if not dial.is_look:
                 self.tell_opening(record)
                 self._open(record, timeout, dial.cancel)
-                self.tell_opened(record, lender.clock.now() - began)
+                self.tell_opened(record, lender.now() - began)
             elif not self.is_usable(record):
                 error = ConnectionError("found dead when looked at")
         except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
@@ -127,7 +127,7 @@ class Dialler:
         listeners, name = self._lender.listeners, self._name
         record.is_begun = True
         if listeners.by_kind[ConnectionOpening]:
-            now = self._lender.clock.now()
+            now = self._lender.now()
             listeners.tell(ConnectionOpening(name, now, record.id, record.host.endpoint))
 
     def tell_opened(self, record: Record, seconds: float) -> None:
@@ -135,7 +135,7 @@ class Dialler:
         logger.debug("pool %r: connection %d to %s is open", self._name, record.id, record.host.endpoint)
         listeners, name = self._lender.listeners, self._name
         if listeners.by_kind[ConnectionOpened]:
-            now = self._lender.clock.now()
+            now = self._lender.now()
             listeners.tell(ConnectionOpened(name, now, record.id, record.host.endpoint, seconds))
 
     def _open(self, record: Record, timeout: float, cancel: Cancel) -> None:
