@@ -86,11 +86,16 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            positions = list(range(self._next, self._next + len(queues)))
-            add = partial(self._add_locked, queues, id, message, now)
+            first = self._next
+            positions = list(range(first, first + len(queues)))
             if not self._is_limited:
-                self._exchange_locked((), add)
+                try:
+                    self._add_locked(queues, id, message, now)
+                except BaseException:
+                    self._mend_locked(first)
+                    raise
                 return positions
+            add = partial(self._add_locked, queues, id, message, now)
             doomed = self._expired_locked(now)
             evicted = self._evicted_locked(doomed, len(queues), len(message))
             if evicted is None:
@@ -259,11 +264,14 @@ class MemorySpool:
         except BaseException:
             if is_added:
                 self._take_out_locked(leaving)
-            for backlog in self._queues.values():
-                if not is_added:
-                    backlog.cut_back(first)
-                backlog.recount()
+            self._mend_locked(self._next if is_added else first)
             raise
+
+    def _mend_locked(self, first: int) -> None:
+        """After an interrupt: take out what has come at *first* or later, and count anew."""
+        for backlog in self._queues.values():
+            backlog.cut_back(first)
+            backlog.recount()
 
     def _add_locked(self, queues: Sequence[str], id: bytes, message: bytes, spooled_at: float) -> None:
         for name in queues:
