@@ -113,12 +113,14 @@ class MemorySpool:
         with self._lock:
             self._require_open()
             backlog = self._queues.get(queue, _NOTHING)
+            dropped: Counter[str] = Counter()
             if not self._is_limited:  # then nothing has to be claimed
-                return backlog.oldest(max_messages, max_bytes)
-            now = clock.wall()
-            dropped = self._drop_locked(self._expired_locked(now))
-            oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
-            self._claimed.update(oldest.positions)
+                oldest = backlog.oldest(max_messages, max_bytes)
+            else:
+                now = clock.wall()
+                dropped = self._drop_locked(self._expired_locked(now))
+                oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
+                self._claimed.update(oldest.positions)
         self._teller.tell_dropped(dropped)
         return oldest
 
