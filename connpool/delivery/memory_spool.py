@@ -65,8 +65,7 @@ class MemorySpool:
         self._limits = Limits(
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
-        self._is_limited = self._limits.are_any or max_age is not None
-        self.adopts = self._is_limited
+        self.adopts = self._is_limited = self._limits.are_any or max_age is not None
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
@@ -113,14 +112,13 @@ class MemorySpool:
         with self._lock:
             self._require_open()
             backlog = self._queues.get(queue, _NOTHING)
-            dropped: Counter[str] = Counter()
-            if not self._is_limited:  # then nothing has to be claimed
-                oldest = backlog.oldest(max_messages, max_bytes)
-            else:
+            if self._is_limited:
                 now = clock.wall()
                 dropped = self._drop_locked(self._expired_locked(now))
                 oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
                 self._claimed.update(oldest.positions)
+            else:  # then nothing has to be claimed
+                dropped, oldest = Counter(), backlog.oldest(max_messages, max_bytes)
         self._teller.tell_dropped(dropped)
         return oldest
 

@@ -23,7 +23,7 @@ from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import FileStream, is_stream
+from connpool.wire.io import FileStream, open_stream
 from connpool.wire.waiting import Cancel
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ class Dialler:
         connector = self._connector
         deadline = real.now() + timeout
         record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
+        record.stream = open_stream(record.raw, is_private=connector.keeps_nothing)
         if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
             raise CancelledError(f"opening a connection to {endpoint} was called off")
         if connector.handshake is None and connector.permissions is None:
@@ -165,7 +166,7 @@ class Dialler:
         greeting = Connection()
         greeting._record = record
         greeting._key = Badge(record)
-        stream = record.streaming() if is_stream(record.raw) else None
+        stream = record.stream
         if stream is not None:
             stream.deadline = deadline
         try:
