@@ -100,7 +100,8 @@ class Stream(ByteStream):
         """Others will have the socket too: from now on it blocks without limit outside of calls."""
         if self._is_private:
             with self._tls_turn:
-                self.raw.settimeout(None)
+                if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
+                    self.raw.settimeout(None)
                 self._is_private = False
 
     def interrupt(self, how: int, why: str) -> None:
