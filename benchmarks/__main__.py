@@ -24,9 +24,10 @@ QUICK = Plan(
     repeats=1,
     seconds=0.1,
     warm_up=0.05,
+    idle=500,
     backlog=5_000,
     pools=1_000,
-    strikes=30,
+    strikes=12,
     stride=3,
     peers=True,
 )

@@ -17,7 +17,7 @@ from benchmarks.plan import Plan, Workload
 from benchmarks.report import Finding, Gap, Row, Unit, at_most
 
 ROOT = Path(__file__).parents[1]
-ENOUGH = 200  # connections; the time in which one peer opens them grows with the square of their number
+FEWER = 10  # times; the time in which one peer opens connections grows with the square of their number
 IMPORT = "from time import perf_counter as t; began = t(); import {}; print(t() - began)"
 
 
@@ -46,13 +46,13 @@ def w12(plan: Plan) -> list[Finding]:
 
 
 def their_bytes_per_idle_connection(make: type[Peer], count: int) -> float:
-    """What *make*'s pool keeps for each of so many idle connections, in bytes.
+    """What *make*'s pool keeps for each of its idle connections, in bytes, with fewer than *count* of them.
 
     With what stands for a connection in it: a library of its own protocol makes that itself.
     What a pool costs once is taken off, by a pool with one connection.
     """
 
-    count = min(count, ENOUGH)
+    count //= FEWER
 
     def kept_by(size: int) -> int:
         gc.collect()

@@ -80,11 +80,12 @@ def w11(plan: Plan) -> list[Finding]:
             contender.close()
 
     each: Mapping[str, Callable[[int], Spinner]] = {"ours": Ours, "floor A": FloorA}
+    compared = (FEW, THREADS[-1])
     for who, make in each.items():
         measure(
             "threads with a connection each",
             who,
-            thinned(THREADS, plan),
+            thinned(THREADS, plan, compared if who == "ours" else ()),
             partial(with_a_connection_each, rate, make),
         )
         measure(
@@ -101,7 +102,7 @@ def w11(plan: Plan) -> list[Finding]:
         measure(
             "threads on 8 connections", who, thinned(CROWDS, plan), partial(on_few_connections, rate, crowd)
         )
-    few, many = (row_of(findings, f"threads with a connection each: {n}") for n in (FEW, THREADS[-1]))
+    few, many = (row_of(findings, f"threads with a connection each: {n}") for n in compared)
     return [
         *findings,
         Row(
@@ -114,9 +115,9 @@ def w11(plan: Plan) -> list[Finding]:
     ]
 
 
-def thinned(sizes: Sequence[int], plan: Plan) -> Sequence[int]:
-    """As many of *sizes* as *plan* has time for: the largest, and those that the figures compare it with."""
-    return [size for i, size in enumerate(sizes) if i % plan.stride == 0 or size in (FEW, sizes[-1])]
+def thinned(sizes: Sequence[int], plan: Plan, needed: Sequence[int] = ()) -> Sequence[int]:
+    """As many of *sizes* as *plan* has time for, those that are *needed* in any case."""
+    return [size for i, size in enumerate(sizes) if i % plan.stride == 0 or size in needed]
 
 
 def with_a_connection_each(rate: Rate, make: OpenSpinner, threads: int) -> float:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks import peers, strikes
-from benchmarks.peers.apart import Apart
+from benchmarks.peers.apart import Apart, without_paths
 from benchmarks.plan import Plan, Workload
 from benchmarks.report import Finding, Row, Unit, at_most
 
@@ -59,6 +59,7 @@ def strike(victim: tuple[str, str, str], most: int) -> dict[str, int]:
         text=True,
         check=True,
         timeout=LONGEST,
+        env=without_paths(),
     )
     told: dict[str, int] = json.loads(answer.stdout)
     return told

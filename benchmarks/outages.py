@@ -209,7 +209,7 @@ class Storm:
 
 def w9(plan: Plan) -> list[Finding]:
     """A server restarts under 64 threads: how soon are all served again, and how hard is it hit?"""
-    outage = max(0.3, plan.seconds)
+    outage = max(0.2, plan.seconds)
     contenders: dict[str, Callable[[list[int], int], Client]] = {
         "ours": Ours,
         "ours, 50 ms back-off": partial(Ours, blacklist_initial=0.05, blacklist_max=0.2),

@@ -20,7 +20,7 @@ class Plan:
         backlog: Messages that wait when their receiver comes.
         pools: So many of them in one repository, at most.
         strikes: Interrupts of each pool, at most.
-        stride: Every so-manieth size of the growth curves, and the largest.
+        stride: Every so-manieth size of the growth curves.
         peers: Whether other people's pools run too.
     """
 

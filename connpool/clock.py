@@ -6,19 +6,27 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "Gate", "SystemClock", "now", "stamp", "wall"]
+__all__ = ["Clock", "Gate", "SystemClock", "now", "open_gate", "stamp", "wall"]
 
 
 class Gate(Protocol):
     """A binary semaphore that starts shut: a plain lock, acquired once.
 
     ``release`` opens it for one ``acquire``. Who opens an open gate gets a
-    RuntimeError, which means no more than "it is open already".
+    RuntimeError, which means no more than "it is open already": see ``open_gate``.
     """
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 
     def release(self) -> None: ...
+
+
+def open_gate(gate: Gate) -> None:
+    """Open *gate*; harmless when it is open already."""
+    try:
+        gate.release()
+    except RuntimeError:
+        pass
 
 
 class Clock(Protocol):

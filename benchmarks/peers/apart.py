@@ -5,6 +5,7 @@ answers each with one line, so that its races come between those of the others, 
 """
 
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module, metadata
@@ -18,6 +19,11 @@ if __name__ == "__main__":
     sys.path.append(str(ROOT))  # last, so that the environment's own packages come first
 
 from benchmarks.race import Result, TimedResult, spin, spin_timed  # noqa: E402
+
+
+def without_paths() -> dict[str, str]:
+    """The environment of a process that is to find its own packages, not ours of the same name."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 class Apart:
@@ -34,7 +40,11 @@ class Apart:
     def __init__(self, size: int) -> None:
         assert self.python is not None, self.why_missing
         self._process = subprocess.Popen(
-            [self.python, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [self.python, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=without_paths(),
         )
         self._size = size
 

@@ -12,7 +12,8 @@ from typing import Final
 from connpool.calls.line import OPEN, Key, Line, Phase
 from connpool.calls.refusals import objection
 from connpool.calls.resource import Resource
-from connpool.calls.tickets import Ticket, unlock
+from connpool.calls.tickets import Ticket
+from connpool.clock import open_gate
 from connpool.errors import PoolClosedError
 from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.backoff import doubling
@@ -245,7 +246,7 @@ class Ledger:
         if ticket.line is None:
             key.line.run = ticket.thread, ticket.method, NEVER  # it is that thread's from here on
         ticket.key = key
-        unlock(ticket.gate)
+        open_gate(ticket.gate)
         ticket.resource.dequeue(ticket)  # the last: until then ``tidy`` finds what an interrupt leaves undone
 
     def _set_alarms(self, resource: Resource) -> None:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from connpool.clock import Gate
+from connpool.clock import Gate, open_gate
 
 if TYPE_CHECKING:
     from connpool.calls.line import Key, Line
     from connpool.calls.resource import Resource
     from connpool.calls.switch import Switch
 
-__all__ = ["Stub", "Ticket", "unlock"]
+__all__ = ["Stub", "Ticket"]
 
 
 class Ticket:
@@ -80,15 +80,7 @@ class Ticket:
 
     def wake(self) -> None:
         """Open its gate; harmless when it is open already."""
-        unlock(self.gate)
-
-
-def unlock(gate: Gate) -> None:
-    """Open *gate*; harmless when it is open already."""
-    try:
-        gate.release()
-    except RuntimeError:
-        pass
+        open_gate(self.gate)
 
 
 class Stub:

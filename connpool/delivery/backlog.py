@@ -72,8 +72,8 @@ class Backlog:
     def append(self, position: int, id: bytes, message: bytes, spooled_at: float) -> None:
         """Add one at the tail."""
         chunks, size = self._chunks, len(message)
-        if chunks and chunks[-1].has_room(size):
-            chunks[-1].append(position, id, message, spooled_at)
+        if chunks and (last := chunks[-1]).has_room(size):
+            last.append(position, id, message, spooled_at)
         else:
             is_large = size >= LARGE
             chunk = Batch.of_one(position, id, message if is_large else bytearray(message), spooled_at)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from connpool import clock
-from connpool.clock import Gate, SystemClock
+from connpool.clock import Gate, SystemClock, open_gate
 from connpool.delivery.books import Draft
 from connpool.errors import UsageError
 from connpool.pool.piles import look_through
@@ -18,13 +18,6 @@ __all__ = ["Call", "Desk", "Job"]
 PATIENCE: Final = 0.01  # seconds that those who were served just now are waited for at most
 
 _wait = SystemClock().wait
-
-
-def _open(gate: Gate) -> None:
-    try:
-        gate.release()
-    except RuntimeError:  # it is open
-        pass
 
 
 class Job:
@@ -50,7 +43,7 @@ class Job:
     def wake(self) -> None:
         """Let its thread look: it is done, or it may be its turn."""
         if self.gate is not None:
-            _open(self.gate)
+            open_gate(self.gate)
 
 
 class Call:
@@ -165,7 +158,7 @@ class Desk:
         if missing:
             missing.discard(thread)
             if not missing:
-                _open(self._all_here)
+                open_gate(self._all_here)
 
     def _serve(self, run: Callable[[Sequence[Job]], None]) -> None:
         jobs = [job for job in self._undone() if job.work]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Iterable
+from typing import Final
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock
+from connpool.clock import Gate, SystemClock, open_gate
 from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Claim, Parcel, Strand, Unfinished
 from connpool.model.delivery import LinkInfo, LinkState, queue_of
@@ -15,7 +16,7 @@ from connpool.model.route import Member
 from connpool.pool.turns import Turns
 from connpool.wire.line import BROKEN
 
-__all__ = ["Link", "Outcome"]
+__all__ = ["BEHIND", "SENT", "Link", "Outcome"]
 
 _wait = SystemClock().wait
 
@@ -27,6 +28,10 @@ class Outcome(enum.Enum):
     BEHIND = "behind"  # something else must be sent first
     BEGUN = "begun"  # a part of it is on its way; the rest is kept
     DEAD = "dead"  # there is no connection, or it has just been found broken
+
+
+SENT: Final = Outcome.SENT  # to ask an enum for its member costs 0.15 us on 3.11
+BEHIND: Final = Outcome.BEHIND
 
 
 class Link:
@@ -99,7 +104,7 @@ class Link:
                 strand.is_midway = False
                 if position:
                     self.note_sent(position, parcel)
-                return Outcome.SENT
+                return SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD
             if n_sent == 0 and not strand.line.is_midway:
@@ -154,9 +159,10 @@ class Link:
         """The spool has it, or will: a worker sends it, and what comes after it until nothing is left."""
         if self.spool is not None:
             self.is_flushing = True
-            self.behind = max(self.behind, position)
-            self.own.pop(position, None)
-        return Outcome.BEHIND
+            if position:
+                self.behind = max(self.behind, position)
+                self.own.pop(position, None)
+        return BEHIND
 
     def note_sent(self, position: int, claim: Claim) -> None:
         """With ``writing`` held: the peer has what lies in the spool at *position*."""
@@ -232,14 +238,8 @@ class Link:
         """Be the holder no more. Returns *strand* if the caller has to close it."""
         with self.writing:
             strand.holder = None
-            self._open_gate()
+            open_gate(self._freed)
             return strand if strand.is_over else None
-
-    def _open_gate(self) -> None:
-        try:
-            self._freed.release()
-        except RuntimeError:  # it is open
-            pass
 
     def heal(self) -> Strand | None:
         """See to what senders have left that were torn away. Returns a connection that has to be lowered."""
@@ -254,7 +254,7 @@ class Link:
                 return None
             if strand.holder is not None:
                 strand.holder = None
-                self._open_gate()
+                open_gate(self._freed)
             if not strand.is_torn:
                 return None
             self._give_up(strand)
@@ -285,7 +285,7 @@ class Link:
             strand.line.end()
             self.unfinished = None  # if it is in the spool, it begins anew from there
             self.strand = None  # last: who is interrupted before leaves it to be dropped again
-            self._open_gate()
+            open_gate(self._freed)
             return strand if strand.is_over else None
 
     def enter(self, strand: Strand) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock
+from connpool.clock import Gate, SystemClock, open_gate
 from connpool.model.delivery import LinkEvent
 from connpool.model.endpoint import Endpoint
 
@@ -97,10 +97,7 @@ class Mailbox:
     def wake(self) -> None:
         """Let those who wait look again. No lock is held."""
         for gate in self._gates.copy():
-            try:
-                gate.release()
-            except RuntimeError:  # it is open
-                pass
+            open_gate(gate)
 
     def let_pass(self, seconds: float) -> None:
         """Let some time pass, in which more may come."""

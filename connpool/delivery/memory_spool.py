@@ -65,8 +65,7 @@ class MemorySpool:
         self._limits = Limits(
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
-        self._is_limited = self._limits.are_any or max_age is not None
-        self.adopts = self._is_limited
+        self.adopts = self._is_limited = self._limits.are_any or max_age is not None
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()
@@ -86,11 +85,16 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            positions = list(range(self._next, self._next + len(queues)))
-            add = partial(self._add_locked, queues, id, message, now)
+            first = self._next
+            positions = list(range(first, first + len(queues)))
             if not self._is_limited:
-                self._exchange_locked((), add)
+                try:
+                    self._add_locked(queues, id, message, now)
+                except BaseException:
+                    self._mend_locked(first)
+                    raise
                 return positions
+            add = partial(self._add_locked, queues, id, message, now)
             doomed = self._expired_locked(now)
             evicted = self._evicted_locked(doomed, len(queues), len(message))
             if evicted is None:
@@ -108,12 +112,13 @@ class MemorySpool:
         with self._lock:
             self._require_open()
             backlog = self._queues.get(queue, _NOTHING)
-            if not self._is_limited:  # then nothing has to be claimed
-                return backlog.oldest(max_messages, max_bytes)
-            now = clock.wall()
-            dropped = self._drop_locked(self._expired_locked(now))
-            oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
-            self._claimed.update(oldest.positions)
+            if self._is_limited:
+                now = clock.wall()
+                dropped = self._drop_locked(self._expired_locked(now))
+                oldest = self._oldest_locked(backlog, max_messages, max_bytes, now)
+                self._claimed.update(oldest.positions)
+            else:  # then nothing has to be claimed
+                dropped, oldest = Counter(), backlog.oldest(max_messages, max_bytes)
         self._teller.tell_dropped(dropped)
         return oldest
 
@@ -259,11 +264,14 @@ class MemorySpool:
         except BaseException:
             if is_added:
                 self._take_out_locked(leaving)
-            for backlog in self._queues.values():
-                if not is_added:
-                    backlog.cut_back(first)
-                backlog.recount()
+            self._mend_locked(self._next if is_added else first)
             raise
+
+    def _mend_locked(self, first: int) -> None:
+        """After an interrupt: take out what has come at *first* or later, and count anew."""
+        for backlog in self._queues.values():
+            backlog.cut_back(first)
+            backlog.recount()
 
     def _add_locked(self, queues: Sequence[str], id: bytes, message: bytes, spooled_at: float) -> None:
         for name in queues:

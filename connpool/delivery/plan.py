@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from typing import TypeAlias
+
+from attrs import define, field
 
 from connpool.delivery.link import Link
 from connpool.model.delivery import Delivery, LinkState
+from connpool.model.endpoint import Endpoint
 
-__all__ = ["Plan", "plan_for"]
+__all__ = ["Plan", "Shares", "plan_for"]
+
+Shares: TypeAlias = tuple[tuple[Endpoint, ...], tuple[str, ...]]
 
 
-@frozen
+@define(eq=False)
 class Plan:
     """Where messages go for now: to these *links*, and to the queues of the *absent*.
 
@@ -23,6 +28,18 @@ class Plan:
     links: tuple[Link, ...]
     absent: tuple[Link, ...]
     delivery: Delivery
+    _last: tuple[tuple[Link, ...], Shares] = field(default=((), ((), ())), init=False)
+
+    def shares(self, late: tuple[Link, ...]) -> Shares:
+        """Who has a message for which *late* ones were not ready, and the queues of these.
+
+        Who is late for one message is late for the next, so the last answer is kept.
+        """
+        last = self._last
+        if last[0] != late:
+            sent = tuple(link.endpoint for link in self.links if link not in late)
+            last = self._last = late, (sent, tuple(link.queue for link in late))
+        return last[1]
 
 
 def plan_for(number: int, links: tuple[Link, ...], *, may_spool: bool) -> Plan | None:

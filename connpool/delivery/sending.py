@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from connpool.delivery.link import Link, Outcome
+from connpool.delivery.link import BEHIND, SENT, Link, Outcome
 from connpool.delivery.office import Office
-from connpool.delivery.plan import Plan
+from connpool.delivery.plan import Plan, Shares
 from connpool.delivery.strand import Parcel
 from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Writing
@@ -64,16 +64,15 @@ class Sending:
         late = plan.absent
         for link in plan.links:
             outcome = link.try_send(parcel)
-            if outcome is Outcome.SENT:
+            if outcome is SENT:
                 continue
-            if outcome is not Outcome.BEHIND or spool is None:
+            if outcome is not BEHIND or spool is None:
                 return self._go_on(plan, link, outcome, late, parcel)
             late = (*late, link)
         if not late:
             return plan.delivery
         parcel.id = self._new_id()
-        sent = [link for link in plan.links if link not in late] if late is not plan.absent else plan.links
-        return self._keep_copies(plan.number, sent, late, parcel)
+        return self._keep_copies(plan.number, plan.shares(late), late, parcel)
 
     def _look_for_a_way(self, parcel: Parcel) -> Delivery:
         office = self._office
@@ -99,7 +98,7 @@ class Sending:
             elif failed in outcomes:
                 outcomes[link] = self._writing.write(link, parcel)
             else:
-                outcomes[link] = Outcome.BEHIND if link in late else Outcome.SENT
+                outcomes[link] = Outcome.BEHIND if link in late else SENT
         return self._complete(plan.number, outcomes, parcel) or self._in_turn(parcel, without=plan.number)
 
     # -- groups, one after the other
@@ -123,25 +122,22 @@ class Sending:
         for link, outcome in outcomes.items():
             if outcome is Outcome.DEAD:
                 self._office.bury(link)
-            elif self._office.spool is None and outcome is not Outcome.SENT:
+            elif self._office.spool is None and outcome is not SENT:
                 outcomes[link] = self._writing.wait_and_write(link, outcome, parcel)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
-        sent = [link for link, outcome in outcomes.items() if outcome is Outcome.SENT]
-        late = [link for link, outcome in outcomes.items() if outcome is not Outcome.SENT]
-        return self._keep_copies(number, sent, late, parcel)
+        sent = tuple(link.endpoint for link, outcome in outcomes.items() if outcome is SENT)
+        late = [link for link, outcome in outcomes.items() if outcome is not SENT]
+        return self._keep_copies(number, (sent, tuple(link.queue for link in late)), late, parcel)
 
-    def _keep_copies(
-        self, number: int, sent: Sequence[Link], late: Sequence[Link], parcel: Parcel
-    ) -> Delivery:
-        """Spool what links are too *late* to get now. Others have *sent* it."""
+    def _keep_copies(self, number: int, shares: Shares, late: Sequence[Link], parcel: Parcel) -> Delivery:
+        """Spool what links are too *late* to get now; see ``Plan.shares``."""
         office = self._office
-        endpoints = tuple([link.endpoint for link in sent])
-        queues = tuple([link.queue for link in late])
+        sent, queues = shares
         if not late:
-            return Delivery(endpoints, (), number, (), parcel.id)
+            return Delivery(sent, (), number, (), parcel.id)
         if office.spool is None:
-            return Delivery(endpoints, (), number, queues, parcel.id)
+            return Delivery(sent, (), number, queues, parcel.id)
         try:
             positions = office.spool.put(queues, parcel.message, parcel.id)
         except BaseException as error:
@@ -151,14 +147,14 @@ class Sending:
                 office.kick(link)
             if isinstance(error, SpoolError) and sent:
                 logger.warning("broadcaster %r: no copy for %s: %s", office.name, ", ".join(queues), error)
-                return Delivery(endpoints, (), number, queues, parcel.id)
+                return Delivery(sent, (), number, queues, parcel.id)
             raise
         for link, position in zip(late, positions, strict=True):
             if link.unfinished is not None:
                 link.settle(parcel, position)
             if link.strand is not None:  # else its worker looks for what waits, when it has opened it
                 office.kick(link)
-        return Delivery(endpoints, queues, number, (), parcel.id)
+        return Delivery(sent, queues, number, (), parcel.id)
 
     # -- the spool first
 
@@ -198,23 +194,23 @@ class Sending:
             finally:
                 with link.writing:
                     link.own.pop(position, None)
-        arrived = [positions[link] for link in outcomes if outcomes[link] is Outcome.SENT]
+        arrived = [positions[link] for link in outcomes if outcomes[link] is SENT]
         is_out = self._take_out(arrived)
         for link, outcome in outcomes.items():
-            if outcome is Outcome.SENT and is_out:
+            if outcome is SENT and is_out:
                 link.forget([positions[link]])
-            elif outcome is Outcome.SENT:
+            elif outcome is SENT:
                 with link.writing:
                     link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
                 office.bury(link)
-            elif outcome is not Outcome.SENT or not is_out:
+            elif outcome is not SENT or not is_out:
                 office.kick(link)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
         return Delivery(
-            sent=tuple(link.endpoint for link in outcomes if outcomes[link] is Outcome.SENT),
-            spooled=tuple(link.queue for link in outcomes if outcomes[link] is not Outcome.SENT),
+            sent=tuple(link.endpoint for link in outcomes if outcomes[link] is SENT),
+            spooled=tuple(link.queue for link in outcomes if outcomes[link] is not SENT),
             group=number,
             id=parcel.id,
         )

@@ -36,7 +36,6 @@ class Chores:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
-        self._clock = lender.clock
         self._warned: list[tuple[Record, float]] = []  # loans that last long, and since when
 
     def turn(self, *, apart: bool = False, is_leap: bool = False) -> int:
@@ -50,7 +49,7 @@ class Chores:
         if self._lender.is_inside():
             return 0
         with self._lock:
-            now = self._clock.now()
+            now = self._lender.now()
             recover(books, todo)
             books.warm_reserve.look_again()
             self._lender.service.give_up_hung(now)
@@ -216,7 +215,7 @@ class Chores:
         return overdue, back
 
     def _warn(self, overdue: list[Record], back: list[tuple[Record, float]]) -> None:
-        name, now = self._lender.pool.name, self._clock.now()
+        name, now = self._lender.pool.name, self._lender.now()
         for record in overdue:
             seconds = now - record.since
             logger.warning(

@@ -13,7 +13,7 @@ from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
-from connpool.wire.io import SHUT_RDWR, Socket, TLSSocket, is_socket, is_stream, is_tls
+from connpool.wire.io import SHUT_RDWR, Socket, TLSSocket, is_socket, is_tls
 
 __all__ = ["Connection"]
 
@@ -118,7 +118,7 @@ class Connection(Traffic):
         key = self._surrender()
         lender, record = key.record.pool._lender, key.record
         if lender.books.is_heard:
-            now = lender.clock.now()
+            now = lender.now()
             lender.tell_checked_in(record, now, now - record.since)
         return lender.let_go(key)
 
@@ -214,10 +214,10 @@ class Connection(Traffic):
             raise self._given_back() from None
 
     def _exposed(self) -> Any:
-        """The transport itself. Who has had it may have closed it, so its return is looked at."""
+        """The transport itself, which is not the pool's alone from now on."""
         record = self._held()
-        if is_stream(record.raw):
-            record.streaming().hand_out()
+        if record.stream is not None:
+            record.stream.hand_out()
         return record.raw
 
     def _surrender(self) -> Key:

@@ -43,7 +43,6 @@ class Control:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
-        self._clock = lender.clock
         self._name = lender.pool.name
 
     def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
@@ -73,7 +72,7 @@ class Control:
             books, pool = self._books, self._lender.pool
             books.is_heard = books.listeners.hear_of(*LOAN_EVENTS)
             observe(pool, is_heard=books.is_heard, is_tracked=books.config.track_origin)
-            books.publish(self._clock.now())
+            books.publish(self._lender.now())
 
     def picture(self, draw: Callable[[Books], T]) -> T:
         """What *draw* makes of the books, at one instant."""
@@ -86,7 +85,7 @@ class Control:
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         with self._lock:
-            self._books.listeners.post(PoolCleared, self._name, self._clock.now(), endpoint, interrupt)
+            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
             hosts = self._known_locked(endpoint)
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
@@ -102,7 +101,7 @@ class Control:
             cut = [record for record in records if record.phase is Phase.OPENING]
             if interrupt:
                 cut += [record for record in records if record.phase is Phase.OPEN]
-            self._lender.service.serve(self._clock.now(), todo)
+            self._lender.service.serve(self._lender.now(), todo)
         self._lender.flush()  # before its consequences are heard of
         for record in cut:
             self._lender.interrupt(record, SHUT_RDWR, why)
@@ -110,13 +109,13 @@ class Control:
 
     def follow(self, route: Route | None) -> None:
         with self._lock:
-            dropped = self._books.fleet.follow(route, self._clock.now())
+            dropped = self._books.fleet.follow(route, self._lender.now())
             if self._books.route is None:  # the first one is no switch
                 self._books.active_group = self._books.fleet.active_group()
             self._books.route = route
             if self._books.config.min_idle:
                 self._books.expect(-math.inf)
-            self._books.publish(self._clock.now())
+            self._books.publish(self._lender.now())
         self._renew(dropped, interrupt=False, why=f"the route of pool {self._name!r} was changed")
 
     def configure(self, settings: dict[str, Any]) -> None:
@@ -128,9 +127,9 @@ class Control:
             self._lender.service.looks_are_prompt = (
                 self._lender.connector.looks_promptly or config.dial_in_caller
             )
-            self._books.publish(self._clock.now())
+            self._books.publish(self._lender.now())
             evict_surplus(self._books, todo)
-            self._lender.service.serve(self._clock.now(), todo)
+            self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
 
     # -- endpoints by hand
@@ -139,14 +138,14 @@ class Control:
         require_seconds("seconds", seconds, or_zero=True, or_none=True)
         with self._lock:
             for host in self._known_locked(endpoint):
-                host.blacklist(self._clock.now(), math.inf if seconds is None else seconds, by_hand=True)
+                host.blacklist(self._lender.now(), math.inf if seconds is None else seconds, by_hand=True)
         self._lender.serve()
 
     def unblacklist(self, endpoint: Endpoint) -> None:
         with self._lock:
             for host in self._known_locked(endpoint):
                 if not host.is_up():
-                    host.lift(self._clock.now())
+                    host.lift(self._lender.now())
             for waiter in self._books.queue:
                 waiter.may_retry([endpoint])
         self._lender.serve()
@@ -166,7 +165,7 @@ class Control:
         todo = Todo()
         with self._lock:
             self._lender.check_open_locked()
-            now = self._clock.now()
+            now = self._lender.now()
             books = self._books
             number = _descriptor(raw)
             if number == -1:
@@ -205,7 +204,7 @@ class Control:
         while True:
             with self._lock:
                 self._lender.check_open_locked()
-                now, is_unsure = self._clock.now(), False
+                now, is_unsure = self._lender.now(), False
                 if (key := self._pop_any(Request())) is not None:
                     record = key.record
                     is_unsure = now - record.since >= self._lender.pool._fresh_for
@@ -230,7 +229,7 @@ class Control:
         found: Key | None = None
         while found is None and (key := self._pop_any(request)) is not None:
             record = key.record
-            if self._books.idle_verdict(record, self._clock.now()) or not self._lender.dialler.is_usable(
+            if self._books.idle_verdict(record, self._lender.now()) or not self._lender.dialler.is_usable(
                 record
             ):
                 record.condemn(CloseReason.BROKEN)

@@ -27,7 +27,7 @@ from connpool.pool.reserve import Reserve
 from connpool.pool.tally import Tally
 from connpool.pool.timings import Timings
 from connpool.pool.waiters import Waiter, WaitQueue
-from connpool.wire.io import is_stream, open_stream
+from connpool.wire.io import open_stream
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -146,8 +146,7 @@ class Books:
         """Take a place at *host* for a transport that is open already."""
         key = Key(Record(next(self._ids), self.pool, host, now))
         key.record.raw = raw
-        if is_stream(raw):
-            key.record.stream = open_stream(raw)  # not private: who had it may have it still
+        key.record.stream = open_stream(raw)  # not private: who had it may have it still
         host.records.add(key.record)
         self.count_places()
         self.admit(key.record, now)

@@ -23,7 +23,6 @@ from connpool.pool.record import Key, Record
 from connpool.pool.service import Service
 from connpool.pool.snapshots import describe_holder
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import is_stream
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:
@@ -164,8 +163,8 @@ class Desk:
 
     def interrupt(self, record: Record, how: int, why: str) -> None:
         """Make blocked input and output on *record* end. The owner closes it, not we."""
-        if is_stream(record.raw):
-            record.streaming().interrupt(how, why)
+        if record.stream is not None:
+            record.stream.interrupt(how, why)
         elif record.raw is not None:
             interrupt(record.raw, how)
 

@@ -23,7 +23,7 @@ from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import FileStream, is_stream
+from connpool.wire.io import FileStream, open_stream
 from connpool.wire.waiting import Cancel
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Dialler:
             BaseException: only what is no Exception (Ctrl-C) and only after its place was freed.
         """
         record, lender = dial.key.record, self._lender
-        began = lender.clock.now()
+        began = lender.now()
         ident = threading.get_ident()
         error: BaseException | None = None
         self.idents.append(ident)
@@ -108,7 +108,7 @@ class Dialler:
             if not dial.is_look:
                 self.tell_opening(record)
                 self._open(record, timeout, dial.cancel)
-                self.tell_opened(record, lender.clock.now() - began)
+                self.tell_opened(record, lender.now() - began)
             elif not self.is_usable(record):
                 error = ConnectionError("found dead when looked at")
         except BaseException as caught:  # noqa: BLE001 - whatever it is, somebody waits to be told
@@ -127,7 +127,7 @@ class Dialler:
         listeners, name = self._lender.listeners, self._name
         record.is_begun = True
         if listeners.by_kind[ConnectionOpening]:
-            now = self._lender.clock.now()
+            now = self._lender.now()
             listeners.tell(ConnectionOpening(name, now, record.id, record.host.endpoint))
 
     def tell_opened(self, record: Record, seconds: float) -> None:
@@ -135,7 +135,7 @@ class Dialler:
         logger.debug("pool %r: connection %d to %s is open", self._name, record.id, record.host.endpoint)
         listeners, name = self._lender.listeners, self._name
         if listeners.by_kind[ConnectionOpened]:
-            now = self._lender.clock.now()
+            now = self._lender.now()
             listeners.tell(ConnectionOpened(name, now, record.id, record.host.endpoint, seconds))
 
     def _open(self, record: Record, timeout: float, cancel: Cancel) -> None:
@@ -144,6 +144,7 @@ class Dialler:
         connector = self._connector
         deadline = real.now() + timeout
         record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
+        record.stream = open_stream(record.raw, is_private=connector.keeps_nothing)
         if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
             raise CancelledError(f"opening a connection to {endpoint} was called off")
         if connector.handshake is None and connector.permissions is None:
@@ -165,7 +166,7 @@ class Dialler:
         greeting = Connection()
         greeting._record = record
         greeting._key = Badge(record)
-        stream = record.streaming() if is_stream(record.raw) else None
+        stream = record.stream
         if stream is not None:
             stream.deadline = deadline
         try:

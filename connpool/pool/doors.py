@@ -29,7 +29,6 @@ class Doors:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
-        self._clock = lender.clock
         self._name = lender.pool.name
 
     # -- for a while
@@ -39,20 +38,20 @@ class Doors:
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.OPEN:
-                self._books.listeners.post(PoolPaused, self._name, self._clock.now())
+                self._books.listeners.post(PoolPaused, self._name, self._lender.now())
                 self._go_locked(PoolState.PAUSED)
             self._books.pause_fails = fail
             if fail:
                 error = PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
                 self._lender.service.fail_all(error)
-            self._lender.service.serve(self._clock.now(), todo)
+            self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
 
     def resume(self) -> None:
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.PAUSED:
-                self._books.listeners.post(PoolResumed, self._name, self._clock.now())
+                self._books.listeners.post(PoolResumed, self._name, self._lender.now())
                 self._go_locked(PoolState.OPEN)
                 self._books.expect(-math.inf)
         self._lender.flush()  # before anybody tells what it got
@@ -90,18 +89,18 @@ class Doors:
 
     def close(self, timeout: float | None) -> int:
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
-        deadline = None if timeout is None else self._clock.now() + timeout
+        deadline = None if timeout is None else self._lender.now() + timeout
         todo = Todo()
         with self._lock:
             if self._books.state is not PoolState.CLOSED:
                 self._go_locked(PoolState.CLOSED)
-                self._books.listeners.post(PoolClosed, self._name, self._clock.now())
+                self._books.listeners.post(PoolClosed, self._name, self._lender.now())
                 self._lender.sleep_on()
                 error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
                 self._lender.service.fail_all(error)
             opening = [r for r in self._books.records() if r.phase is Phase.OPENING]
             self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
-            self._lender.service.serve(self._clock.now(), todo)
+            self._lender.service.serve(self._lender.now(), todo)
         for record in opening:
             self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)
@@ -136,8 +135,8 @@ class Doors:
         with self._lock:
             self._books.drains.append(gate)
         while (lent := self._books.n_lent()) > 0:
-            left = deadline - self._clock.now()
-            if left <= 0 or not self._clock.wait(gate, left):
+            left = deadline - self._lender.now()
+            if left <= 0 or not self._lender.clock.wait(gate, left):
                 return self._books.n_lent()
         return lent
 
@@ -151,4 +150,4 @@ class Doors:
         if to not in POOL_MOVES[self._books.state]:
             raise UsageError(f"pool {self._name!r} is {self._books.state.value}: it cannot become {to.value}")
         self._books.state = to
-        self._books.publish(self._clock.now())  # from here on the fast path finds nothing
+        self._books.publish(self._lender.now())  # from here on the fast path finds nothing

@@ -48,7 +48,7 @@ class Lender(Desk):
         if not self.books.is_heard:
             self.take_back(key)  # whoever sends it here has seen that it cannot just lie down
             return
-        now = self.pool._now()
+        now = self.now()
         try:
             self.tell_checked_in(key.record, now, now - key.record.since)
         except BaseException:  # Ctrl-C in a handler: it comes back all the same

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def open_file(lender: Lender, fd: int) -> Connection:
     """A loan over *fd*, of a host of its own that no checkout ever sees."""
-    now = lender.clock.now()
+    now = lender.now()
     host = Host(Endpoint.callable("file"), now=now, on_route=False, dialable=False)
     record = Record(0, lender.pool, host, now)  # it expired before it was opened: a return closes it
     record.raw = record.stream = FileStream(fd)

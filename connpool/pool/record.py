@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from connpool.errors import UsageError
 from connpool.model.states import CloseReason
 from connpool.pool.origin import Origin
-from connpool.wire.io import FileStream, Stream, open_stream
+from connpool.wire.io import FileStream, Stream
 
 if TYPE_CHECKING:
     from connpool.pool.hosts import Host
@@ -99,7 +99,7 @@ class Record:
         self.since = now  # lent since, or idle since
         self.holder = 0  # ident of the thread that took it last
         self.uses = NOT_OPEN  # loans, the present one included
-        self.stream: Stream | FileStream | None = None  # made at the first input or output
+        self.stream: Stream | FileStream | None = None  # over ``raw``, if that is a socket; for all holders
         self.is_begun = False  # somebody was told that it is being opened
         self.fate: CloseReason | None = None  # why it must not be lent again
         self.notes: Notes | None = None  # what few connections have
@@ -169,7 +169,8 @@ class Record:
             UsageError: what the connector opened is not a socket.
         """
         if self.stream is None:
-            self.stream = open_stream(self.raw, is_private=self.pool._lender.connector.keeps_nothing)
+            kind = type(self.raw).__name__
+            raise UsageError(f"a {kind} is not a socket: it has its own input and output, on raw")
         return self.stream
 
 

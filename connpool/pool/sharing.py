@@ -162,7 +162,7 @@ def leave(lender: Lender, share: Share) -> None:
     key: Key | None = None
     try:
         if books.is_heard:
-            now = lender.clock.now()
+            now = lender.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:
         hold.sharers.discard(share.number)

@@ -61,20 +61,15 @@ def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
     return isinstance(raw, ssl.SSLSocket)
 
 
-def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream:
-    """Give the stream over what a connector opened; a FileStream is one already.
+def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream | None:
+    """Give the stream over what a connector opened; a FileStream is one already. None: it is no socket.
 
     Args:
         is_private: Nobody but the stream uses *raw*, before somebody says ``hand_out``.
-
-    Raises:
-        UsageError: *raw* is neither a socket nor a FileStream.
     """
     if isinstance(raw, FileStream):
         return raw
-    if isinstance(raw, socket.socket):
-        return Stream(raw, is_private=is_private)
-    raise UsageError(f"a {type(raw).__name__} is not a socket: it has its own input and output, on raw")
+    return Stream(raw, is_private=is_private) if isinstance(raw, socket.socket) else None
 
 
 class Stream(ByteStream):
@@ -105,7 +100,8 @@ class Stream(ByteStream):
         """Others will have the socket too: from now on it blocks without limit outside of calls."""
         if self._is_private:
             with self._tls_turn:
-                self.raw.settimeout(None)
+                if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
+                    self.raw.settimeout(None)
                 self._is_private = False
 
     def interrupt(self, how: int, why: str) -> None:

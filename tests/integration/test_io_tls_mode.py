@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import Connection, ConnectionPool, SocketConnector
+from connpool import Connection, ConnectionPool, HandshakeError, SocketConnector
 from connpool.testing import Answer, Echo, ScriptedServer, StartTls
 from connpool.wire.io import TLSSocket, is_tls
 from tests.helpers.certificates import Certificates
@@ -160,6 +160,17 @@ def test_an_upgraded_socket_is_ours_alone_until_somebody_asks_for_it(
         assert told == []
         assert is_tls(conn.raw)
         ask_by_hand(conn.raw)
+
+
+def test_what_an_upgrade_has_closed_can_be_asked_for_as_well(certificates: Certificates) -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint) as pool,
+        pool.try_connect(timeout=5) as conn,
+    ):
+        with pytest.raises(HandshakeError):
+            conn.start_tls(certificates.client(), server_hostname=".", timeout=5)
+        assert conn.raw.fileno() == -1
 
 
 def test_a_reader_that_waits_goes_on_when_another_holder_asks_for_the_socket(

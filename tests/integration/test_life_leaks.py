@@ -47,7 +47,7 @@ def cycles(pool: ConnectionPool, one: Callable[[], object], server: ScriptedServ
     until(lambda: names_of_threads() <= threads, "the end of the pool's threads")
     gc.collect()
     until(lambda: n_descriptors() <= descriptors, "the end of the pool's descriptors")
-    until(lambda: server.open == 0, "the end of the server's side")
+    until(lambda: server.open == 0, "the end at the server, which closes before it counts")
 
 
 def failing(

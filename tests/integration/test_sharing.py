@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import warnings
@@ -637,3 +638,18 @@ def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard)
         repo.new("other", "a:1", connector=board)
         with pytest.raises(NotSharableError):
             repo.share_from_pool("other")
+
+
+@pytest.mark.parametrize("has_come_from_outside", [False, True])
+def test_holders_who_begin_at_the_same_moment_read_and_write_over_one_stream(
+    has_come_from_outside: bool,
+) -> None:
+    """Two would share neither what was read ahead nor the lock that OpenSSL needs."""
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        if has_come_from_outside:
+            pool.add_connection(socket.create_connection((server.endpoint.host, server.port)))
+        with pool.share(timeout=5) as one, pool.share(timeout=5) as other:
+            first = one._held().stream  # nobody has read or written yet
+            other.exchange([b"ping"], lambda conn: conn.recv_exactly(4, timeout=5), timeout=5)
+            assert first is not None
+            assert first is one._held().stream is other._held().stream

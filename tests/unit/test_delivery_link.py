@@ -155,6 +155,21 @@ def test_flushing_goes_on_until_all_is_taken_that_senders_have_left_to_it() -> N
     assert link.stop_flushing()
 
 
+def test_who_is_late_for_a_message_is_asked_anew_for_each() -> None:
+    with Sink() as one, Sink() as other, broadcasting(one, other) as sender:
+        until(lambda: sender.ready)
+        members = [str(one.endpoint), str(other.endpoint)]
+        links = [sender._office.roster.links[member] for member in members]
+        for late in [(0,), (1,), (0, 1), (1,)]:
+            until(lambda: not any(link.is_tended for link in links), "the end of all flushing")
+            for number in late:
+                with links[number].writing:
+                    links[number].is_flushing = True
+            delivery = sender.broadcast(b"hello")
+            assert delivery.spooled == tuple(members[number] for number in late)
+            assert list(map(str, delivery.sent)) == [m for i, m in enumerate(members) if i not in late]
+
+
 def test_flushing_ends_though_a_limit_has_dropped_what_was_left_to_the_worker() -> None:
     spool = MemorySpool()
     with Sink() as sink, broadcasting(sink, spool=spool, write_ahead=True) as sender:
