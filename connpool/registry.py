@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from connpool.clock import now
 from connpool.errors import DuplicatePoolError, NotSharableError, UnknownPoolError, UsageError
+from connpool.model.checks import require_seconds, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
@@ -58,7 +59,7 @@ class Repository:
     """
 
     def __init__(self, name: str = "default", **defaults: Any) -> None:
-        self.name = name
+        self.name = require_text("name", name)
         self._connector: Connector | None = defaults.pop("connector", None)
         self._defaults = PoolConfig.from_settings(**defaults)
         self._entries: dict[str, Entry] = {}
@@ -247,12 +248,11 @@ class Repository:
         Returns:
             How many connections are still lent.
         """
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         deadline = None if timeout is None else now() + timeout
         left = 0
-        for name in [*self]:
-            pool = self._find(name)
-            if pool is not None:
-                left += pool.close(None if deadline is None else max(0.0, deadline - now()))
+        for pool in filter(None, map(self._find, [*self])):
+            left += pool.close(None if deadline is None else max(0.0, deadline - now()))
         return left
 
     def stats(self) -> dict[str, PoolStats]:

@@ -189,7 +189,7 @@ class _Reader:
         try:
             deed()
         except ConfigError as error:
-            self._complain(where, str(error))
+            self._complain(where, str(error).replace(", or None,", f", or {NOTHING!r},"))
             return False
         return True
 

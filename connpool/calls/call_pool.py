@@ -16,7 +16,7 @@ from connpool.calls.switch import Switch
 from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import require_seconds
+from connpool.model.checks import handlers, require_seconds, require_text
 from connpool.pool.census import keep
 
 __all__ = ["CallPool"]
@@ -59,12 +59,12 @@ class CallPool(Steering):
         require_seconds("reap_interval", reap_interval, or_none=True)
         require_seconds("revive_initial", revive_initial)
         require_seconds("revive_max", revive_max)
-        self.name = f"calls-{next(_numbers)}" if name is None else name
+        self.name = f"calls-{next(_numbers)}" if name is None else require_text("name", name)
         self._reap_interval = reap_interval
         clock = SystemClock() if clock is None else clock
         self._now = clock.now
         self._settle(Switch(self, clock, revive_initial, revive_max))
-        for handler in listeners:
+        for handler in handlers(listeners):
             self._office.listen(handler, ())
         keep(self)
 

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from attrs import frozen
+from attrs import field, frozen
 
-from connpool.errors import UsageError
+from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import is_number
 
-__all__ = ["Channel", "Reply", "methods_of", "rest_of", "retry_after", "takes_timeout"]
+__all__ = ["Channel", "Reply", "method_set", "methods_of", "rest_of", "retry_after", "takes_timeout"]
 
 
 @runtime_checkable
@@ -71,6 +71,11 @@ class Channel(Protocol):
         """
 
 
+def _check_rest(_: object, __: object, value: Any) -> None:
+    if value is not None and not (is_number(value) and value >= 0):
+        raise ConfigError(f"retry_after must be a number from 0 on or None, got {value!r}")
+
+
 @frozen
 class Reply:
     """An answer, and how the channel goes on.
@@ -79,10 +84,13 @@ class Reply:
         value: What the caller gets.
         retry_after: Seconds after the end of this call for which the channel must not be called;
             ``math.inf``: never again, it closes by agreement.
+
+    Raises:
+        ConfigError: *retry_after* is no such number.
     """
 
     value: Any = None
-    retry_after: float | None = None
+    retry_after: float | None = field(default=None, validator=_check_rest)
 
 
 def retry_after(source: object) -> float | None:
@@ -103,7 +111,15 @@ def methods_of(channel: Channel) -> frozenset[Hashable]:
     Raises:
         UsageError: it does not say so in a way that can be understood.
     """
-    methods = channel.methods() if callable(channel.methods) else channel.methods
+    return method_set(channel.methods() if callable(channel.methods) else channel.methods)
+
+
+def method_set(methods: Any) -> frozenset[Hashable]:
+    """*methods*, if they can be understood.
+
+    Raises:
+        UsageError: they cannot.
+    """
     if isinstance(methods, str | bytes):
         raise UsageError(f"methods of a channel are a collection, not {methods!r}")
     try:

@@ -13,7 +13,7 @@ from connpool.calls.queueing import Where
 from connpool.calls.recovery import recover
 from connpool.calls.snapshots import describe
 from connpool.calls.switch import Switch
-from connpool.errors import UnknownChannelError, UsageError
+from connpool.errors import ConfigError, UnknownChannelError, UsageError
 from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_seconds
@@ -41,6 +41,9 @@ class Office:
     ) -> int:
         self._switch.check_outside()
         check(ttl, revive)
+        for name in ("open", "call", "close"):
+            if not callable(getattr(channel, name, None)):
+                raise ConfigError(f"a channel needs open, call and close; {channel!r} has no {name}")
         with self._lock:
             self._switch.check_open()
             self._check_new_locked(channel)
@@ -58,6 +61,8 @@ class Office:
 
     def put(self, info: ChannelInfo) -> int:
         self._switch.check_outside()
+        if not isinstance(info, ChannelInfo):
+            raise ConfigError(f"info must be a ChannelInfo, got {info!r}", pool=self._name)
         check(info.ttl, info.revive)
         channel = info.channel
         line = Line(self._switch, channel, info.args, ttl=info.ttl, revive=info.revive, extra=info.extra)

@@ -6,13 +6,15 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
+from connpool.calls.channel import method_set
 from connpool.clock import now
-from connpool.errors import CallTimeoutError, ChannelClosedError
+from connpool.errors import CallTimeoutError, ChannelClosedError, ConfigError
+from connpool.model.checks import require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
-from connpool.wire.framing import Framing, Lines, decoder_of
+from connpool.wire.framing import Framing, Lines, decoder_of, require_framing
 from connpool.wire.look import is_usable
 
 __all__ = ["SocketChannel"]
@@ -51,10 +53,14 @@ class SocketChannel:
         encode: Encode | None = None,
         decode: Decode | None = None,
     ) -> None:
+        if not isinstance(pool, ConnectionPool):
+            raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
+        require_callable("encode", encode)
+        require_callable("decode", decode)
         self.resource = resource
         self.pool = pool
-        self._methods = methods if callable(methods) else frozenset(methods)
-        self._framing = Lines() if framing is None else framing
+        self._methods = methods if callable(methods) else method_set(methods)
+        self._framing = Lines() if framing is None else require_framing(framing)
         self._encode = encode
         self._decode = decode
         self._decoder = decoder_of(self._framing)

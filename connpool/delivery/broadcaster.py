@@ -15,13 +15,14 @@ from connpool.delivery.keeping import Keeping
 from connpool.delivery.mailbox import Handler, SetHandler
 from connpool.delivery.office import Office
 from connpool.delivery.sending import Sending
-from connpool.delivery.settings import Settings
+from connpool.delivery.settings import Settings, require_spool
 from connpool.delivery.spool import Spool
 from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
+from connpool.model.checks import is_number, require_seconds
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
@@ -73,6 +74,7 @@ class Broadcaster(Admin):
     def __init__(self, pool: ConnectionPool, *, spool: Spool | None = None, **settings: Any) -> None:
         if not isinstance(pool, ConnectionPool):
             raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
+        require_spool(spool)
         self._settings = Settings.of(**settings)
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
@@ -176,7 +178,7 @@ class Broadcaster(Admin):
         """The next message of whichever member.
 
         Args:
-            timeout: Seconds; None: no limit.
+            timeout: Seconds; None or less than 0: no limit.
 
         Returns:
             Who sent it, and what; None: nothing has come in time.
@@ -214,14 +216,14 @@ class Broadcaster(Admin):
 
         Source: prelude_connection_pool_set_event_handler (libprelude).
         """
-        self._telling.install(_mask(events), handler)
+        self._telling.install(_wanted(events, handler), handler)
 
     def on_any(self, events: LinkEvent, handler: SetHandler) -> None:
         """Call ``handler(broadcaster, events)`` once for all that has happened at a time.
 
         Source: prelude_connection_pool_set_global_event_handler (libprelude).
         """
-        self._telling.install_for_sets(_mask(events), handler)
+        self._telling.install_for_sets(_wanted(events, handler), handler)
 
     # -- the end
 
@@ -297,10 +299,15 @@ class Broadcaster(Admin):
 
 
 def _seconds(timeout: float | None) -> float | None:
-    return None if timeout is None or timeout < 0 else timeout
+    if timeout is None or (is_number(timeout) and timeout < 0):
+        return None
+    require_seconds("timeout", timeout, or_zero=True)
+    return timeout
 
 
-def _mask(events: Any) -> LinkEvent:
+def _wanted(events: Any, handler: object) -> LinkEvent:
     if not (isinstance(events, LinkEvent) and events):
         raise ConfigError(f"events must be one or more of LinkEvent, got {events!r}")
+    if not callable(handler):
+        raise ConfigError(f"a handler must be callable, got {handler!r}")
     return events

@@ -12,6 +12,7 @@ from connpool import clock as real
 from connpool.delivery.sending import Sending
 from connpool.errors import PoolClosedError, SpoolFullError
 from connpool.model.delivery import Delivery
+from connpool.pool import threads
 
 __all__ = ["Deferred"]
 
@@ -66,9 +67,7 @@ class Deferred:
     def _begin(self) -> None:
         name = f"connpool-async-{self._name}"
         thread = self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # can't start new thread: this one does it
+        if not threads.start(thread):  # then this one does it
             self._run()
 
     def _run(self) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 from attrs import field, frozen
 
+from connpool.delivery.spool import Spool
 from connpool.errors import ConfigError
 from connpool.model import checks
 from connpool.pool.connection import Connection
-from connpool.wire.framing import Framing, Raw
+from connpool.wire.framing import Framing, Raw, require_framing
 
-__all__ = ["Confirm", "Heartbeat", "Settings"]
+__all__ = ["Confirm", "Heartbeat", "Settings", "require_spool"]
 
 Confirm = Callable[[Connection, bytes], object]
 Heartbeat = tuple[float, bytes | Callable[[], bytes]]
@@ -29,13 +30,11 @@ def _one_of(*known: str) -> checks.Check:
 
 
 def _framing(_: object, __: object, value: Any) -> None:
-    if not isinstance(value, Framing):
-        raise ConfigError(f"framing must have the methods encode and feed, got {value!r}")
+    require_framing(value)
 
 
 def _callable_or_none(_: object, attribute: Any, value: Any) -> None:
-    if value is not None and not callable(value):
-        raise ConfigError(f"{attribute.name} must be a function or None, got {value!r}")
+    checks.require_callable(attribute.name, value)
 
 
 def _rate(_: object, attribute: Any, value: Any) -> None:
@@ -51,6 +50,17 @@ def _heartbeat(_: object, attribute: Any, value: Any) -> None:
     checks.require_seconds("the interval of heartbeat", value[0])
     if not (callable(value[1]) or isinstance(value[1], bytes)):
         raise ConfigError(f"the message of heartbeat must be bytes or a function, got {value[1]!r}")
+
+
+def require_spool(spool: Spool | None) -> None:
+    """Refuse what messages cannot be put into.
+
+    Raises:
+        ConfigError: it is no spool: a path, perhaps, or a class.
+    """
+    has_all = all(callable(getattr(spool, name, None)) for name in ("put", "peek", "remove", "move", "adopt"))
+    if spool is not None and (isinstance(spool, type) or not has_all):
+        raise ConfigError(f"spool must have the methods of Spool, got {spool!r}")
 
 
 @frozen(kw_only=True)

@@ -18,6 +18,7 @@ from connpool.delivery.strand import Claim, Strand
 from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, LinkState
 from connpool.model.request import Request
+from connpool.pool import threads
 from connpool.wire.framing import decoder_of
 from connpool.wire.line import Line
 
@@ -71,13 +72,7 @@ class Tending:
         """Have a worker tend *link*. False: no thread can be had."""
         name = f"connpool-link-{self._office.name}-{link.queue}"
         thread = link.worker = threading.Thread(target=self._tend, args=(link,), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            if "new thread" not in str(error):
-                raise
-            return False
-        return True
+        return threads.start(thread)
 
     def stop(self) -> None:
         """Open nothing more."""

@@ -67,6 +67,26 @@ def require_seconds(name: str, value: Any, *, or_zero: bool = False, or_none: bo
     raise ConfigError(f"{name} must be {expected}{', or None' if or_none else ''}, got {value!r}")
 
 
+def require_text(name: str, value: Any) -> str:
+    """Give *value*, an argument *name*, if it is a text."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def require_callable(name: str, value: Any) -> None:
+    """Accept what can be called, and None."""
+    if value is not None and not callable(value):
+        raise ConfigError(f"{name} must be a function or None, got {value!r}")
+
+
+def handlers(value: Any) -> Iterable[Callable[[Any], object]]:
+    """Give *value* if there can be listeners in it."""
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"listeners must be several functions, got {value!r}")
+    return value
+
+
 def fraction(_: object, attribute: Attribute[Any], value: Any) -> None:
     """Accept a number from 0 to 1."""
     if not is_number(value) or not 0 <= value <= 1:

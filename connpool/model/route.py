@@ -157,8 +157,9 @@ class Route:
             return cls.parse(value)
         if isinstance(value, Endpoint):
             return cls.of(value)
-        if isinstance(value, Iterable):
-            return cls.of(*value)
+        several: object = value  # bytes are an Iterable, too
+        if isinstance(several, Iterable) and not isinstance(several, bytes | bytearray):
+            return cls.of(*several)
         raise ConfigError(f"a route must be a text, a Route, an Endpoint or several, got {value!r}")
 
     def __str__(self) -> str:

@@ -7,6 +7,7 @@ import threading
 from typing import Final
 
 from connpool.errors import PoolClosedError, PoolPausedError, UsageError
+from connpool.model.checks import require_seconds
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
 from connpool.model.states import POOL_MOVES, CloseReason, PoolState
 from connpool.pool.census import inherit
@@ -87,6 +88,7 @@ class Doors:
         self._lender.serve()
 
     def close(self, timeout: float | None) -> int:
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         deadline = None if timeout is None else self._lender.now() + timeout
         todo = Todo()
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from connpool.clock import Clock, SystemClock
 from connpool.errors import ConfigError
+from connpool.model.checks import handlers, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
@@ -89,7 +90,7 @@ class ConnectionPool(Steering):
     ) -> None:
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigError(f"config must be a PoolConfig, got {config!r}")
-        self.name = f"pool-{next(_numbers)}" if name is None else name
+        self.name = f"pool-{next(_numbers)}" if name is None else require_text("name", name)
         clock = SystemClock() if clock is None else clock
         self._now = clock.now
         config = PoolConfig.from_settings(**settings) if config is None else config.evolve(**settings)
@@ -97,7 +98,7 @@ class ConnectionPool(Steering):
         self._settle(Lender(self, full, clock, config))
         if rng is not None:
             self._lender.books.rng = rng
-        for handler in listeners:
+        for handler in handlers(listeners):
             self._control.listen(handler, ())
         where_to = None if route is None else Route.coerce(route)
         if self._lender.listeners.by_kind[PoolOpened]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
@@ -10,8 +11,8 @@ from connpool.errors import UsageError
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
-from connpool.pool.sharing import Share, add_share, form, leave, pick
-from connpool.pool.traffic import Bytes
+from connpool.pool.sharing import BROKEN_OFF, Hold, Share, add_share, form, leave, pick
+from connpool.pool.traffic import Bytes, is_misuse
 from connpool.wire.io import SHUT_RDWR, TLSContext
 
 __all__ = ["SharedConnection", "share_at_hand"]
@@ -130,12 +131,7 @@ class SharedConnection(Connection):
             TimeoutError: not everything was taken within *timeout* seconds, waiting for a turn included.
             OSError: the connection is broken.
         """
-        until = None if timeout is None else real.now() + timeout
-        turn = self._hold().turns.take(timeout)
-        try:
-            super().writev_all(buffers, None if until is None else max(0.0, until - real.now()))
-        finally:
-            turn.end()
+        self._in_turn(buffers, _nothing, timeout)
 
     def sendall(self, data: Bytes, timeout: float | None = None) -> None:
         """Write all of *data*; as ``writev_all`` of one buffer."""
@@ -144,27 +140,55 @@ class SharedConnection(Connection):
     def exchange(
         self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None = None
     ) -> T:
-        until = None if timeout is None else real.now() + timeout
-        turn = self._hold().turns.take(timeout)
-        try:
-            super().writev_all(buffers, None if until is None else max(0.0, until - real.now()))
-            try:
-                return read(self)
-            except BaseException:
-                self._held().condemn(CloseReason.BROKEN)  # the next would read the rest of this answer
-                raise
-        finally:
-            turn.end()
+        return self._in_turn(buffers, read, timeout)
 
     exchange.__doc__ = Connection.exchange.__doc__
 
-    def _hold(self) -> Any:
+    def _in_turn(self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None) -> T:
+        """Write *buffers* and *read* the answer, when those who came before are done.
+
+        ``Hold.amid`` is set before the first byte and taken back after the last: whatever ends it in between,
+        an interrupt even, whoever comes next does not write behind half a message or read another's answer.
+        """
+        until = None if timeout is None else real.now() + timeout
+        hold, me = self._hold(), get_ident()
+        if hold.amid == me:
+            raise UsageError(
+                f"{self!r}: its thread is in the middle of an exchange on it", pool=hold.record.pool.name
+            )
+        turn = hold.turns.take(timeout)
         try:
-            return self._key.hold
+            if hold.amid is not None:
+                raise ConnectionAbortedError(f"{self!r}: another write or exchange was broken off")
+            hold.amid = me
+            try:
+                super().writev_all(buffers, None if until is None else max(0.0, until - real.now()))
+            except BaseException as error:
+                if is_misuse(error):
+                    hold.amid = None  # nothing was written
+                raise
+            answer = read(self)
+            hold.amid = None
+            return answer
+        finally:
+            if hold.amid == me:
+                hold.amid = BROKEN_OFF
+                hold.record.condemn(CloseReason.BROKEN)
+            turn.end()
+
+    def _hold(self) -> Hold:
+        try:
+            hold = self._key.hold
         except AttributeError:
             raise self._given_back() from None
+        assert hold is not None
+        return hold
 
     def _surrender(self) -> Share:
         share = super()._surrender()
         assert isinstance(share, Share)
         return share
+
+
+def _nothing(_: Connection) -> None:
+    """Read no answer."""

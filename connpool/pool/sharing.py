@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from connpool.pool.lending import Lender
     from connpool.pool.waiters import Waiter
 
-__all__ = ["Hold", "Share", "add_share", "dissolve", "form", "leave", "pick"]
+__all__ = ["BROKEN_OFF", "Hold", "Share", "add_share", "dissolve", "form", "leave", "pick"]
+
+
+BROKEN_OFF: Final = 0  # stands for a thread; no thread has this number
 
 
 class Hold:
     """A connection that is shared: who shares it holds a ``Share``, and this holds the key.
 
-    A record keeps it for the next time. All but ``turns`` changes under the pool's lock, except
+    A record keeps it for the next time. All but ``turns`` and ``amid`` changes under the pool's lock, except
     that a number leaves ``sharers`` without it: who finds none left looks again with the lock.
     """
 
-    __slots__ = ("joined", "key", "record", "sharers", "turns")
+    __slots__ = ("amid", "joined", "key", "record", "sharers", "turns")
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -33,6 +36,7 @@ class Hold:
         self.sharers: set[int] = set()  # the numbers of the shares, so that one cannot leave twice
         self.joined = 0  # the number of the latest
         self.turns = Turns()  # at writing on it
+        self.amid: int | None = None  # the thread that writes or exchanges, in its turn; or BROKEN_OFF
 
 
 class Share(Key):
@@ -103,6 +107,8 @@ def dissolve(books: Books, hold: Hold) -> Key | None:
     """
     if hold.sharers:
         return None
+    if hold.amid is not None:  # the rest of a message or of an answer is still to come
+        hold.record.condemn(CloseReason.BROKEN)
     key = hold.key
     books.holds.pop(hold, None)
     hold.key = None

@@ -11,10 +11,15 @@ from connpool.model.states import CloseReason
 from connpool.pool.record import Record
 from connpool.wire.io import FileStream, Stream, TLSContext
 
-__all__ = ["Traffic"]
+__all__ = ["Traffic", "is_misuse"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
+
+
+def is_misuse(error: BaseException) -> bool:
+    """Whether *error* only says that the arguments are wrong: it has broken nothing."""
+    return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
 
 
 class Traffic(abc.ABC):
@@ -58,7 +63,8 @@ class Traffic(abc.ABC):
         Args:
             buffers: The request, as for ``writev_all``.
             read: Called with this connection, reads one whole answer and returns it. On a shared
-                connection one that raises breaks it: the rest of the answer would meet the next.
+                connection one that raises breaks it: the rest of the answer would meet the next. It must not
+                write there.
             timeout: Seconds for waiting for one's turn and for writing; *read* has its own.
 
         Returns:
@@ -66,6 +72,8 @@ class Traffic(abc.ABC):
 
         Raises:
             TimeoutError: not everything was taken within *timeout* seconds.
+            ConnectionAbortedError: another holder's write or exchange was broken off.
+            UsageError: *read* writes on a shared connection.
             Exception: what *read* raised; else as ``writev_all``.
         """
         self.writev_all(buffers, timeout)
@@ -158,6 +166,5 @@ class Traffic(abc.ABC):
         return self._held().streaming()
 
     def _fail(self, error: BaseException) -> None:
-        """Mark it broken, unless *error* only says that the arguments are wrong."""
-        if not isinstance(error, TypeError | ValueError | UsageError) or isinstance(error, OSError):
+        if not is_misuse(error):
             self._held().condemn(CloseReason.BROKEN)

@@ -14,7 +14,12 @@ BytesLike: TypeAlias = "bytes | bytearray | memoryview | array.array[Any] | mmap
 
 def as_views(buffers: Iterable[BytesLike]) -> list[memoryview]:
     """Give a view of bytes over each buffer that is not empty. The caller releases them."""
-    return [view for view in map(_as_bytes, buffers) if view]
+    try:
+        return [view for view in map(_as_bytes, buffers) if view]
+    except TypeError:
+        if type(buffers) in (bytes, bytearray, memoryview):
+            raise TypeError(f"buffers must be several bytes-like objects, got {buffers!r:.60}") from None
+        raise
 
 
 def _as_bytes(buffer: BytesLike) -> memoryview:

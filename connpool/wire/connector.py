@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import socket
 import ssl
@@ -11,6 +12,7 @@ from typing import Any, Final, Protocol
 from attrs import frozen
 
 from connpool.errors import ConfigError, HandshakeError
+from connpool.model.checks import require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look
 from connpool.wire.dial import DialOptions, open_tcp, open_unix
@@ -79,6 +81,12 @@ class SocketConnector:
     ) -> None:
         if tls is not None and not isinstance(tls, ssl.SSLContext):
             raise ConfigError(f"tls must be an ssl.SSLContext or None, got {tls!r}")
+        if server_hostname is not None and not isinstance(server_hostname, str):
+            raise ConfigError(f"server_hostname must be a text or None, got {server_hostname!r}")
+        if not isinstance(nodelay, bool):
+            raise ConfigError(f"nodelay must be True or False, got {nodelay!r}")
+        require_callable("handshake", handshake)
+        require_callable("permissions", permissions)
         _check_keepalive(keepalive)
         _check_source_address(source_address)
         if tls is not None and tls.verify_mode == ssl.CERT_NONE:
@@ -216,10 +224,12 @@ def adapt(connector: Connector) -> FullConnector:
     """Fill in what *connector* leaves out.
 
     Raises:
-        ConfigError: It has no ``open``.
+        ConfigError: It has no ``open``, or is a class whose ``open`` needs an object.
     """
     if not callable(getattr(connector, "open", None)):
         raise ConfigError(f"a connector needs open(endpoint, timeout, cancel); {connector!r} has none")
+    if isinstance(connector, type) and inspect.isfunction(inspect.getattr_static(connector, "open")):
+        raise ConfigError(f"the connector {connector!r} is a class; give one that is made of it")
     reset = getattr(connector, "reset", None)
     is_usable = getattr(connector, "is_usable", None) or look.is_usable
     prompt = bool(getattr(connector, "prompt", False))

@@ -47,6 +47,17 @@ class Identifying(Framing, Protocol):
         """As ``encode``, with the 16 bytes of *id*."""
 
 
+def require_framing(framing: object) -> Framing:
+    """Give *framing* if it is one.
+
+    Raises:
+        ConfigError: it lacks a method, or is a class.
+    """
+    if not isinstance(framing, Framing) or isinstance(framing, type):
+        raise ConfigError(f"framing must have the methods encode and feed, got {framing!r}")
+    return framing
+
+
 def decoder_of(framing: F) -> F:
     """A copy of *framing* for one connection."""
     return copy.deepcopy(framing)
@@ -205,7 +216,7 @@ class Identified:
     """
 
     def __init__(self, framing: Framing) -> None:
-        self._framing = framing
+        self._framing = require_framing(framing)
 
     def encode_as(self, message: bytes, id: bytes) -> bytes:
         return self._framing.encode(id.hex().encode() + b" " + message)

@@ -242,3 +242,8 @@ def test_the_file_on_the_page_makes_its_pools(
         assert (repo["orders"].config.max_size, repo["ledger"].config.max_size) == (16, 8)
         assert str(repo["ledger"].route) == "tls://ledger.example:7443"
         assert repo["ledger"].config.max_lifetime is None
+
+
+def test_what_stands_for_no_limit_is_told_in_the_words_of_the_file(write) -> None:
+    (problem,) = problems_of(write('[pools.a]\nroute = "a:1"\nmax_lifetime = "None"\n'))
+    assert problem.endswith("max_lifetime must be more than 0 seconds and finite, or 'none', got 'None'")

@@ -8,7 +8,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from connpool import (
     Request,
     UsageError,
 )
-from connpool.testing import Answer, FakeClock, ScriptedServer
+from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
@@ -509,6 +509,83 @@ def test_a_reading_that_fails_breaks_the_connection_for_all() -> None:
         assert third.info.id != other.info.id
         end([one, other, third])
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def interrupt(conn: Connection) -> bytes:
+    raise KeyboardInterrupt
+
+
+def run_out_of_time(conn: Connection) -> bytes:
+    return conn.recv_until(b"\n", timeout=0.02)
+
+
+@pytest.mark.parametrize("read", [run_out_of_time, interrupt])
+def test_after_an_exchange_that_was_broken_off_nobody_meets_its_answer(
+    read: Callable[[Connection], bytes],
+) -> None:
+    may_answer = threading.Event()
+
+    def answer(request: bytes) -> bytes:
+        assert may_answer.wait(5)
+        return request
+
+    with (
+        ScriptedServer(script=Answer(answer, delimiter=b"\n")) as server,
+        ConnectionPool(server.endpoint, sharable=True) as pool,
+    ):
+        one, other = pool.share(timeout=5), pool.share(timeout=5)
+        with pytest.raises((TimeoutError, KeyboardInterrupt)):
+            one.exchange([b"one\n"], read)
+        may_answer.set()
+        for share in (one, other):
+            with pytest.raises(ConnectionAbortedError, match="another write or exchange was broken off"):
+                share.exchange([b"other\n"], lambda conn: conn.recv_until(b"\n", timeout=5))
+        end([one, other])
+        with pool.share(timeout=5) as third:
+            assert third.exchange([b"third\n"], lambda conn: conn.recv_until(b"\n", timeout=5)) == b"third\n"
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_nobody_writes_behind_half_a_message() -> None:
+    with (
+        ScriptedServer(script=Deaf()) as server,
+        ConnectionPool(server.endpoint, sharable=True) as pool,
+    ):
+        one, other = pool.share(timeout=5), pool.share(timeout=5)
+        with pytest.raises(TimeoutError):
+            one.sendall(bytes(50_000_000), timeout=0.1)
+        with pytest.raises(ConnectionAbortedError, match="another write or exchange was broken off"):
+            other.sendall(b"x", timeout=5)
+        end([one, other])
+
+
+def test_a_write_whose_arguments_are_wrong_breaks_nothing() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        one, other = pool.share(timeout=5), pool.share(timeout=5)
+        with pytest.raises(TypeError):
+            one.exchange(["text"], lambda conn: conn.recv_until(b"\n"))  # type: ignore[list-item]
+        assert other.exchange([b"x\n"], lambda conn: conn.recv_until(b"\n", timeout=5)) == b"x\n"
+        end([one, other])
+        assert pool.stats().idle == 1
+
+
+def test_who_writes_on_a_shared_connection_in_its_own_exchange_is_told_so() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        share = pool.share(timeout=5)
+        with pytest.raises(UsageError, match="in the middle of an exchange on it"):
+            share.exchange([b"x\n"], lambda conn: conn.sendall(b"y\n", timeout=5))
+        share.release()
+
+
+def test_a_share_that_ends_in_the_middle_of_its_exchange_ends_the_connection() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        share = pool.share(timeout=5)
+
+        def release(conn: Connection) -> None:
+            conn.release()
+
+        share.exchange([b"x\n"], release)
+        assert pool.stats().idle == 0
 
 
 def test_an_exclusive_connection_exchanges_too() -> None:

@@ -201,7 +201,9 @@ def test_what_was_put_before_a_kill_is_there_and_what_was_removed_is_not(path: P
     found = [int(item.message) for item in spool.peek("a", *ALL)]
     both = [int(item.message) for item in spool.peek("b", *ALL)]
     spool.close()
-    assert spool.damage is None
+    assert (
+        spool.damage is None or spool.damage.lost == 0
+    )  # a kill in the very write of a commit looks like it
     assert len(found) == len(set(found))
     assert removed.isdisjoint(found), "what was removed came again"
     assert put - removing <= set(found), "what was put is missing"

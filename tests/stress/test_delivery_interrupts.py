@@ -7,7 +7,7 @@ import importlib
 import itertools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -259,3 +259,37 @@ def test_a_hundred_real_signals_tear_nothing_and_hold_nobody_up():
         assert n_struck > 10
         stage.rest()
         assert stage.sender.flush(GUARD) == 0
+
+
+def reopen(sender: Broadcaster) -> None:
+    (link,) = sender.links()
+    sender.mark_dead(link.endpoint)
+    sender.mark_alive(link.endpoint)
+
+
+def send_apart(sender: Broadcaster) -> None:
+    sender.broadcast_async(b"m")
+
+
+@pytest.mark.parametrize(("name", "use"), [("connpool-link", reopen), ("connpool-async", send_apart)])
+def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_that_interrupt(
+    name: str, use: Callable[[Broadcaster], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith(name):
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                raise RuntimeError("release unlocked lock")  # noqa: B904 - as a Condition does
+
+    with Sink() as sink, broadcasting(sink) as sender:
+        assert sender.wait_ready(GUARD)
+        until(lambda: all(not link.is_tended for link in sender._office.roster.links.values()))
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            use(sender)
+        monkeypatch.undo()
+        assert sender.flush(GUARD) == 0

@@ -1,0 +1,157 @@
+"""An argument of the wrong kind is refused where it is given, by a sentence that shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from connpool import (
+    Broadcaster,
+    CallPool,
+    ConfigError,
+    ConnectionPool,
+    Identified,
+    Lines,
+    LinkEvent,
+    MemorySpool,
+    Reply,
+    Repository,
+    Route,
+    SocketChannel,
+    SocketConnector,
+    UsageError,
+)
+from connpool.wire.buffers import as_views
+
+
+@pytest.fixture(name="pool")
+def make_pool() -> Iterator[ConnectionPool]:
+    with ConnectionPool("a:1", reconnect=False) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ConnectionPool("a:1", name=5), "name must be a text, got 5"),
+        (
+            lambda: ConnectionPool("a:1", listeners=print),
+            "listeners must be several functions, got <b",
+        ),
+        (lambda: ConnectionPool("a:1", connector=SocketConnector), "is a class; give one that is made of it"),
+        (lambda: ConnectionPool(b"a:1"), "or several, got b'a:1'"),
+        (lambda: CallPool(5), "name must be a text, got 5"),
+        (lambda: CallPool(listeners=5), "listeners must be several functions, got 5"),
+        (lambda: Repository(5), "name must be a text, got 5"),
+        (lambda: Repository().new(5, "a:1"), "name must be a text, got 5"),
+        (lambda: SocketConnector(nodelay="yes"), "nodelay must be True or False, got 'yes'"),
+        (lambda: SocketConnector(server_hostname=5), "server_hostname must be a text or None, got 5"),
+        (lambda: SocketConnector(handshake=5), "handshake must be a function or None, got 5"),
+        (
+            lambda: SocketConnector(permissions={"read"}),
+            "permissions must be a function or None, got {'read'}",
+        ),
+        (lambda: Reply(1, retry_after=-1), "retry_after must be a number from 0 on or None, got -1"),
+        (lambda: Reply(1, retry_after="1"), "retry_after must be a number from 0 on or None, got '1'"),
+        (
+            lambda: Reply(1, retry_after=math.nan),
+            "retry_after must be a number from 0 on or None, got nan",
+        ),
+        (lambda: Identified(Lines), "framing must have the methods encode and feed, got <class"),
+    ],
+)
+def test_a_wrong_argument_is_shown(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"methods": {"V"}, "framing": 5}, "framing must have the methods encode and feed, got 5"),
+        ({"methods": {"V"}, "framing": Lines}, "framing must have the methods encode and feed, got <class"),
+        ({"methods": {"V"}, "encode": 5}, "encode must be a function or None, got 5"),
+        ({"methods": {"V"}, "decode": 5}, "decode must be a function or None, got 5"),
+        ({"methods": 5}, "methods of a channel are hashable things, not 5"),
+        ({"methods": "VOLT"}, "methods of a channel are a collection, not 'VOLT'"),
+    ],
+)
+def test_a_wrong_argument_of_a_channel_is_shown(
+    pool: ConnectionPool, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((ConfigError, UsageError)) as caught:
+        SocketChannel(pool, "meter", **settings)
+    assert said in str(caught.value)
+
+
+def test_a_channel_is_made_over_a_pool() -> None:
+    with pytest.raises(ConfigError, match="pool must be a ConnectionPool, got 'a:1'"):
+        SocketChannel("a:1", "meter", {"V"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"spool": "a.db"}, "spool must have the methods of Spool, got 'a.db'"),
+        ({"spool": MemorySpool}, "spool must have the methods of Spool, got <class"),
+        ({"framing": Lines}, "framing must have the methods encode and feed, got <class"),
+    ],
+)
+def test_a_wrong_argument_of_a_broadcaster_is_shown(
+    pool: ConnectionPool, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Broadcaster(pool, **settings)
+    assert said in str(caught.value)
+
+
+def test_a_wrong_argument_of_a_broadcasters_method_is_shown(pool: ConnectionPool) -> None:
+    with Broadcaster(pool, reconnect=False) as broadcaster:
+        for wait in (broadcaster.recv, broadcaster.check_event):
+            for timeout in ("5", math.inf):
+                with pytest.raises(ConfigError, match=f"timeout must be .*, got {timeout!r}"):
+                    wait(timeout)  # type: ignore[arg-type]
+        for install in (broadcaster.on, broadcaster.on_any):
+            with pytest.raises(ConfigError, match="a handler must be callable, got 5"):
+                install(LinkEvent.DEAD, 5)  # type: ignore[arg-type]
+
+
+def test_what_is_no_channel_is_not_added() -> None:
+    with CallPool("bench") as calls:
+        with pytest.raises(ConfigError, match="a channel needs open, call and close; 5 has no open"):
+            calls.init(5)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="info must be a ChannelInfo, got 5"):
+            calls.put(5)  # type: ignore[arg-type]
+        assert calls.resources() == []
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_close_that_cannot_tell_how_long_it_may_take_changes_nothing(timeout: Any) -> None:
+    with ConnectionPool("a:1") as pool, Repository() as repo:
+        for close in (pool.close, repo.close):
+            with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
+                close(timeout)
+        assert pool.stats().state.value == "open"
+
+
+def test_a_class_all_of_whose_methods_are_static_is_a_connector() -> None:
+    class Opener:
+        @staticmethod
+        def open(endpoint: object, timeout: object, cancel: object) -> object:
+            return "opened"
+
+    with ConnectionPool("a:1", connector=Opener) as pool, pool.try_connect(timeout=5) as conn:
+        assert conn.raw == "opened"
+
+
+def test_buffers_are_several() -> None:
+    with pytest.raises(TypeError, match="buffers must be several bytes-like objects, got b'abc'"):
+        as_views(b"abc")  # type: ignore[arg-type]
+
+
+def test_several_endpoints_are_a_route() -> None:
+    assert str(Route.coerce(["a:1", "b:1"])) == "a:1, b:1"
