@@ -8,7 +8,6 @@ import random
 import signal
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
@@ -18,7 +17,7 @@ import pytest
 
 IS_MONITORED = sys.version_info >= (3, 12)
 # Threads that an interrupt kept from starting: ``threading`` lists them for ever, as about to start.
-NEVER_STARTED: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+NEVER_STARTED: set[threading.Thread] = set()
 needs_monitoring = pytest.mark.skipif(
     not IS_MONITORED, reason="stopping at so many bytecodes needs sys.monitoring (Python 3.12)"
 )

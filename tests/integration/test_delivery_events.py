@@ -370,9 +370,10 @@ def test_a_failing_handler_of_input_breaks_that_link_and_no_other(diary):
         sender.on(INPUT, handler)
         sender.on(DEAD, diary)
         all_alive(sender)
-        a.connections[0].send(b"hello\n")
+        connection = a.until_accepts(1)
+        connection.send(b"hello\n")
         diary.until(1)
-        a.connections[0].until_ended()
+        connection.until_ended()
         assert diary.told == [(DEAD, str(a.endpoint))]
         assert isinstance(sender.links()[0].last_error, ValueError)
         assert sender.links()[1].state is LinkState.ALIVE
