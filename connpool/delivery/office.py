@@ -116,7 +116,7 @@ class Office:
         strand = link.strand if strand is None else strand
         if strand is None:
             return False
-        to_close = link.drop(strand)
+        to_close = link.drop(strand, error)
         with self._lock:
             was_up = link.state is LinkState.ALIVE and link.newest is strand
             if was_up:
@@ -148,7 +148,7 @@ class Office:
             if torn is not None:
                 self.lower(link, torn.line.error, torn)
             elif newest is not None and newest.is_dropped:
-                self.lower(link, newest.line.error, newest)
+                self.lower(link, newest.why, newest)  # by whoever comes first
 
     def fail_endpoint(self, endpoint: Endpoint, error: BaseException | None) -> None:
         """Whatever link leads to *endpoint* just now is broken."""
