@@ -104,6 +104,9 @@ class Reaper:
         running = self._thread
         return running is not None and running.is_alive()
 
+    def _is_vacant(self) -> bool:
+        return self._thread is None
+
     def _see_to_thread(self) -> bool:
         """Start the thread unless it runs. Of two that are started at once one ends as soon as it can."""
         if self._is_running():
@@ -130,9 +133,9 @@ class Reaper:
             nap = self._next_nap()
             if nap is None:
                 self._thread = None  # said first, and looked after that: who asks later starts another
-                if not self._asked or not self._may_start or self._see_to_thread():
+                if not self._asked or not self._may_start or not self._is_vacant():
                     return
-                self._thread = me  # no other can be had
+                self._thread = me  # one that is started in this very moment waits, and ends after us
                 continue
             self._clock.wait(self._gate, nap)
             if self._thread is not me:

@@ -392,6 +392,7 @@ def test_why_a_link_was_lost_is_known_though_upkeep_comes_before_who_lost_it(dia
         drop = Link.drop
 
         def overtaken(link: Link, *args: Any) -> Any:
+            monkeypatch.undo()
             dropped = drop(link, *args)
             sender._office.heal()
             return dropped
