@@ -117,6 +117,7 @@ class Office:
         if strand is None:
             return False
         to_close = link.drop(strand, error)
+        error = error or strand.why  # who dropped it may come here after us
         with self._lock:
             was_up = link.state is LinkState.ALIVE and link.newest is strand
             if was_up:
@@ -148,7 +149,7 @@ class Office:
             if torn is not None:
                 self.lower(link, torn.line.error, torn)
             elif newest is not None and newest.is_dropped:
-                self.lower(link, newest.why, newest)  # by whoever comes first
+                self.lower(link, newest.line.error, newest)
 
     def fail_endpoint(self, endpoint: Endpoint, error: BaseException | None) -> None:
         """Whatever link leads to *endpoint* just now is broken."""
