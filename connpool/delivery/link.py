@@ -272,7 +272,7 @@ class Link:
         self.is_flushing = is_behind
         self.newest = self.strand = strand
 
-    def drop(self, strand: Strand) -> Strand | None:
+    def drop(self, strand: Strand, why: BaseException | None) -> Strand | None:
         """Let nobody use *strand* any more, and have everybody who waits at it stop.
 
         Returns:
@@ -281,6 +281,7 @@ class Link:
         with self.writing:
             if self.strand is not strand:
                 return None
+            strand.why = why
             strand.is_dropped = True
             strand.line.end()
             self.unfinished = None  # if it is in the spool, it begins anew from there

@@ -116,7 +116,8 @@ class Office:
         strand = link.strand if strand is None else strand
         if strand is None:
             return False
-        to_close = link.drop(strand)
+        to_close = link.drop(strand, error)
+        error = error or strand.why  # who dropped it may come here after us
         with self._lock:
             was_up = link.state is LinkState.ALIVE and link.newest is strand
             if was_up:

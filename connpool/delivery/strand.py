@@ -55,6 +55,7 @@ class Strand:
         "is_midway",
         "line",
         "n_readers",
+        "why",
     )
 
     def __init__(self, conn: Connection, line: Line, endpoint: Endpoint, decoder: Framing) -> None:
@@ -66,6 +67,7 @@ class Strand:
         self.is_midway = False  # the peer may have a part of a message, and only its sender the rest
         self.n_readers = 0
         self.is_dropped = False  # nobody new may use it; the last user closes it
+        self.why: BaseException | None = None  # it was dropped; None: by hand
 
     @property
     def is_held(self) -> bool:

@@ -36,6 +36,8 @@ logger = logging.getLogger("connpool.pool")
 CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
 JOIN_GRACE: Final = 0.25  # seconds ``join`` gives threads whose dials were cancelled
 
+_wait = real.SystemClock().wait
+
 
 class EitherCancel:
     """Set as soon as one of two flags is."""
@@ -221,23 +223,24 @@ class Dialler:
         pending = deque(keys)
         while pending:
             left = len(pending)
-            done = threading.Event()
+            done: real.Gate = threading.Lock()  # an Event may turn Ctrl-C into a RuntimeError
+            done.acquire()
             if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
                 self._close_apart(pending, done)
             if apart:
                 break
-            while not done.wait(CLOSE_GRACE) and len(pending) < left:
+            while not _wait(done, CLOSE_GRACE) and len(pending) < left:
                 left = len(pending)  # it is getting on
         return [], None
 
-    def _close_apart(self, pending: deque[Key], done: threading.Event) -> None:
+    def _close_apart(self, pending: deque[Key], done: real.Gate) -> None:
         try:
             while pending:
                 self._close_one(pending.popleft())
         except IndexError:  # another thread took the last one
             pass
         finally:
-            done.set()
+            done.release()
 
     def _close_one(self, key: Key) -> None:
         """Close and report it; what interrupts that (a listener's SystemExit) ends nobody's thread."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import Gate, SystemClock
+from connpool.pool import threads
 from connpool.pool.census import Kept
 
 __all__ = ["REAPER", "Reaper"]
@@ -32,8 +33,9 @@ class Reaper:
     """Keeps a heap of instants, and sleeps until the first of them.
 
     It holds what it keeps up weakly, and runs only while one of them has something due.
-    There is no lock: others only append to ``_asked`` and open the gate, so that
-    even a finaliser may ask; all the rest is the thread's own.
+    Who asks takes no lock: others only append to ``_asked`` and open the gate, so that
+    even a finaliser may ask; all the rest is the thread's own. Two that are started at once
+    work one after the other.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,7 @@ class Reaper:
         self._asked: deque[tuple[Ref, float]] = deque()  # and not yet seen by the thread
         self._gone: deque[Ref] = deque()  # who is no more
         self._thread: threading.Thread | None = None
+        self._at_it = threading.Lock()  # held by the thread that works; nobody else takes it
         self._may_start = True
         self._numbers = itertools.count()
         self._due: dict[Ref, float] = {}  # the instant that holds for each
@@ -101,17 +104,18 @@ class Reaper:
         running = self._thread
         return running is not None and running.is_alive()
 
+    def _is_vacant(self) -> bool:
+        return self._thread is None
+
     def _see_to_thread(self) -> bool:
-        """Start the thread unless it runs. Of two that are started at once one ends at once."""
+        """Start the thread unless it runs. Of two that are started at once one ends as soon as it can."""
         if self._is_running():
             return True
         if not self._may_start:
             return False
         thread = threading.Thread(target=self._run, name="connpool-reaper", daemon=True)
         self._thread = thread
-        try:
-            thread.start()
-        except RuntimeError:  # can't start new thread: the next who has something due tries again
+        if not threads.start(thread):  # the next who has something due tries again
             logger.info("no thread can be started: pools are not kept up for now")
             return False
         return True
@@ -119,15 +123,19 @@ class Reaper:
     # -- the thread
 
     def _run(self) -> None:
-        me = threading.current_thread()
+        self._wake()  # one that another has taken the place of sees it, and ends
+        with self._at_it:
+            self._keep_up(threading.current_thread())
+
+    def _keep_up(self, me: threading.Thread) -> None:
         while self._thread is me:
             self._hear()
             nap = self._next_nap()
             if nap is None:
                 self._thread = None  # said first, and looked after that: who asks later starts another
-                if not self._asked or not self._may_start:
+                if not self._asked or not self._may_start or not self._is_vacant():
                     return
-                self._thread = me
+                self._thread = me  # one that is started in this very moment waits, and ends after us
                 continue
             self._clock.wait(self._gate, nap)
             if self._thread is not me:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 IS_MONITORED = sys.version_info >= (3, 12)
+# Threads that an interrupt kept from starting: ``threading`` lists them for ever, as about to start.
+NEVER_STARTED: set[threading.Thread] = set()
 needs_monitoring = pytest.mark.skipif(
     not IS_MONITORED, reason="stopping at so many bytecodes needs sys.monitoring (Python 3.12)"
 )
@@ -256,6 +258,7 @@ def struck(job: Callable[[], object], delay: float) -> bool:
         gun.join()
         signal.signal(signal.SIGUSR1, before)
         gc.callbacks.extend(onlookers)
+        NEVER_STARTED.update(thread for thread in threading.enumerate() if thread.ident is None)
     return was_struck
 
 

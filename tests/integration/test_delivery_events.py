@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
+from connpool.delivery.link import Link
 from connpool.testing import ScriptedServer, Silence
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -370,12 +371,36 @@ def test_a_failing_handler_of_input_breaks_that_link_and_no_other(diary):
         sender.on(INPUT, handler)
         sender.on(DEAD, diary)
         all_alive(sender)
-        a.connections[0].send(b"hello\n")
+        connection = a.until_accepts(1)
+        connection.send(b"hello\n")
         diary.until(1)
-        a.connections[0].until_ended()
+        connection.until_ended()
         assert diary.told == [(DEAD, str(a.endpoint))]
         assert isinstance(sender.links()[0].last_error, ValueError)
         assert sender.links()[1].state is LinkState.ALIVE
+
+
+def test_why_a_link_was_lost_is_known_though_upkeep_comes_before_who_lost_it(diary, monkeypatch):
+    def handler(sender: Broadcaster, *_: object) -> None:
+        raise ValueError("not what I expected")
+
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        sender.on(INPUT, handler)
+        sender.on(DEAD, diary)
+        connection = a.until_accepts(1)
+        all_alive(sender)
+        drop = Link.drop
+
+        def overtaken(link: Link, *args: Any) -> Any:
+            monkeypatch.undo()
+            dropped = drop(link, *args)
+            sender._office.heal()
+            return dropped
+
+        monkeypatch.setattr(Link, "drop", overtaken)
+        connection.send(b"hello\n")
+        diary.until(1)
+        assert isinstance(sender.links()[0].last_error, ValueError)
 
 
 def test_a_handler_of_input_that_returns_less_than_nothing_breaks_that_link(diary):

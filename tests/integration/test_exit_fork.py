@@ -123,12 +123,16 @@ def test_a_fork_in_the_middle_of_a_turn_gives_a_child_whose_reaper_works() -> No
         assert inside.wait(10)
         stop()
 
-        def job() -> list[str]:
+        def job() -> set[str]:
             over.set()
-            n = len(board.lines)
+            n, names = len(board.lines), set()
+
+            def is_reaped() -> bool:
+                names.update(thread.name for thread in threading.enumerate())
+                return len(board.lines) > n and not board.lines[-1].is_open
+
             turn(pool)
-            names = [thread.name for thread in threading.enumerate()]
-            until(lambda: len(board.lines) > n and not board.lines[-1].is_open, "a turn in the child")
+            until(is_reaped, "a turn in the child")
             return names
 
         try:

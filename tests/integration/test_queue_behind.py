@@ -127,9 +127,9 @@ def test_who_stands_behind_one_that_dials_on_its_own_thread_takes_what_comes_bac
     pool._lender.books.queue.oldest.is_busy = True  # as while a dial of its own hangs that was given up
     held.release()
     assert pool.stats().idle == 1
-    behind = Caller(pool, CAREFUL, timeout=None)
+    taken = Caller(pool, CAREFUL, timeout=None).loan(SOON)
     pool._lender.books.queue.oldest.is_busy = False
-    behind.loan(SOON).release()
+    taken.release()
     first.loan().release()
     assert_ended(pool, works)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 
 from connpool import ConnectionClosed, ConnectionPool
 from connpool.testing import FakeClock, ScriptedServer
+from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, until
 from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, turn
 
@@ -309,3 +312,73 @@ def test_the_process_sleeps_while_nothing_is_due() -> None:
         before = sum(os.times()[:2])
         let_pass(0.3)
         assert sum(os.times()[:2]) - before < 0.15
+
+
+# -- two at once ------------------------------------------------------------------------------------------
+
+
+class Ward:
+    """Something to keep up. It writes down its turns, and does in them what the test says."""
+
+    def __init__(self, deed: Callable[[], object] = lambda: None) -> None:
+        self.name = "ward"
+        self.turns = 0
+        self._deed = deed
+
+    def _pace(self) -> float | None:
+        return 0.0
+
+    def _take_turn(self, *, is_leap: bool) -> object:
+        self.turns += 1
+        return self._deed()
+
+    def _start_clean(self) -> object:
+        """It has nothing that a child would inherit."""
+
+    def _close_at_exit(self) -> object:
+        """Nothing is open."""
+
+
+def test_of_two_threads_started_at_once_one_waits_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    reaper = Reaper()
+    in_turn, may_end = threading.Event(), threading.Event()
+    first = Ward(lambda: (in_turn.set(), may_end.wait(20)))
+    second = Ward()
+    reaper.watch(first, -math.inf)
+    assert in_turn.wait(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(reaper, "_is_running", lambda: False)  # who asks has looked just before it started
+        reaper.watch(second, -math.inf)
+    let_pass(0.05)
+    assert second.turns == 0, "two at work at once"
+    may_end.set()
+    until(lambda: second.turns == 1)
+    until(lambda: not reapers())
+
+
+def test_one_asked_for_something_as_it_ends_leaves_it_to_who_was_started_for_it() -> None:
+    """Both would go on otherwise, or one would wait for the other for ever."""
+    reaper = Reaper()
+    second, later = Ward(), Ward()
+
+    class Asked(deque[Any]):
+        """What is asked for; somebody asks just when the thread has said that it ends."""
+
+        def __bool__(self) -> bool:
+            if reaper._thread is None and not second.turns and not len(self):
+                rival = threading.Thread(target=ask)
+                rival.start()
+                rival.join(10)
+            return len(self) > 0
+
+    def ask() -> None:
+        reaper.watch(second, -math.inf)
+        reaper.watch(later, time.monotonic() + 600)
+
+    reaper._asked = Asked()
+    first = Ward()
+    reaper.watch(first, -math.inf)
+    until(lambda: first.turns == second.turns == 1)
+    until(lambda: len(reapers()) == 1, "the end of one of two")
+    reaper.watch(later, math.inf)
+    until(lambda: not reapers())

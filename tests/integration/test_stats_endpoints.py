@@ -149,6 +149,7 @@ def test_counts_agree_with_what_the_servers_saw():
                 loan.release()
             for server in (one, other):
                 info = info_of(pool, server.endpoint)
+                server.until_accepts(3)
                 server.until_open(info.idle)
                 assert info.opened == server.accepts == 3
                 assert info.opened - info.closed.get(CloseReason.TERMINATED, 0) == server.open

@@ -247,7 +247,7 @@ def test_an_interrupt_at_any_moment_tears_nothing_and_holds_nobody_up(scene, in_
     assert not in_finalisers
 
 
-def test_a_hundred_real_signals_tear_nothing_and_hold_nobody_up():
+def test_a_hundred_real_signals_tear_nothing_and_hold_nobody_up(in_finalisers):  # noqa: F811
     with ExitStack() as stack:
         stage = Plain(stack)
 
@@ -259,6 +259,7 @@ def test_a_hundred_real_signals_tear_nothing_and_hold_nobody_up():
         assert n_struck > 10
         stage.rest()
         assert stage.sender.flush(GUARD) == 0
+    assert not in_finalisers
 
 
 def reopen(sender: Broadcaster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import importlib
@@ -12,6 +13,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -20,8 +22,18 @@ from connpool import ConnectionPool, ConnPoolError
 from connpool.pool import drops
 from connpool.pool.connection import HAS_GIL
 from connpool.pool.core import Books
+from connpool.pool.dialing import Dialler
 from connpool.pool.record import Record
-from tests.helpers.interrupts import Place, Strike, Survey, codes_of, needs_monitoring, struck_at_random
+from tests.helpers.interrupts import (
+    Place,
+    SignalStrike,
+    Strike,
+    Survey,
+    at_every_bytecode,
+    codes_of,
+    needs_monitoring,
+    struck_at_random,
+)
 from tests.helpers.switchboard import until
 from tests.stress.scenes import SCENES, Scene
 from tests.stress.works import A, Part, TellingClock, Works, assert_ended, assert_whole
@@ -32,6 +44,7 @@ MODULES = [
 ]
 ENOUGH = 50  # strikes for each scene, besides those at places where no scene before it was struck
 KNOWN: set[Place] = set()
+ERRANDS = "connpool-dial", "connpool-look", "connpool-close"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
 
@@ -65,9 +78,9 @@ def finish(stage: Scene) -> None:
     assert_ended(stage.pool, stage.works)
 
 
-def dialling() -> list[str]:
-    """The threads that dial; not those that an interrupt kept from being started."""
-    return [t.name for t in threading.enumerate() if t.is_alive() and t.name.startswith("connpool-dial")]
+def at_work() -> list[str]:
+    """The threads that dial, look or close; not those that an interrupt kept from being started."""
+    return [t.name for t in threading.enumerate() if t.is_alive() and t.name.startswith(ERRANDS)]
 
 
 @needs_monitoring
@@ -80,6 +93,7 @@ def test_an_interrupt_at_any_moment_loses_no_place_and_holds_no_lock(scene, in_f
         strike._raised = None  # its frames hold what the deed had in its hands
         try:
             stage.end()
+            until(lambda: not at_work())  # what a thread still has in hand is not lost
             gc.collect(0)
             stage.pool.sweep()
             stats = stage.pool.stats()
@@ -208,6 +222,31 @@ def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_tha
     assert_ended(pool, works)
 
 
+@needs_monitoring
+def test_an_interrupt_of_a_wait_for_a_close_is_that_interrupt(monkeypatch):
+    """The waits of ``threading`` may end with a RuntimeError instead, about a lock that is not theirs."""
+
+    def start(dialler: Dialler, name: str, target: Any, *args: Any) -> bool:  # not one of these waits itself
+        return _thread.start_new_thread(target, args) > 0
+
+    works = Works(prompt=False)
+    works.closing = lambda part: threading.Event().wait(0.005)  # so long that it is waited for
+    pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None, dial_in_caller=True)
+    for strike in at_every_bytecode(threading.Condition, threading.Event, kind=SignalStrike):
+        pool.configure(dial_in_caller=True)
+        held = pool.try_connect(timeout=5)
+        pool.configure(dial_in_caller=False)
+        with monkeypatch.context() as patch, strike:
+            patch.setattr(Dialler, "_spawn", start)
+            held.terminate()
+        strike._raised = None
+        gc.collect(0)
+        pool.sweep()
+        works.until(lambda: works.n_open == 0)
+    until(lambda: pool.stats().size == 0)
+    assert_ended(pool, works)
+
+
 @pytest.mark.parametrize("prompt", [True, False])
 def test_a_thread_that_an_interrupt_kept_from_starting_keeps_no_place(monkeypatch, prompt):
     """``threading`` keeps such a thread for ever, in a table of those that are about to start."""
@@ -288,7 +327,7 @@ def test_an_interrupt_in_a_finaliser_has_it_report_again(monkeypatch, kind):
     works = Works(prompt=True)
     pool = ConnectionPool(A, connector=works, max_size=1, reap_interval=None, sharable=True)
     held = [pool.share() if kind == "share" else pool.try_connect()]
-    until(lambda: not dialling())
+    until(lambda: not at_work())
     raised: list[object] = []
 
     def interrupted(pool: ConnectionPool) -> None:
@@ -320,7 +359,7 @@ def test_a_loan_that_is_dropped_is_found_though_the_thread_that_had_it_dialled_s
     sleeper = threading.Thread(target=open_one_and_sleep)
     sleeper.start()
     works.until(lambda: works.n_open == 1)
-    until(lambda: pool.stats().idle == 1 and not dialling(), "the end of the thread that dialled")
+    until(lambda: pool.stats().idle == 1 and not at_work(), "the end of the thread that dialled")
     try:
         pool.try_connect(timeout=5)  # and lost
         pool.sweep()

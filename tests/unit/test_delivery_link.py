@@ -238,7 +238,7 @@ def test_a_link_whose_loss_nobody_has_told_is_told_of_by_the_next_turn(monkeypat
         lost = link.strand
         assert lost is not None
         monkeypatch.setattr(Line, "end", lambda line: None)  # or who reads from it would tell
-        to_close = link.drop(lost)
+        to_close = link.drop(lost, None)
         monkeypatch.undo()
         assert link.state is LinkState.ALIVE
         sender.sweep()
