@@ -106,7 +106,7 @@ def test_an_expired_channel_is_closed_without_any_traffic(pool):
         began = now()
         pool.init(TextChannel(sockets), ttl=0.05)
         server.until_accepts(1)
-        connection = server.connections[0]
+        connection = server.until_accepts(1)
         connection.until_ended()
         assert connection.ending is Ending.EOF
         assert 0.05 <= now() - began < 5
@@ -527,7 +527,7 @@ def test_a_forked_child_starts_empty_and_says_nothing_on_the_parents_channels(po
         inherited = weakref.ref(pool.map(RESOURCE, lambda info: info.channel)[0])
         assert in_child(in_it) == (5, 1, 0, True)  # not even its finaliser may speak
         assert pool.call(RESOURCE, "GET") == "1"
-        assert server.connections[0].ending is None
+        assert server.until_accepts(1).ending is None
 
 
 def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):

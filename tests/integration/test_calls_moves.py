@@ -260,12 +260,12 @@ def test_a_channel_serves_until_its_ttl_is_over_and_a_fresh_one_beside_it_longer
         still.init(TextChannel(sockets), ttl=5.0)
         clock.advance(1)
         assert still.call(RESOURCE, "GET") == "0"  # the fresh one's counter
-        server.connections[0].until_ended()
+        server.until_accepts(1).until_ended()
         clock.advance(4)
         with pytest.raises(NoResourceError):
             still.call(RESOURCE, "GET")
         assert still.resources() == []
-        server.connections[1].until_ended()
+        server.until_accepts(2).until_ended()
         until(lambda: sockets.stats().size == 0)
 
 

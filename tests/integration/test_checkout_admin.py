@@ -286,5 +286,5 @@ def test_a_snapshot_of_a_loan_says_where_it_leads_and_who_holds_it() -> None:
         assert isinstance(info.idle_since, float)
         assert Endpoint.parse(str(info.peer)) == server.endpoint
         pool.close()
-        server.connections[0].until_ended()
+        server.until_accepts(1).until_ended()
         assert server.closes == [Ending.EOF]

@@ -63,7 +63,7 @@ def test_a_connectors_goodbye_is_seen_by_the_peer_and_a_hung_one_holds_up_nobody
             pool.close(timeout=0.1)
         server.until_accepts(1).until_received(b"QUIT")
         let_go.set()
-        server.connections[0].until_ended()
+        server.until_accepts(1).until_ended()
 
 
 def login(conn: Connection) -> None:

@@ -49,7 +49,7 @@ def test_an_idle_connection_that_died_is_replaced_unseen(
         assert ask(conn) == b"ping"  # consumes TLS session tickets too
         first, raw = conn.info.local, conn.socket
         conn.release()
-        CAUSES[cause](server.connections[0])
+        CAUSES[cause](server.until_accepts(1))
         until_readable(raw)
         clock.advance(0.6)
         with pool.try_connect(timeout=5) as conn:

@@ -27,7 +27,7 @@ def test_those_that_live_stay_and_keep_their_age() -> None:
         server.until_accepts(2)
         other.release()
         (before,) = [info for info in pool.connections() if info.idle_since is not None]
-        server.connections[0].reset()
+        server.until_accepts(1).reset()
         with pytest.raises(ConnectionError), one:
             one.recv_exactly(1, timeout=5)
         (after,) = pool.connections()
@@ -58,7 +58,7 @@ def test_a_repetition_at_the_limit_of_its_endpoint_makes_room_for_itself() -> No
     ):
         pool.try_connect(timeout=5).release()
         server.until_accepts(1)
-        server.connections[0].close()
+        server.until_accepts(1).close()
         server.until_open(0)
 
         def ask(conn):

@@ -311,7 +311,7 @@ def test_a_handler_that_itself_finds_the_death_leaves_the_counters_right(diary):
         sender.on(INPUT, handler)
         sender.on(DEAD | ALIVE, diary)
         all_alive(sender)
-        a.connections[0].send(b"hello\n")
+        a.until_accepts(1).send(b"hello\n")
         until(lambda: diary.of(a) == [ALIVE, DEAD, ALIVE])
         all_alive(sender)
         assert sender.broadcast(b"back").group == 0

@@ -193,7 +193,7 @@ def test_a_member_that_is_marked_dead_is_closed_once_and_tried_again_after_the_b
         a.until_accepts(1)
         sender.mark_dead(a.endpoint)
         sender.mark_dead(str(a.endpoint))
-        a.connections[0].until_eof()
+        a.until_accepts(1).until_eof()
         assert sender.broadcast(b"hello").spooled == ("",)
         a.until_accepts(2)
         a.until_has(b"hello")
@@ -239,7 +239,7 @@ def test_a_new_route_holds_at_once_and_common_members_keep_their_connections(a, 
     with broadcasting(a, b) as sender:
         sender.broadcast(b"one")
         sender.pool.route = route_of(b, c)
-        a.connections[0].until_eof()
+        a.until_accepts(1).until_eof()
         c.until_accepts(1)
         sender.broadcast(b"two")
         b.until_has(b"one", b"two")
@@ -315,7 +315,7 @@ def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
         sender.broadcast(b"one")
         a.until_accepts(1)
         sender.remove(a.endpoint)
-        a.connections[0].until_eof()
+        a.until_accepts(1).until_eof()
         assert sender.broadcast(b"two").spooled == ("",)
         sender.add(b.endpoint)
         assert b.until_lines(1) == [b"two"]

@@ -175,7 +175,7 @@ def test_a_length_beyond_the_limit_breaks_the_link_before_memory_is_taken(announ
         diary.until(1)
         assert diary.told[0] == (LinkEvent.DEAD, str(a.endpoint))
         assert "max_size=1000" in str(sender.links()[0].last_error)
-        a.connections[0].until_ended()
+        a.until_accepts(1).until_ended()
 
 
 def test_messages_before_an_offence_are_received():

@@ -205,7 +205,7 @@ def test_a_member_that_marks_the_end_of_tls_without_a_word_is_dead(secure, certi
         all_alive(sender)
         sender.broadcast(b"one")
         secure.until_has(b"one")
-        secure.connections[0].close()
+        secure.until_accepts(1).close()
         sender.broadcast(b"two")
         secure.until_has(b"two")
         assert len(b"".join(secure.lines)) < MUCH

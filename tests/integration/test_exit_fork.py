@@ -163,7 +163,7 @@ def test_the_childs_reaper_keeps_its_own_reserve_and_the_parents_goes_on() -> No
         server.until_open(2)
         assert {info.id for info in pool.connections()} == ids
         assert len(reapers()) == 1
-        server.connections[0].reset()
+        server.until_accepts(1).reset()
         server.until_accepts(5)
         until(lambda: pool.stats().idle == 2)
 

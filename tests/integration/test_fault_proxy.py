@@ -101,13 +101,13 @@ def test_ends_are_passed_on_as_what_they_are(proxy: FaultProxy, server: Scripted
     with dialled(proxy) as first, dialled(proxy) as second, dialled(proxy) as third:
         for client in (first, second, third):
             assert ask(client, b"?") == b"?"
-        server.connections[0].close()
+        server.until_accepts(1).close()
         assert first.recv(1) == b""
-        server.connections[1].reset()
+        server.until_accepts(2).reset()
         with pytest.raises(ConnectionResetError):
             second.recv(1)
         reset(third)
-        assert server.connections[2].until_ended() is Ending.RESET
+        assert server.until_accepts(3).until_ended() is Ending.RESET
     proxy.until_open(0)
 
 
@@ -226,7 +226,7 @@ def test_requests_can_be_dropped_and_answers_pass(proxy: FaultProxy, server: Scr
         assert ask(client, b"1") == b"1"
         proxy.drop(Way.UP)
         client.sendall(b"2")
-        server.connections[0].send(b"unasked")
+        server.until_accepts(1).send(b"unasked")
         assert client.recv(7) == b"unasked"
         assert server.received == [b"1"]
 
@@ -244,7 +244,7 @@ def test_while_it_drops_no_end_is_told_to_either_side(proxy: FaultProxy, server:
         for client in (first, second):
             assert ask(client, b"?") == b"?"
         proxy.drop()
-        server.connections[0].reset()
+        server.until_accepts(1).reset()
         assert hears_nothing(first)
         second.close()
         proxy.until_open(1)
@@ -252,7 +252,7 @@ def test_while_it_drops_no_end_is_told_to_either_side(proxy: FaultProxy, server:
         proxy.heal()
         with pytest.raises(ConnectionResetError):
             first.recv(1)
-        server.connections[1].until_eof()
+        server.until_accepts(2).until_eof()
 
 
 def test_who_dials_while_it_drops_is_accepted_into_silence(proxy: FaultProxy, server: ScriptedServer) -> None:
@@ -322,7 +322,7 @@ def test_a_cut_after_nothing_lets_not_one_byte_pass(proxy: FaultProxy, server: S
         client.sendall(b"x")
         with pytest.raises(ConnectionResetError):
             client.recv(1)
-        server.connections[0].until_ended()
+        server.until_accepts(1).until_ended()
     assert server.received == [b""]
 
 
@@ -342,7 +342,7 @@ def test_what_it_forgets_is_half_open_for_good_and_the_new_pass(
         with dialled(proxy) as new:
             assert ask(new, b"3") == b"3"
     proxy.until_open(0)
-    server.connections[1].until_eof()
+    server.until_accepts(2).until_eof()
     assert server.closes[0] is None  # the server does not know to this day
 
 
@@ -385,8 +385,8 @@ def test_an_idle_proxy_sleeps_whatever_its_connections_went_through(
         proxy.forget()
         reset(clients[0])
         clients[1].close()
-        server.connections[2].reset()
-        server.connections[3].close()
+        server.until_accepts(3).reset()
+        server.until_accepts(4).close()
         proxy.until_open(2)
         began = time.process_time()
         threading.Event().wait(0.3)

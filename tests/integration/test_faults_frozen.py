@@ -149,8 +149,8 @@ def test_after_a_machine_slept_idle_ones_are_looked_at_and_not_closed_unseen(
     settings = {"max_size": 4, "idle_timeout": None, "max_lifetime": lifetime}
     with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, **settings) as pool:
         fill(pool, 4)
-        server.connections[1].close()
-        server.connections[2].reset()
+        server.until_accepts(2).close()
+        server.until_accepts(3).reset()
         clock.advance(1_800)
         fill(pool, 2)
         assert server.accepts == 4

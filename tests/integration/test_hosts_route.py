@@ -251,7 +251,7 @@ def test_clear_with_interrupt_ends_blocked_reads_at_once() -> None:
             pool.clear(a.endpoint, interrupt=True)
 
         together(read, clear, limit=5)
-        a.connections[0].until_eof()
+        a.until_accepts(1).until_eof()
         other.sendall(b"y")
         assert other.recv_exactly(1) == b"y"
         other.release()

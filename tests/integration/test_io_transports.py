@@ -153,7 +153,7 @@ def test_a_server_that_demands_one_sees_the_clients_certificate(certificates: Ce
         pool.try_connect(timeout=5) as conn,
     ):
         assert ask(conn) == b"ping"
-        assert server.connections[0].client_subject["commonName"] == "worker-1"
+        assert server.until_accepts(1).client_subject["commonName"] == "worker-1"
 
 
 def test_the_name_asked_for_may_differ_from_the_address(certificates: Certificates) -> None:
@@ -164,7 +164,7 @@ def test_the_name_asked_for_may_differ_from_the_address(certificates: Certificat
         pool.try_connect(timeout=5) as conn,
     ):
         assert ask(conn) == b"ping"
-        assert server.connections[0].sni == "db.test"
+        assert server.until_accepts(1).sni == "db.test"
 
 
 # -- an upgrade in place

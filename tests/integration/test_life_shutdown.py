@@ -51,8 +51,8 @@ def test_shutdown_ends_a_read_a_handshake_and_a_wait_at_once(certificates: Certi
         with taking(0, 8):
             assert together(read, dial, wait, end)[3] == 2
         until(lambda: pool.shutdown() == 0)
-        silent.connections[0].until_eof()
-        mute.connections[0].until_ended()
+        silent.until_accepts(1).until_eof()
+        mute.until_accepts(1).until_ended()
         assert pool.stats().state is PoolState.SHUT_DOWN
         assert pool.stats().size == 0
         check_books(pool)

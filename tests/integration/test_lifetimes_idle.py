@@ -117,9 +117,9 @@ def test_one_killed_by_the_server_is_replaced_though_nobody_asks() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
         until(lambda: pool.stats().idle == 2)
         server.until_accepts(2)
-        server.connections[0].reset()
+        server.until_accepts(1).reset()
         server.until_accepts(3)
-        server.connections[1].close()
+        server.until_accepts(2).close()
         server.until_accepts(4)
         until(lambda: pool.stats().idle == 2)
         server.until_open(2)

@@ -140,9 +140,9 @@ def test_real_connections_are_validated_by_the_thread_and_dead_ones_noticed() ->
     with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
         fill(pool, 3)
         server.until_accepts(3)
-        server.connections[0].close()
-        server.connections[1].reset()
-        server.connections[2].send(b"stray")
+        server.until_accepts(1).close()
+        server.until_accepts(2).reset()
+        server.until_accepts(3).send(b"stray")
         until(lambda: pool.stats().size == 0)
         assert pool.stats().closed == {CloseReason.BROKEN: 3}
         server.until_open(0)

@@ -328,7 +328,7 @@ def test_in_real_time_the_thread_replaces_what_has_expired() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint, revive=True, **settings) as pool:
         turn(pool)
         server.until_accepts(3)
-        assert server.connections[0].ending is not None
+        assert server.until_accepts(1).ending is not None
         pool.configure(revive=False)
         server.until_open(0)
         accepts = server.accepts

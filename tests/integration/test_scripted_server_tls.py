@@ -49,7 +49,7 @@ def test_the_callback_that_a_context_had_is_still_called(certificates: Certifica
         client.sendall(b"x")
         assert client.recv(1) == b"x"
     assert asked == ["a.example"]
-    assert server.connections[0].sni == "a.example"
+    assert server.until_accepts(1).sni == "a.example"
 
 
 def test_the_clients_certificate_is_noted_and_one_without_is_turned_away(certificates: Certificates):

@@ -71,7 +71,7 @@ def test_another_protocol_is_a_framing_and_two_callables(pool, server, sockets):
     server.script = Answer(lambda request: request)
     pool.init(SocketChannel(sockets, "sum", {1}, framing=LengthPrefixed(2), encode=encode, decode=decode))
     assert pool.call("sum", 1, 4) == 5
-    assert server.connections[0].received == b"\x00\x02\x01\x04"
+    assert server.until_accepts(1).received == b"\x00\x02\x01\x04"
 
 
 def test_the_peer_may_be_asked_for_the_methods(pool, sockets):
@@ -145,7 +145,7 @@ def test_a_late_answer_is_never_taken_for_the_next_ones(pool, sockets, server):
     until(lambda: pool.resources() == ["upper"])
     assert pool.call("upper", "say", timeout=5) == b"SAY"
     assert server.accepts == 2
-    server.connections[0].until_ended()
+    server.until_accepts(1).until_ended()
 
 
 def test_a_peer_that_breaks_the_framing_closes_the_channel(pool, sockets, server):
@@ -202,8 +202,8 @@ def test_one_that_is_closed_just_when_a_call_takes_its_connection_in_hand_sends_
     with pytest.raises(ChannelClosedError, match="it was closed"):
         channel.call("say", None)
     assert sockets.stats().size == 0
-    server.connections[0].until_ended()
-    assert server.connections[0].received == b""
+    server.until_accepts(1).until_ended()
+    assert server.until_accepts(1).received == b""
 
 
 def test_one_that_was_opened_again_after_it_broke_survives_an_answer_that_cannot_be_decoded(

@@ -87,7 +87,7 @@ def test_the_server_sees_our_certificate(certificates: Certificates) -> None:
         ours = open_tls(server, certificates.client("worker-1"))
         ours.sendall(b"?", timeout=5)
         assert ours.recv(1, timeout=5) == b"?"
-        assert server.connections[0].client_subject["commonName"] == "worker-1"
+        assert server.until_accepts(1).client_subject["commonName"] == "worker-1"
         look.close(ours.raw)
 
 
