@@ -19,7 +19,7 @@ from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_surplus, longest_idle
-from connpool.pool.snapshots import describe_holder, thread_name
+from connpool.pool.snapshots import describe_holder, idle_ones, thread_name
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Chores"]
@@ -202,7 +202,7 @@ class Chores:
     def _review_loans_locked(self, now: float) -> tuple[list[Record], list[tuple[Record, float]]]:
         """Loans that have become long since the last turn, and long ones that have ended."""
         limit = self._books.config.warn_after
-        idle = {key.record for host in self._hosts() for key in look_through(host.idle)}
+        idle = idle_ones(self._books)
         apart = idle.union(*(host.looks for host in self._hosts()))
         held = {record: record.since for record in self._books.records() if _is_held(record, apart)}
         back = [(record, since) for record, since in self._warned if held.get(record) != since]
@@ -249,7 +249,7 @@ class Chores:
             due = min([due, *(books.hangs_at(record) for record in host.opening)])
             if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
                 due = min(due, max(soon, host.retry_at or 0.0))
-        idle = {key.record for host in self._hosts() for key in look_through(host.idle)}
+        idle = idle_ones(books)
         has_spare = len(idle) > config.min_idle
         for record in books.records():
             if record.phase is Phase.OPEN:
