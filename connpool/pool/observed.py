@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Final
 
@@ -49,12 +50,11 @@ def observe(pool: ConnectionPool, *, is_heard: bool, is_tracked: bool) -> None:
     The pool gets a ``try_connect`` of its own that hides its class's, so that a
     pool that is not watched pays nothing, not even for asking whether it is.
     """
-    if is_heard:
-        pool.__dict__["try_connect"] = MethodType(_told, pool)
-    elif is_tracked:
-        pool.__dict__["try_connect"] = MethodType(_tracked, pool)
+    if is_heard or is_tracked:
+        pool.__dict__["try_connect"] = MethodType(_told if is_heard else _tracked, pool)
     else:
-        pool.__dict__.pop("try_connect", None)
+        with suppress(AttributeError):  # not by way of the dictionary, which would come into being only then
+            delattr(pool, "try_connect")
     pool._shares_at_hand = pool._lender.config.sharable and not (is_heard or is_tracked)
 
 
