@@ -10,6 +10,7 @@ from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
 from connpool.model.states import CloseReason, PoolState
+from connpool.pool.census import wink
 from connpool.pool.core import BRIEF
 from connpool.pool.desk import Desk
 from connpool.pool.dialing import Dialler
@@ -163,10 +164,15 @@ class Lender(Desk):
 
     def _settle_inside(self, key: Key) -> None:
         """A return by what interrupted a locked section: only what needs no lock."""
-        if key.record.fate is None:
-            key.record.since = self.now()
-            key.record.host.idle.append(key)
-        self.nudge()  # one that must be closed is recovered like a lost one, by who looks next
+        record = key.record
+        if record.fate is None:
+            record.since = self.now()
+            record.host.idle.append(key)
+        else:  # recovered like a lost one, by who looks next
+            self.books.lost.append(record)
+            del key.record
+            wink(self.pool)
+        self.nudge()
 
     def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
         """Why a connection that is on nobody's hands must be closed; None: it is kept."""
