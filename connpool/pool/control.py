@@ -23,7 +23,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
-from connpool.pool.observed import observe
+from connpool.pool.observed import observe, tell_of
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
 from connpool.pool.shared import SharedConnection
@@ -211,7 +211,7 @@ class Control:
                     if (reason := self._books.idle_verdict(record, now)) is not None:
                         record.condemn(reason)
                     share = form(self._books, key, now)
-                elif (hold := pick(self._books, now)) is not None:
+                elif self._lender.service.may_join() and (hold := pick(self._books, now)) is not None:
                     share = add_share(self._books, hold, now)
                 else:
                     return None
@@ -220,29 +220,31 @@ class Control:
             if share.record.fate in (None, CloseReason.USED_UP):
                 conn = SharedConnection()
                 conn._record, conn._key = share.record, share
-                return conn
-            leave(self._lender, share)
+                return tell_of(self._lender, conn)
+            leave(self._lender, share, was_had=False)
 
     def _find_idle(self, request: Request) -> Key | None:
         """An idle key whose connection is usable and suits *request*; dead ones are seen off."""
-        refused: list[Key] = []
-        found: Key | None = None
-        while found is None and (key := self._pop_any(request)) is not None:
-            record = key.record
-            if self._books.idle_verdict(record, self._lender.now()) or not self._lender.dialler.is_usable(
-                record
-            ):
-                record.condemn(CloseReason.BROKEN)
-                self._lender.take_back(key)
-            elif request.where is not None and not request.where(connection_info(record, is_idle=True)):
-                refused.append(key)
-            else:
-                found = key
-        for key in reversed(refused):
-            key.record.host.idle.append(key)
-        if refused:
-            self._lender.serve()
-        return found
+        aside: list[Key] = []
+        try:
+            while (key := self._pop_any(request)) is not None:
+                record = key.record
+                reason = self._books.idle_verdict(record, self._lender.now())
+                if reason is None and not self._lender.dialler.is_usable(record):
+                    reason = CloseReason.BROKEN
+                if reason is not None:
+                    record.condemn(reason)
+                    self._lender.take_back(key)
+                    continue
+                aside.append(key)  # unless it suits: `where` may raise
+                if request.where is None or request.where(connection_info(record, is_idle=True)):
+                    return aside.pop()
+            return None
+        finally:
+            for key in reversed(aside):
+                key.record.host.idle.append(key)
+            if aside:
+                self._lender.serve()
 
     def _pop_any(self, request: Request) -> Key | None:
         fleet = self._books.fleet
