@@ -211,7 +211,7 @@ class Control:
                     if (reason := self._books.idle_verdict(record, now)) is not None:
                         record.condemn(reason)
                     share = form(self._books, key, now)
-                elif self._lender.service.may_join() and (hold := pick(self._books, now)) is not None:
+                elif not self._books.queue.has_loner() and (hold := pick(self._books, now)) is not None:
                     share = add_share(self._books, hold, now)
                 else:
                     return None

@@ -199,21 +199,9 @@ class Service(Attempts):
             return Answer.PENDING
         return Answer.NOTHING
 
-    def may_join(self, waiter: Waiter | None = None) -> bool:
-        """Whether nobody before *waiter* (None: nobody at all) waits for a connection of its own.
-
-        It would never get one, if others kept joining those that are shared.
-        """
-        for other in self._queue:
-            if other is waiter:
-                break
-            if not other.request.shared and other.is_waiting() and other.attempt is None:
-                return False
-        return True
-
     def _join(self, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
         """Give *waiter* what nobody has, else a share of what the fewest have. False: there is neither."""
-        if not self.may_join(waiter):
+        if self._queue.has_loner(waiter):
             return False
         for host in hosts:
             if self._try_idle(waiter, host, now, todo, only_new=False) is Answer.SETTLED:

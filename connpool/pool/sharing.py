@@ -150,7 +150,8 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
     """One of several holders gives *share* back.
 
     Args:
-        was_had: Somebody was told of having it, and so of giving it back; else it came too late, or did not suit.
+        was_had: Somebody was told of having it, and so is told of its return; else it came too late, or
+            did not suit.
 
     Raises:
         UsageError: the process was forked since: the connection is the parent's.
