@@ -215,9 +215,14 @@ class Lender(Desk):
     def record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
         key, record, books = dial.key, dial.key.record, self.books
-        todo = Todo()
-        if error is not None and not dial.is_look and record.raw is None:
-            self.tell_closed(record)
+        todo, failure = Todo(), None
+        if error is not None and not dial.is_look:
+            if record.raw is None:
+                self.tell_closed(record)
+            if not self._was_called_off(dial, error):
+                failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+                if dial.is_errand:
+                    drop_frames(failure)
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)
@@ -231,10 +236,7 @@ class Lender(Desk):
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
-                if record not in record.host.hung and not self._was_called_off(dial, error):
-                    failure = as_connect_error(error, self.pool.name, record.host.endpoint)
-                    if dial.is_errand:
-                        drop_frames(failure)
+                if failure is not None and record not in record.host.hung:
                     self.service.blame(dial, failure, now)
                 record.host.owed += dial.is_owed
                 if record.raw is None:
