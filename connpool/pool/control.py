@@ -168,6 +168,8 @@ class Control:
             now = self._lender.now()
             books = self._books
             number = _descriptor(raw)
+            if raw is None:
+                raise UsageError(f"pool {self._name!r}: None is no transport", pool=self._name)
             if number == -1:
                 raise UsageError(f"pool {self._name!r}: {raw!r} is closed already", pool=self._name)
             for record in books.records():

@@ -178,6 +178,13 @@ def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket])
         peer.close()
 
 
+def test_nothing_is_not_added() -> None:
+    with ConnectionPool() as pool:
+        with pytest.raises(UsageError, match="None is no transport"):
+            pool.add_connection(None)
+        assert pool.stats().size == 0
+
+
 def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket.socket]) -> None:
     mine, peer = pair
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
