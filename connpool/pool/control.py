@@ -107,10 +107,10 @@ class Control:
             self._lender.interrupt(record, SHUT_RDWR, why)
         self._lender.carry_out(todo)
 
-    def follow(self, route: Route | None) -> None:
+    def follow(self, route: Route | None, *, is_first: bool = False) -> None:
         with self._lock:
             dropped = self._books.fleet.follow(route, self._lender.now())
-            if self._books.route is None:  # the first one is no switch
+            if is_first:  # it is no switch
                 self._books.active_group = self._books.fleet.active_group()
             self._books.route = route
             if self._books.config.min_idle:
