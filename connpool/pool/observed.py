@@ -30,8 +30,9 @@ from connpool.pool.origin import origin_of
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
     from connpool.pool.pool import ConnectionPool
+    from connpool.pool.shared import SharedConnection
 
-__all__ = ["lend_fresh", "observe"]
+__all__ = ["lend_fresh", "observe", "tell_of"]
 
 REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
     (CheckoutTimeoutError, FailReason.TIMEOUT),
@@ -73,6 +74,13 @@ def lend_fresh(lender: Lender, request: Request) -> Connection:
     if lender.books.is_heard:
         return _told(lender.pool, request, connect=checkout.run)
     return checkout.run()
+
+
+def tell_of(lender: Lender, conn: SharedConnection) -> SharedConnection:
+    """Tell of *conn*, which was had without any waiting, as of a checkout. Returns it."""
+    if lender.books.is_heard:
+        _told(lender.pool, connect=lambda: conn)
+    return conn
 
 
 def _told(
