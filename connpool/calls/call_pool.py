@@ -16,7 +16,7 @@ from connpool.calls.switch import Switch
 from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import handlers, require_seconds, require_text
+from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
 from connpool.pool.census import keep
 
 __all__ = ["CallPool"]
@@ -197,7 +197,9 @@ class CallPool(Steering):
                 else:
                     line = key.line
                     began = self._now()
-                    is_timely = timeout is None or 0 < timeout <= TIMEOUT_MAX
+                    is_timely = timeout is None or (
+                        timeout.__class__ in PLAIN_NUMBERS and 0 < timeout <= TIMEOUT_MAX
+                    )
                     if began < line.open_until and not line.waiting and is_timely:
                         tally = line.took.get(method)
             if tally is None:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from attrs import Attribute
 
 from connpool.errors import ConfigError
 
 Check = Callable[[object, "Attribute[Any]", Any], None]
+
+# What a fast path lets pass unseen: numbers of any other kind go the long way, which looks closer.
+PLAIN_NUMBERS: Final = frozenset((float, int))
 
 
 def is_number(value: object) -> bool:
@@ -65,6 +68,11 @@ def require_seconds(name: str, value: Any, *, or_zero: bool = False, or_none: bo
         return  # nan compares false and inf is too much
     expected = ("at least 0 seconds" if or_zero else "more than 0 seconds") + " and finite"
     raise ConfigError(f"{name} must be {expected}{', or None' if or_none else ''}, got {value!r}")
+
+
+def no_seconds(name: str, value: Any) -> ConfigError:
+    """Make the error for *value*, an argument *name* with which one cannot reckon."""
+    return ConfigError(f"{name} must be a number of seconds or None, got {value!r}")
 
 
 def require_text(name: str, value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 import threading
 from typing import Final
 
-from connpool.errors import PoolClosedError, PoolPausedError, UsageError
+from connpool.errors import ConfigError, PoolClosedError, PoolPausedError, UsageError
 from connpool.model.checks import require_seconds
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
 from connpool.model.states import POOL_MOVES, CloseReason, PoolState
@@ -15,7 +15,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Phase
 from connpool.pool.snapshots import idle_ones
-from connpool.wire.io import SHUT_RDWR
+from connpool.wire.io import DIRECTIONS, SHUT_RDWR
 
 __all__ = ["Doors"]
 
@@ -60,6 +60,10 @@ class Doors:
     # -- the end of a pool
 
     def shutdown(self, how: int) -> int:
+        if how not in DIRECTIONS:
+            raise ConfigError(
+                f"how must be socket.SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}", pool=self._name
+            )
         todo = Todo()
         why = f"pool {self._name!r} was shut down"
         with self._lock:

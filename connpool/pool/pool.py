@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable
-from threading import get_ident
+from threading import TIMEOUT_MAX, get_ident
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from connpool.clock import Clock, SystemClock
 from connpool.errors import ConfigError
-from connpool.model.checks import handlers, require_text
+from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
@@ -185,10 +185,12 @@ class ConnectionPool(Steering):
         Source: dpl_try_connect (Droplet); dmConnectionPool::Dial (Defold).
         """
         key: Key | None = None
-        conn: Connection | None = None
+        conn: Connection | None
         turn: int | None = None
         try:
-            if req is None:
+            if req is None and (
+                timeout is None or (timeout.__class__ in PLAIN_NUMBERS and 0 <= timeout <= TIMEOUT_MAX)
+            ):
                 try:
                     key = self._take()
                     record = key.record
@@ -239,6 +241,8 @@ class ConnectionPool(Steering):
 
         Source: share_from_pool (evlua).
         """
+        if timeout is not None:
+            require_seconds("timeout", timeout, or_zero=True)
         if req is None and self._shares_at_hand and (conn := share_at_hand(self)) is not None:
             return conn
         return share(self._lender, req, timeout)

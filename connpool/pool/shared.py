@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
+from connpool.model.checks import no_seconds
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
@@ -150,7 +151,10 @@ class SharedConnection(Connection):
         ``Hold.amid`` is set before the first byte and taken back after the last: whatever ends it in between,
         an interrupt even, whoever comes next does not write behind half a message or read another's answer.
         """
-        until = None if timeout is None else real.now() + timeout
+        try:
+            until = None if timeout is None else real.now() + timeout
+        except TypeError:
+            raise no_seconds("timeout", timeout) from None
         hold, me = self._hold(), get_ident()
         if hold.amid == me:
             raise UsageError(

@@ -157,8 +157,14 @@ class Steering:
 
         New checkouts are refused, waiters fail at once. Idle connections stay.
 
+        Args:
+            how: ``SHUT_RD``, ``SHUT_WR`` or ``SHUT_RDWR`` of ``socket``: what is cut off.
+
         Returns:
             How many are lent or being opened; call again until it is 0.
+
+        Raises:
+            ConfigError: *how* is none of these.
 
         Source: dmConnectionPool::Shutdown (Defold).
         """

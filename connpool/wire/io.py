@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
 from connpool.errors import UsageError
+from connpool.model.checks import PLAIN_NUMBERS
 from connpool.wire import look
 from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
@@ -18,6 +19,7 @@ from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
 
 __all__ = [
+    "DIRECTIONS",
     "SHUT_RDWR",
     "FileStream",
     "Socket",
@@ -32,6 +34,7 @@ __all__ = [
 
 # The names by which the floors above speak of what is this floor's.
 SHUT_RDWR: Final[int] = socket.SHUT_RDWR
+DIRECTIONS: Final[tuple[int, ...]] = (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)
 Socket = socket.socket
 TLSContext = ssl.SSLContext
 TLSSocket = ssl.SSLSocket
@@ -164,7 +167,12 @@ class Stream(ByteStream):
         if type(data) is not bytes or not data or isinstance(raw, ssl.SSLSocket):
             self.writev_all((data,), timeout)
             return
-        _block_without_limit(raw)
+        if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
+            self._limit(timeout)  # what is wrong with it is said before a byte is sent
+        if (
+            raw.gettimeout() is not None
+        ):  # see _block_without_limit, the call of which would cost as much again
+            raw.settimeout(None)
         try:  # as a rule the system takes a message at once
             sent = raw.send(data, _EAGER_AND_QUIET)
         except OSError:

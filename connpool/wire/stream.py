@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from connpool.clock import now
+from connpool.model.checks import no_seconds
 from connpool.wire.buffers import BytesLike, as_views, drop_front
 from connpool.wire.waiting import wait_until_ready
 
@@ -30,7 +31,8 @@ class ByteStream(abc.ABC):
 
     Every ``timeout`` is in seconds and covers the whole call, however many
     system calls it takes; None: no limit; 0: one attempt that does not wait.
-    When it is over, ``TimeoutError`` says how far the call got. Bytes that
+    When it is over, ``TimeoutError`` says how far the call got; what is no number
+    is a ``ConfigError``, before anything is read or written. Bytes that
     were read before an error stay in ``rest``; how much of a message that
     failed has left is unknown.
 
@@ -247,7 +249,10 @@ class ByteStream(abc.ABC):
         """Give the instant at which a call that begins now must end."""
         if timeout is None:
             return self.deadline
-        limit = now() + timeout
+        try:
+            limit = now() + timeout
+        except TypeError:
+            raise no_seconds("timeout", timeout) from None
         return limit if self.deadline is None else min(limit, self.deadline)
 
     def _late(self, timeout: float | None, how_far: str) -> TimeoutError:
@@ -288,7 +293,7 @@ class ByteStream(abc.ABC):
             self._wait(wanted, limit)
 
     def _wait(self, events: int, limit: float | None) -> None:
-        seconds = None if limit is None else max(limit - now(), 0.0)
+        seconds = None if limit is None else max(0.0, limit - now())  # in this order not a number is 0, too
         if not wait_until_ready(self.fileno(), events, seconds):
             raise TimeIsUp
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from connpool import (
     Lines,
     LinkEvent,
     MemorySpool,
+    NoEndpointError,
     Reply,
     Repository,
     Route,
@@ -25,6 +27,7 @@ from connpool import (
     UsageError,
 )
 from connpool.wire.buffers import as_views
+from tests.helpers.channels import RESOURCE, Tape
 
 
 @pytest.fixture(name="pool")
@@ -127,6 +130,51 @@ def test_what_is_no_channel_is_not_added() -> None:
         with pytest.raises(ConfigError, match="info must be a ChannelInfo, got 5"):
             calls.put(5)  # type: ignore[arg-type]
         assert calls.resources() == []
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_broadcaster_that_cannot_tell_how_long_it_may_wait_does_nothing(
+    pool: ConnectionPool, timeout: Any
+) -> None:
+    with Broadcaster(pool, reconnect=False) as broadcaster:
+        for wait in (broadcaster.flush, broadcaster.wait_ready, broadcaster.close):
+            with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite, or None"):
+                wait(timeout)
+        with pytest.raises(NoEndpointError):  # it is open
+            broadcaster.broadcast(b"x")
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_checkout_that_cannot_tell_how_long_it_may_wait_takes_nothing(timeout: Any) -> None:
+    with ConnectionPool.of(object, sharable=True, max_size=1) as pool:
+        pool.try_connect().release()
+        for ask in (pool.try_connect, pool.share):
+            with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
+                ask(timeout=timeout)
+        assert pool.stats().idle == 1
+        with pytest.raises(ConfigError):
+            pool.try_connect(timeout=Fraction(1, 2))  # type: ignore[arg-type]
+        pool.try_connect(timeout=0).release()
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_call_that_cannot_tell_how_long_it_may_wait_calls_nothing(timeout: Any) -> None:
+    tape = Tape()
+    with CallPool() as calls:
+        calls.init(tape)
+        with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
+            calls.call(RESOURCE, "get", timeout=timeout)
+        assert tape.calls == []
+        assert calls.call(RESOURCE, "get", 1, timeout=5.0) == 1
+
+
+def test_a_shutdown_that_cannot_tell_what_to_cut_off_changes_nothing(pool: ConnectionPool) -> None:
+    for how in (7, -1, "all", None):
+        with pytest.raises(
+            ConfigError, match=f"how must be socket.SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}"
+        ):
+            pool.shutdown(how)  # type: ignore[arg-type]
+    assert pool.stats().state.value == "open"
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
