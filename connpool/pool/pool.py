@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from connpool.clock import Clock, SystemClock
 from connpool.errors import ConfigError
-from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
+from connpool.model.checks import PLAIN_NUMBERS, handlers, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
@@ -213,9 +213,8 @@ class ConnectionPool(Steering):
                     pass
             if key is not None:  # its turn was taken with it
                 turn = self._lender.books.fleet.turn_of(key.record.host)
-            return Checkout(self._lender, ANYTHING if req is None else Request.of(req), timeout, turn).run(
-                key
-            )
+            request = ANYTHING if req is None else Request.of(req)
+            return Checkout(self._lender, request, timeout, turn).run(key)
         except BaseException:
             key = conn = None  # a traceback must not keep a key from its finaliser
             raise
@@ -241,9 +240,7 @@ class ConnectionPool(Steering):
 
         Source: share_from_pool (evlua).
         """
-        if timeout is not None:
-            require_seconds("timeout", timeout, or_zero=True)
-        if req is None and self._shares_at_hand and (conn := share_at_hand(self)) is not None:
+        if req is None and self._shares_at_hand and (conn := share_at_hand(self, timeout)) is not None:
             return conn
         return share(self._lender, req, timeout)
 

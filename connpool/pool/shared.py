@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
-from connpool.model.checks import no_seconds
+from connpool.model.checks import no_seconds, require_seconds
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def share_at_hand(pool: ConnectionPool) -> SharedConnection | None:
+def share_at_hand(pool: ConnectionPool, timeout: float | None) -> SharedConnection | None:
     """A share of what lies idle, or is shared already, if that can be had without a look or a wait."""
+    if timeout is not None:
+        require_seconds("timeout", timeout, or_zero=True)
     lender = pool._lender
     books = lender.books
     if lender.is_inside():
