@@ -13,7 +13,7 @@ from connpool.calls.line import Key, Line, Phase
 from connpool.clock import SystemClock
 from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
 from connpool.model.states import CloseReason
-from connpool.pool import threads
+from connpool.wire import threads
 
 if TYPE_CHECKING:
     from connpool.calls.switch import Switch

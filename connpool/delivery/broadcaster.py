@@ -279,6 +279,8 @@ class Broadcaster(Admin):
         return 0.01 if is_real else None
 
     def _take_turn(self, *, is_leap: bool) -> None:
+        self._watch.start(self._office)
+        self._telling.start()
         self._keeping.turn()
 
     def _start_clean(self) -> None:
