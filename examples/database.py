@@ -46,4 +46,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(__doc__ if len(sys.argv) < 2 else main(sys.argv[1]))

@@ -51,4 +51,4 @@ def main(address: str, trusted: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
+    sys.exit(__doc__ if len(sys.argv) < 2 else main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
