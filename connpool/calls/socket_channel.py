@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
-from connpool.calls.channel import method_set
 from connpool.clock import now
 from connpool.errors import CallTimeoutError, ChannelClosedError, ConfigError
+from connpool.model.channel import method_set
 from connpool.model.checks import require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
+from connpool.model.uncopied import Uncopied
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
 from connpool.wire.framing import Framing, Lines, decoder_of, require_framing
@@ -25,7 +26,7 @@ Encode = Callable[[Any, Any], bytes]
 Decode = Callable[[Any, bytes], Any]
 
 
-class SocketChannel:
+class SocketChannel(Uncopied):
     """Speaks a protocol of requests and answers over one connection of *pool*, lent while it is open.
 
     As it stands a request is a line, ``METHOD payload``, and the answer the next line, as bytes. Another

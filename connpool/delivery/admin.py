@@ -9,6 +9,7 @@ from connpool.model.checks import is_whole, require_seconds
 from connpool.model.delivery import LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Group, Member, Route
+from connpool.model.uncopied import Uncopied
 
 if TYPE_CHECKING:
     from connpool.delivery.keeping import Keeping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Admin"]
 
 
-class Admin:
+class Admin(Uncopied):
     """What a program's operator calls; ``Broadcaster`` adds what its threads call."""
 
     pool: ConnectionPool

@@ -12,6 +12,7 @@ from connpool.model.events import Event
 from connpool.model.route import Route
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
@@ -32,7 +33,7 @@ class Follower(Protocol):
         """The pool has another route. No lock is held."""
 
 
-class Steering:
+class Steering(Uncopied):
     """What a program's operator calls; ``ConnectionPool`` adds what its threads call."""
 
     _lender: Lender

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from connpool.errors import UsageError
 from connpool.model.states import CloseReason
+from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
 from connpool.wire.io import FileStream, Stream, TLSContext
 
@@ -22,7 +23,7 @@ def is_misuse(error: BaseException) -> bool:
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
 
 
-class Traffic(abc.ABC):
+class Traffic(Uncopied, abc.ABC):
     """What ``Connection`` can send and receive."""
 
     __slots__ = ()

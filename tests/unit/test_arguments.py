@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
 
+import attrs
 import pytest
 
 from connpool import (
@@ -184,6 +185,15 @@ def test_a_close_that_cannot_tell_how_long_it_may_take_changes_nothing(timeout: 
             with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
                 close(timeout)
         assert pool.stats().state.value == "open"
+
+
+@pytest.mark.parametrize("methods", ["VOLT", b"VOLT", 5, None])
+def test_a_channel_is_not_changed_to_methods_that_are_none(methods: Any) -> None:
+    with CallPool() as calls:
+        id = calls.init(Tape())
+        with pytest.raises(UsageError, match=r"methods (of a channel are|that a channel is to have)"):
+            calls.update(RESOURCE, lambda info: attrs.evolve(info, methods=methods))
+        assert calls.info(id).methods == {"get", "set"}
 
 
 def test_a_class_all_of_whose_methods_are_static_is_a_connector() -> None:
