@@ -15,6 +15,7 @@ from connpool.calls.steering import Steering
 from connpool.calls.switch import Switch
 from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
+from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
 from connpool.pool.census import keep
@@ -146,9 +147,12 @@ class CallPool(Steering):
         Raises:
             UnknownChannelError: there is none of that id.
             CallTimeoutError: a call took too long. Everything stays in the pool.
+            UsageError: neither an id nor a resource is given, or both.
         """
-        if id is not None:
+        if id is not None and resource is where is None:
             return self._office.pop_one(id, timeout)
+        if id is not None or resource is None:
+            raise UsageError(f"call pool {self.name!r}: pop needs an id or a resource", pool=self.name)
         return self._office.pop_all(resource, where, timeout)
 
     # -- calls

@@ -196,6 +196,15 @@ def test_a_channel_is_not_changed_to_methods_that_are_none(methods: Any) -> None
         assert calls.info(id).methods == {"get", "set"}
 
 
+def test_what_is_popped_is_named_by_an_id_or_a_resource() -> None:
+    with CallPool() as calls:
+        id = calls.init(Tape())
+        for wanted in ({}, {"where": bool}, {"id": id, "resource": RESOURCE}, {"id": id, "where": bool}):
+            with pytest.raises(UsageError, match="pop needs an id or a resource"):
+                calls.pop(**wanted)
+        assert calls.resources() == [RESOURCE]
+
+
 def test_a_class_all_of_whose_methods_are_static_is_a_connector() -> None:
     class Opener:
         @staticmethod
