@@ -165,9 +165,10 @@ class SocketChannel(Uncopied):
                 raise ConnectionError(f"the peer gave {len(messages)} answers to one request")
         except BaseException as error:
             self._is_broken = True
-            if isinstance(error, TimeoutError):
+            # A TimeoutError with a number is the system's, which has given the peer up.
+            if timeout is not None and isinstance(error, TimeoutError) and error.errno is None:
                 raise CallTimeoutError(
-                    f"{self!r}: no answer within {timeout} s", pool=self.pool.name
+                    f"{self!r}: no answer within {timeout:g} s", pool=self.pool.name
                 ) from error
             if isinstance(error, Exception):
                 raise ChannelClosedError(f"{self!r}: {error}", pool=self.pool.name) from error

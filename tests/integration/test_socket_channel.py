@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from connpool import (
     CallTimeoutError,
     Channel,
     ChannelClosedError,
+    Connection,
     ConnectionPool,
     FramingError,
     LengthPrefixed,
@@ -146,6 +148,25 @@ def test_a_late_answer_is_never_taken_for_the_next_ones(pool, sockets, server):
     assert pool.call("upper", "say", timeout=5) == b"SAY"
     assert server.accepts == 2
     server.until_accepts(1).until_ended()
+
+
+def test_a_peer_that_the_system_has_given_up_has_closed_the_channel(pool, sockets, monkeypatch):
+    pool.init(SocketChannel(sockets, "upper", {"say"}))
+
+    def give_up(*_: object) -> bytes:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(Connection, "recv", give_up)
+    with pytest.raises(ChannelClosedError, match="Connection timed out"):
+        pool.call("upper", "say")
+    assert pool.resources() == []
+
+
+def test_an_answer_that_is_late_is_told_with_the_seconds_it_had(pool, sockets, server):
+    server.script = Silence()
+    pool.init(SocketChannel(sockets, "upper", {"say"}))
+    with pytest.raises(CallTimeoutError, match=r"no answer within 0\.0\d{1,6} s$"):
+        pool.call("upper", "say", where=bool, timeout=0.03)  # some of it is over when the call begins
 
 
 def test_a_peer_that_breaks_the_framing_closes_the_channel(pool, sockets, server):
