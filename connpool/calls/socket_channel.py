@@ -15,7 +15,7 @@ from connpool.model.request import Request
 from connpool.model.uncopied import Uncopied
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
-from connpool.wire.framing import Framing, Lines, decoder_of, require_framing
+from connpool.wire.framing import Framing, Lines, decoder_of, has_rest, require_framing
 from connpool.wire.look import is_usable
 
 __all__ = ["SocketChannel"]
@@ -161,8 +161,8 @@ class SocketChannel(Uncopied):
                 if not data:
                     raise ConnectionError("the peer closed the connection instead of answering")
                 messages = self._decoder.feed(data)
-            if len(messages) > 1:
-                raise ConnectionError(f"the peer gave {len(messages)} answers to one request")
+            if len(messages) > 1 or has_rest(self._decoder):
+                raise ConnectionError("the peer gave more than one answer to a request")
         except BaseException as error:
             self._is_broken = True
             # A TimeoutError with a number is the system's, which has given the peer up.

@@ -118,6 +118,7 @@ def test_an_answer_that_cannot_be_decoded_is_the_callers_error_and_the_channel_s
         pytest.param([Answer(b"", times=1, delimiter=b"\n"), Reset()], id="reset"),
         pytest.param([Answer(b"", times=1, delimiter=b"\n")], id="end"),
         pytest.param([Answer(b"one\ntwo\n", times=1, delimiter=b"\n"), Silence()], id="two answers"),
+        pytest.param([Answer(b"one\ntw", times=1, delimiter=b"\n"), Silence()], id="an answer and a half"),
         pytest.param([Send(b"unasked\n"), Silence()], id="unasked"),
     ],
 )
