@@ -88,6 +88,12 @@ def require_callable(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be a function or None, got {value!r}")
 
 
+def require_function(name: str, value: Any) -> None:
+    """Accept what can be called."""
+    if not callable(value):
+        raise ConfigError(f"{name} must be a function, got {value!r}")
+
+
 def handlers(value: Any) -> Iterable[Callable[[Any], object]]:
     """Give *value* if there can be listeners in it."""
     if not isinstance(value, Iterable):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
-from connpool.model.checks import no_seconds, require_seconds
+from connpool.model.checks import no_seconds, require_function, require_seconds
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
@@ -143,6 +143,7 @@ class SharedConnection(Connection):
     def exchange(
         self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None = None
     ) -> T:
+        require_function("read", read)
         return self._in_turn(buffers, read, timeout)
 
     exchange.__doc__ = Connection.exchange.__doc__

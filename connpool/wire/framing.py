@@ -64,7 +64,7 @@ def decoder_of(framing: F) -> F:
 
 
 def has_rest(decoder: Framing) -> bool:
-    """Whether *decoder* has taken in more than the messages it gave; of one of the user's own nobody knows."""
+    """Whether *decoder* has taken in more than the messages it gave. Of one of the user's nobody knows."""
     return isinstance(decoder, _Bounded) and decoder.has_rest()
 
 

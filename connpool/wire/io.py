@@ -10,8 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
-from connpool.errors import UsageError
-from connpool.model.checks import PLAIN_NUMBERS
+from connpool.errors import ConfigError, UsageError
+from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
 from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
@@ -135,10 +135,15 @@ class Stream(ByteStream):
         Raises:
             UsageError: TLS is on already; or plain text was read ahead, which an
                 attacker may have put there to pass as protected. Nothing was changed.
+            ConfigError: *context* or *server_hostname* is none. Nothing was changed.
             HandshakeError: The peer or its certificate is refused.
             TimeoutError: It was not done in time.
             ConnectionAbortedError: Another thread broke it off.
         """
+        if not isinstance(context, ssl.SSLContext):
+            raise ConfigError(f"context must be an ssl.SSLContext, got {context!r}")
+        if server_hostname is not None:
+            require_text("server_hostname", server_hostname)
         if isinstance(self.raw, ssl.SSLSocket):
             raise UsageError("start_tls: the connection speaks TLS already")
         if self.rest:

@@ -211,7 +211,8 @@ class ByteStream(abc.ABC):
             ConnectionResetError: The peer ended the stream before.
             TimeoutError, OSError: As ``recv``. What came is read again next.
         """
-        if not delimiter:
+        width = len(delimiter)  # a TypeError before anything is read: a number could be searched for
+        if not width:
             raise ValueError("recv_until: the delimiter is empty")
         _check_size(limit)
         until = self._limit(timeout)
@@ -229,10 +230,10 @@ class ByteStream(abc.ABC):
                         f"the peer ended the stream after {searched} bytes, before the delimiter"
                     )
                 buffer += chunk
-                at = buffer.find(delimiter, max(searched - len(delimiter) + 1, 0), limit)
+                at = buffer.find(delimiter, max(searched - width + 1, 0), limit)
                 if at < 0:
                     _check(until)
-            consumed = at + len(delimiter)
+            consumed = at + width
             return bytes(buffer[:consumed])
         except TimeIsUp:
             raise self._late(timeout, f"{len(buffer)} bytes came, and no delimiter") from None

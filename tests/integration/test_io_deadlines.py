@@ -182,9 +182,28 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
             conn.sendall("text", timeout=5)  # type: ignore[arg-type]
         with pytest.raises((ValueError, TypeError, UsageError)):
             conn.recv_until(b"", timeout=5)
+        with pytest.raises(TypeError):
+            conn.recv_until(10, timeout=5)  # type: ignore[arg-type]
+        for context, name in ((None, None), ("tls", None), (certificates.client(), 5)):
+            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname must be a text"):
+                conn.start_tls(context, name, timeout=5)  # type: ignore[arg-type]
         conn.sendall(b"ok", timeout=5)
         assert conn.recv_exactly(2, timeout=5) == b"ok"
         conn.release()
+        assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_exchange_that_could_not_read_its_answer_sends_nothing(
+    is_shared: bool, certificates: Certificates
+) -> None:
+    with serving(Echo(), False, certificates) as (_, pool):
+        pool.configure(sharable=True)
+        with (pool.share if is_shared else pool.try_connect)(timeout=5) as conn:
+            for read in (None, 5):
+                with pytest.raises(ConfigError, match=f"read must be a function, got {read!r}"):
+                    conn.exchange([b"lost"], read, timeout=5)  # type: ignore[arg-type, misc]
+            assert conn.exchange([b"kept"], lambda conn: conn.recv_exactly(4, timeout=5)) == b"kept"
         assert pool.stats().idle == 1
 
 
