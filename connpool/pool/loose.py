@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import attrs
 
-from connpool.errors import NotSharableError
+from connpool.errors import ConfigError, NotSharableError
+from connpool.model.checks import is_whole
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
@@ -26,6 +27,8 @@ T = TypeVar("T")
 
 def open_file(lender: Lender, fd: int) -> Connection:
     """A loan over *fd*, of a host of its own that no checkout ever sees."""
+    if not is_whole(fd):
+        raise ConfigError(f"fd must be an open descriptor, got {fd!r}", pool=lender.pool.name)
     now = lender.now()
     host = Host(Endpoint.callable("file"), now=now, on_route=False, dialable=False)
     record = Record(0, lender.pool, host, now)  # it expired before it was opened: a return closes it

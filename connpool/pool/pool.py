@@ -285,7 +285,7 @@ class ConnectionPool(Steering):
                 and then it serves every checkout that pins nothing.
 
         Raises:
-            UsageError: it is closed, or in the pool already; it stays the caller's.
+            UsageError: it is closed, in the pool already, or no transport; it stays the caller's.
             PoolExhaustedError: no place is free.
             PoolClosedError: the pool is closed or shut down.
 

@@ -169,6 +169,12 @@ def test_a_call_that_cannot_tell_how_long_it_may_wait_calls_nothing(timeout: Any
         assert calls.call(RESOURCE, "get", 1, timeout=5.0) == 1
 
 
+@pytest.mark.parametrize("fd", [None, "x", 1.5, True])
+def test_what_is_no_descriptor_is_not_opened(pool: ConnectionPool, fd: Any) -> None:
+    with pytest.raises(ConfigError, match=f"fd must be an open descriptor, got {fd!r}"):
+        pool.open_file(fd)
+
+
 def test_a_shutdown_that_cannot_tell_what_to_cut_off_changes_nothing(pool: ConnectionPool) -> None:
     for how in (7, -1, "all", None):
         with pytest.raises(
