@@ -15,7 +15,7 @@ from connpool.model.request import Request
 from connpool.model.uncopied import Uncopied
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
-from connpool.wire.framing import Framing, Lines, decoder_of, has_rest, require_framing
+from connpool.wire.framing import Framing, Lines, bytes_of, decoder_of, has_rest, require_framing
 from connpool.wire.look import is_usable
 
 __all__ = ["SocketChannel"]
@@ -116,7 +116,7 @@ class SocketChannel(Uncopied):
                 use.
             Exception: what ``encode`` and ``decode`` raise.
         """
-        request = self._framing.encode(self.encode(method, payload))
+        request = bytes_of(self._framing.encode(self.encode(method, payload)))
         return self.decode(method, self._exchange(request, timeout))
 
     def is_fatal(self, error: BaseException) -> bool:

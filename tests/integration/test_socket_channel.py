@@ -17,6 +17,7 @@ from connpool import (
     ConnectionPool,
     FramingError,
     LengthPrefixed,
+    Raw,
     SocketChannel,
 )
 from connpool.testing import Answer, Reset, ScriptedServer, Send, Silence
@@ -98,6 +99,15 @@ def test_what_cannot_be_sent_is_the_callers_error_and_nothing_was_sent(pool, soc
     with pytest.raises(FramingError):
         pool.call("upper", "say", "two\nlines")
     assert pool.call("upper", "say", "one") == b"SAY ONE"
+    assert server.accepts == 1
+
+
+def test_a_request_that_is_not_bytes_is_the_callers_error_and_the_channel_stays(pool, sockets, server):
+    texts = SocketChannel(sockets, "upper", {"say"}, framing=Raw(), encode=lambda _, payload: payload)
+    pool.init(texts)
+    with pytest.raises(FramingError, match="a message is bytes, not 'str': 'text'"):
+        pool.call("upper", "say", "text")
+    assert pool.call("upper", "say", b"bytes\n") == b"BYTES\n"
     assert server.accepts == 1
 
 
