@@ -88,12 +88,13 @@ class Stream(ByteStream):
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_is_private", "_tls_turn", "raw")
+    __slots__ = ("_has_ended", "_is_private", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
         self.raw = raw
         self._is_private = is_private
+        self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
 
     def fileno(self) -> int:
@@ -194,7 +195,7 @@ class Stream(ByteStream):
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             with self._tls_turn:
-                return not raw.pending()
+                return not (self._has_ended or raw.pending())
         return eager
 
     def _read(self, n: int, limit: float | None) -> bytes:
@@ -219,14 +220,18 @@ class Stream(ByteStream):
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            return self._on_tls(raw, raw.recv, n)
+            data = self._on_tls(raw, raw.recv, n)
+            self._has_ended = not data
+            return data
         _block_without_limit(raw)
         return raw.recv(n, _EAGER if eager else 0)
 
     def try_read_into(self, target: memoryview, eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            return self._on_tls(raw, raw.recv_into, target)
+            got = self._on_tls(raw, raw.recv_into, target)
+            self._has_ended = not got
+            return got
         _block_without_limit(raw)
         return raw.recv_into(target, 0, _EAGER if eager else 0)
 
