@@ -34,4 +34,8 @@ def main(route: str, times: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], times=int(sys.argv[2]) if len(sys.argv) > 2 else 10))
+    sys.exit(
+        __doc__
+        if len(sys.argv) < 2
+        else main(sys.argv[1], times=int(sys.argv[2]) if len(sys.argv) > 2 else 10)
+    )

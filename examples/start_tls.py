@@ -51,4 +51,6 @@ def main(address: str, trusted: str | None) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     sys.exit(main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))

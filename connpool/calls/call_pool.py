@@ -15,8 +15,9 @@ from connpool.calls.steering import Steering
 from connpool.calls.switch import Switch
 from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
+from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import handlers, require_seconds, require_text
+from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
 from connpool.pool.census import keep
 
 __all__ = ["CallPool"]
@@ -146,9 +147,12 @@ class CallPool(Steering):
         Raises:
             UnknownChannelError: there is none of that id.
             CallTimeoutError: a call took too long. Everything stays in the pool.
+            UsageError: neither an id nor a resource is given, or both.
         """
-        if id is not None:
+        if id is not None and resource is where is None:
             return self._office.pop_one(id, timeout)
+        if id is not None or resource is None:
+            raise UsageError(f"call pool {self.name!r}: pop needs an id or a resource", pool=self.name)
         return self._office.pop_all(resource, where, timeout)
 
     # -- calls
@@ -197,7 +201,9 @@ class CallPool(Steering):
                 else:
                     line = key.line
                     began = self._now()
-                    is_timely = timeout is None or 0 < timeout <= TIMEOUT_MAX
+                    is_timely = timeout is None or (
+                        timeout.__class__ in PLAIN_NUMBERS and 0 < timeout <= TIMEOUT_MAX
+                    )
                     if began < line.open_until and not line.waiting and is_timely:
                         tally = line.took.get(method)
             if tally is None:

@@ -68,6 +68,8 @@ class Change:
             raise UsageError(
                 f"update cannot change {listed}; it can change {', '.join(sorted(MUTABLE))}", pool=self._name
             )
+        if after.methods is None:
+            raise UsageError("update needs the methods that a channel is to have, got None", pool=self._name)
         check(after.ttl, after.revive)
         require_seconds("rest_left", after.rest_left, or_zero=True)
         return changed

@@ -9,10 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from connpool.errors import ConfigError, UsageError
+from connpool.errors import ConfigError
+from connpool.model.channel import method_set
 from connpool.model.checks import is_number
 
-__all__ = ["Channel", "Reply", "method_set", "methods_of", "rest_of", "takes_timeout"]
+__all__ = ["Channel", "Reply", "methods_of", "rest_of", "takes_timeout"]
 
 
 @runtime_checkable
@@ -106,20 +107,6 @@ def methods_of(channel: Channel) -> frozenset[Hashable]:
         UsageError: it does not say so in a way that can be understood.
     """
     return method_set(channel.methods() if callable(channel.methods) else channel.methods)
-
-
-def method_set(methods: Any) -> frozenset[Hashable]:
-    """*methods*, if they can be understood.
-
-    Raises:
-        UsageError: they cannot.
-    """
-    if isinstance(methods, str | bytes):
-        raise UsageError(f"methods of a channel are a collection, not {methods!r}")
-    try:
-        return frozenset(methods)
-    except TypeError:
-        raise UsageError(f"methods of a channel are hashable things, not {methods!r}") from None
 
 
 def takes_timeout(call: Callable[..., Any]) -> bool:

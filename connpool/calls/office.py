@@ -95,6 +95,7 @@ class Office:
                 self._ledger.add(line, name)
             switch.tell(ChannelOpened, line.id, name, seconds)
             with self._lock:
+                switch.check_open()  # again: a listener may have closed it
                 if not line.unclosed:
                     line.unclosed.append(None)  # until here it was its owner's
                 self._ledger.admit(key, rest, self._clock.now(), opened_at)

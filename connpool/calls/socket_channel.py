@@ -6,15 +6,16 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Final
 
-from connpool.calls.channel import method_set
 from connpool.clock import now
 from connpool.errors import CallTimeoutError, ChannelClosedError, ConfigError
+from connpool.model.channel import method_set
 from connpool.model.checks import require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
+from connpool.model.uncopied import Uncopied
 from connpool.pool.connection import Connection
 from connpool.pool.pool import ConnectionPool
-from connpool.wire.framing import Framing, Lines, decoder_of, require_framing
+from connpool.wire.framing import Framing, Lines, bytes_of, decoder_of, has_rest, require_framing
 from connpool.wire.look import is_usable
 
 __all__ = ["SocketChannel"]
@@ -25,7 +26,7 @@ Encode = Callable[[Any, Any], bytes]
 Decode = Callable[[Any, bytes], Any]
 
 
-class SocketChannel:
+class SocketChannel(Uncopied):
     """Speaks a protocol of requests and answers over one connection of *pool*, lent while it is open.
 
     As it stands a request is a line, ``METHOD payload``, and the answer the next line, as bytes. Another
@@ -115,7 +116,7 @@ class SocketChannel:
                 use.
             Exception: what ``encode`` and ``decode`` raise.
         """
-        request = self._framing.encode(self.encode(method, payload))
+        request = bytes_of(self._framing.encode(self.encode(method, payload)))
         return self.decode(method, self._exchange(request, timeout))
 
     def is_fatal(self, error: BaseException) -> bool:
@@ -160,13 +161,14 @@ class SocketChannel:
                 if not data:
                     raise ConnectionError("the peer closed the connection instead of answering")
                 messages = self._decoder.feed(data)
-            if len(messages) > 1:
-                raise ConnectionError(f"the peer gave {len(messages)} answers to one request")
+            if len(messages) > 1 or has_rest(self._decoder):
+                raise ConnectionError("the peer gave more than one answer to a request")
         except BaseException as error:
             self._is_broken = True
-            if isinstance(error, TimeoutError):
+            # A TimeoutError with a number is the system's, which has given the peer up.
+            if timeout is not None and isinstance(error, TimeoutError) and error.errno is None:
                 raise CallTimeoutError(
-                    f"{self!r}: no answer within {timeout} s", pool=self.pool.name
+                    f"{self!r}: no answer within {timeout:g} s", pool=self.pool.name
                 ) from error
             if isinstance(error, Exception):
                 raise ChannelClosedError(f"{self!r}: {error}", pool=self.pool.name) from error

@@ -9,6 +9,7 @@ from connpool.clock import SystemClock
 from connpool.model.channel import ChannelInfo
 from connpool.model.checks import require_seconds
 from connpool.model.events import Event
+from connpool.model.uncopied import Uncopied
 
 if TYPE_CHECKING:
     from connpool.calls.office import Office
@@ -20,7 +21,7 @@ __all__ = ["Steering"]
 T = TypeVar("T")
 
 
-class Steering:
+class Steering(Uncopied):
     """What a program's operator calls; ``CallPool`` adds what its threads call."""
 
     _switch: Switch

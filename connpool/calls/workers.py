@@ -13,8 +13,8 @@ from connpool.calls.line import Key, Line, Phase
 from connpool.clock import SystemClock
 from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
 from connpool.model.states import CloseReason
-from connpool.pool import threads
 from connpool.pool.backoff import retry_after
+from connpool.wire import threads
 
 if TYPE_CHECKING:
     from connpool.calls.switch import Switch

@@ -163,6 +163,7 @@ class Broadcaster(Admin):
         Returns:
             How many messages are still unsent.
         """
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return self._keeping.flush(timeout)
 
     def unsent(self) -> Unsent:
@@ -239,6 +240,7 @@ class Broadcaster(Admin):
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
         """
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         until = None if timeout is None else real.now() + timeout
         self._deferred.close()
         lost = self._deferred.drain(timeout)
@@ -277,6 +279,8 @@ class Broadcaster(Admin):
         return 0.01 if is_real else None
 
     def _take_turn(self, *, is_leap: bool) -> None:
+        self._watch.start(self._office)
+        self._telling.start()
         self._keeping.turn()
 
     def _start_clean(self) -> None:

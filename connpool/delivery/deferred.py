@@ -12,7 +12,7 @@ from connpool import clock as real
 from connpool.delivery.sending import Sending
 from connpool.errors import PoolClosedError, SpoolFullError
 from connpool.model.delivery import Delivery
-from connpool.pool import threads
+from connpool.wire import threads
 
 __all__ = ["Deferred"]
 

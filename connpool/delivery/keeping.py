@@ -16,6 +16,8 @@ from connpool.errors import SpoolError, UnknownEndpointError
 from connpool.model.delivery import LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.pool.census import watch
+from connpool.pool.turns import Turn, Turns
+from connpool.wire import threads
 from connpool.wire.framing import bytes_of
 
 __all__ = ["Keeping"]
@@ -37,7 +39,7 @@ class Keeping:
         self._adopts = getattr(office.spool, "adopts", True)
         self._adopt_at = math.inf
         self._beat_at = math.inf
-        self._is_busy = False  # a thread adopts, or sends heartbeats
+        self._turns = Turns()  # to adopt, and to send heartbeats
 
     def begin(self) -> None:
         """Set the clock going; let the spool report to the pool; take over what others have left."""
@@ -79,17 +81,18 @@ class Keeping:
 
     def _do_apart(self) -> None:
         """On a thread of its own: a disk may be slow, and so may a peer."""
-        with self._office._lock:
-            if self._is_busy:
-                return
-            self._is_busy = True
+        turn = self._turns.try_take(0.0)
+        if turn is None:  # a thread is at it
+            return
         name = f"connpool-keeping-{self._office.name}"
+        thread = threading.Thread(target=self._do_due, args=(turn,), name=name, daemon=True)
         try:
-            threading.Thread(target=self._do_due, name=name, daemon=True).start()
-        except RuntimeError:  # can't start new thread: the next turn tries again
-            self._is_busy = False
+            threads.start(thread)
+        finally:
+            if thread.ident is None:  # none can be had, or an interrupt came first: the next turn tries again
+                turn.end()
 
-    def _do_due(self) -> None:
+    def _do_due(self, turn: Turn) -> None:
         office = self._office
         try:
             now = office.clock.now()
@@ -103,8 +106,8 @@ class Keeping:
         except Exception:
             logger.exception("broadcaster %r: upkeep failed", office.name)
         finally:
+            turn.end()
             with office._lock:
-                self._is_busy = False
                 office.expect_locked(min(self._adopt_at, self._beat_at))
                 office.settled.notify_all()
             office.speak_up()
@@ -181,7 +184,7 @@ class Keeping:
         for link in links:
             office.lower(link, None)
         with office.settled:
-            office.settled.wait_for(lambda: not self._is_busy and not any(map(_is_tended, links)), GRACE)
+            office.settled.wait_for(lambda: self._turns.are_free() and not any(map(_is_tended, links)), GRACE)
         if office.kept is not None:
             watch(office.kept, math.inf)
         return unsent

@@ -242,8 +242,7 @@ class Office:
         if not self.start_worker(link):
             with self._lock:
                 link.is_tended = False
-                self.expect_locked(self.clock.now() + 1.0)  # no thread can be had: later perhaps
-            self.speak_up()
+            self.expect_soon()
 
     def miss_workers(self) -> None:
         """Find links whose worker never started, because an interrupt struck: they may have another."""
@@ -284,6 +283,12 @@ class Office:
     def expect_locked(self, at: float) -> None:
         """Something is due at *at*; ``speak_up`` passes it on."""
         self._due_at = min(self._due_at, at)
+
+    def expect_soon(self) -> None:
+        """No thread can be had: perhaps a second later."""
+        with self._lock:
+            self.expect_locked(self.clock.now() + 1.0)
+        self.speak_up()
 
     def speak_up(self) -> None:
         """Let others know what has changed. No lock is held."""

@@ -16,6 +16,7 @@ from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
+from connpool.model.endpoint import Endpoint
 from connpool.pool.census import wink
 
 __all__ = ["Sending"]
@@ -260,7 +261,7 @@ class Sending:
         infos = office.describe_links()
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
-        told = "; ".join(f"{endpoint}: {error}" for endpoint, error in causes) or "the route has no members"
+        told = "; ".join(_named(*cause) for cause in causes) or "the route has no members"
         return NoEndpointError(
             f"broadcaster {office.name!r}: no member takes the message, and there is no spool ({told})",
             pool=office.name,
@@ -298,3 +299,8 @@ class Sending:
 
     def _new_id(self) -> bytes:
         return self._origin + next(_numbers).to_bytes(8, "big")
+
+
+def _named(endpoint: Endpoint, error: BaseException) -> str:
+    """*error*, with its endpoint, which errors of a dial name themselves."""
+    return str(error) if str(endpoint) in str(error) else f"{endpoint}: {error}"

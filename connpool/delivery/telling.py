@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
 from connpool.delivery.office import Office
+from connpool.delivery.starting import start_once
 from connpool.model.delivery import LinkEvent
+from connpool.pool.turns import Turns
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
@@ -35,14 +37,15 @@ class Telling:
         self._broadcaster = weakref.ref(broadcaster, lambda _: mailbox.close())
         self._office = office
         self._thread: threading.Thread | None = None
+        self._starts = Turns()  # to start it
 
     def install(self, mask: LinkEvent, handler: Handler) -> None:
         self._office.mailbox.install(mask, handler)
-        self._start()
+        self._want_thread()
 
     def install_for_sets(self, mask: LinkEvent, handler: SetHandler) -> None:
         self._office.mailbox.install_for_sets(mask, handler)
-        self._start()
+        self._want_thread()
 
     def check(self, timeout: float | None, handler: Handler | None) -> int:
         """As ``Broadcaster.check_event``."""
@@ -55,18 +58,19 @@ class Telling:
         news = mailbox.take_news(timeout, None if handler is None else ALL)
         return mailbox.tell(broadcaster, news, handler)
 
-    def _start(self) -> None:
+    def _want_thread(self) -> None:
         mailbox = self._office.mailbox
         with self._office._lock:
             if self._thread is None and not (mailbox.is_polled or mailbox.is_closed):
                 name = f"connpool-events-{self._office.name}"
                 arguments = (self._broadcaster, mailbox)
-                new = self._thread = threading.Thread(target=_run, args=arguments, name=name, daemon=True)
-            else:
-                new = None
-        if new is not None:
-            new.start()
+                self._thread = threading.Thread(target=_run, args=arguments, name=name, daemon=True)
+        self.start()
         mailbox.wake()  # there are more who want something
+
+    def start(self) -> None:
+        """See that the thread runs, if there is to be one."""
+        start_once(self._thread, self._starts, self._office)
 
     def stop(self) -> None:
         """Tell nothing more. Waits a while for a handler that is at work, unless called by it."""

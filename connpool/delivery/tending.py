@@ -18,7 +18,7 @@ from connpool.delivery.strand import Claim, Strand
 from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, LinkState
 from connpool.model.request import Request
-from connpool.pool import threads
+from connpool.wire import threads
 from connpool.wire.framing import decoder_of
 from connpool.wire.line import Line
 

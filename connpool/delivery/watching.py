@@ -10,6 +10,7 @@ from typing import Final
 
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
+from connpool.delivery.starting import start_once
 from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
 from connpool.pool.turns import Turns
@@ -34,7 +35,7 @@ class Watch:
         self._lock = threading.Lock()  # guards the thread's coming and going
         self._poller: Poller | None = None
         self._thread: threading.Thread | None = None
-        self._starts = Turns()  # to start it; an interrupt leaves that to the next who looks
+        self._starts = Turns()  # to start it
         self._is_over = False
 
     def _wake(self) -> None:
@@ -59,13 +60,11 @@ class Watch:
                 self._thread = threading.Thread(
                     target=self._run, args=(poller,), name=self._name, daemon=True
                 )
-            thread = self._thread
-        if thread is not None and thread.ident is None and (turn := self._starts.try_take(0.0)) is not None:
-            try:
-                if thread.ident is None:
-                    thread.start()
-            finally:
-                turn.end()
+        self.start(office)
+
+    def start(self, office: Office) -> None:
+        """See that the thread runs, if there is to be one."""
+        start_once(self._thread, self._starts, office)
 
     def stop(self) -> None:
         """Watch no more. Waits for the thread, unless called by it."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
 
-__all__ = ["ChannelInfo", "ChannelState", "MethodStats", "Revive"]
+from connpool.errors import UsageError
+
+__all__ = ["ChannelInfo", "ChannelState", "MethodStats", "Revive", "method_set"]
 
 Revive: TypeAlias = bool | Literal["force"]
 
@@ -37,8 +39,22 @@ class MethodStats:
     p99: float
 
 
-def _as_set(methods: Iterable[Hashable] | None) -> frozenset[Hashable] | None:
-    return None if methods is None else frozenset(methods)
+def method_set(methods: Any) -> frozenset[Hashable]:
+    """*methods*, if they can be understood.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    if isinstance(methods, str | bytes):
+        raise UsageError(f"methods of a channel are a collection, not {methods!r}")
+    try:
+        return frozenset(methods)
+    except TypeError:
+        raise UsageError(f"methods of a channel are hashable things, not {methods!r}") from None
+
+
+def _set_or_none(methods: Any) -> frozenset[Hashable] | None:
+    return None if methods is None else method_set(methods)
 
 
 @frozen
@@ -64,7 +80,7 @@ class ChannelInfo:
     channel: Any
     id: int | None = field(default=None, kw_only=True)
     resource: Hashable = field(default=None, kw_only=True)
-    methods: frozenset[Hashable] | None = field(default=None, kw_only=True, converter=_as_set)
+    methods: frozenset[Hashable] | None = field(default=None, kw_only=True, converter=_set_or_none)
     args: tuple[Any, ...] = field(default=(), kw_only=True)
     ttl: float | None = field(default=None, kw_only=True)
     revive: Revive = field(default=False, kw_only=True)

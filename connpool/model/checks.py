@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import Attribute
 
@@ -18,6 +18,9 @@ from connpool.errors import ConfigError
 
 T = TypeVar("T")
 Check = Callable[[object, "Attribute[Any]", Any], None]
+
+# What a fast path lets pass unseen: numbers of any other kind go the long way, which looks closer.
+PLAIN_NUMBERS: Final = frozenset((float, int))
 
 
 def is_number(value: object) -> bool:
@@ -74,6 +77,11 @@ def require_seconds(name: str, value: Any, *, or_zero: bool = False, or_none: bo
     raise ConfigError(f"{name} must be {expected}{', or None' if or_none else ''}, got {value!r}")
 
 
+def no_seconds(name: str, value: Any) -> ConfigError:
+    """Make the error for *value*, an argument *name* with which one cannot reckon."""
+    return ConfigError(f"{name} must be a number of seconds or None, got {value!r}")
+
+
 def require_text(name: str, value: Any) -> str:
     """Give *value*, an argument *name*, if it is a text."""
     if not isinstance(value, str):
@@ -99,6 +107,12 @@ def require_callable(name: str, value: Any) -> None:
     """Accept what can be called, and None."""
     if value is not None and not callable(value):
         raise ConfigError(f"{name} must be a function or None, got {value!r}")
+
+
+def require_function(name: str, value: Any) -> None:
+    """Accept what can be called."""
+    if not callable(value):
+        raise ConfigError(f"{name} must be a function, got {value!r}")
 
 
 def handlers(value: Any) -> Iterable[Callable[[Any], object]]:

@@ -17,6 +17,7 @@ from connpool.model.events import EVENTS, Event, PoolCleared
 from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import CloseReason
+from connpool.pool.connection import Connection
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
@@ -162,14 +163,16 @@ class Control:
     # -- transports from outside, and out
 
     def adopt(self, raw: Any, endpoint: Endpoint | None) -> None:
+        if raw is None:
+            raise UsageError(f"pool {self._name!r}: None is no transport", pool=self._name)
+        if isinstance(raw, Connection):
+            raise UsageError(f"pool {self._name!r}: {raw!r} is a loan; add what it detaches", pool=self._name)
         todo = Todo()
         with self._lock:
             self._lender.check_open_locked()
             now = self._lender.now()
             books = self._books
             number = _descriptor(raw)
-            if raw is None:
-                raise UsageError(f"pool {self._name!r}: None is no transport", pool=self._name)
             if number == -1:
                 raise UsageError(f"pool {self._name!r}: {raw!r} is closed already", pool=self._name)
             for record in books.records():

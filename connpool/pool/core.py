@@ -183,8 +183,11 @@ class Books:
 
     def doom(self, key: Key, reason: CloseReason, todo: Todo) -> None:
         """Let *key*'s connection be closed; it keeps its place until that is done."""
-        key.record.condemn(reason)
-        key.record.move(Phase.CLOSING)
+        record = key.record
+        record.host.opening.pop(record, None)  # its dial is over, and another may begin
+        record.host.hung.pop(record, None)
+        record.condemn(reason)
+        record.move(Phase.CLOSING)
         todo.doomed.append(key)
 
     def forget(self, record: Record) -> None:

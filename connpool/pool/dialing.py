@@ -18,10 +18,10 @@ from connpool.errors import (
     PermissionDeniedError,
 )
 from connpool.model.events import ConnectionOpened, ConnectionOpening
-from connpool.pool import threads
 from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
+from connpool.wire import threads
 from connpool.wire.connector import FullConnector
 from connpool.wire.io import FileStream, open_stream
 from connpool.wire.waiting import Cancel

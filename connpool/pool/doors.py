@@ -15,11 +15,10 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Phase
 from connpool.pool.snapshots import idle_ones
-from connpool.wire.io import SHUT_RD, SHUT_RDWR, SHUT_WR
+from connpool.wire.io import DIRECTIONS, SHUT_RDWR
 
 __all__ = ["Doors"]
 
-WAYS: Final = (SHUT_RD, SHUT_WR, SHUT_RDWR)
 EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a pool's lock
 
 
@@ -62,8 +61,10 @@ class Doors:
     # -- the end of a pool
 
     def shutdown(self, how: int) -> int:
-        if how not in WAYS:
-            raise ConfigError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}")
+        if how not in DIRECTIONS:
+            raise ConfigError(
+                f"how must be socket.SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}", pool=self._name
+            )
         todo = Todo()
         why = f"pool {self._name!r} was shut down"
         with self._lock:

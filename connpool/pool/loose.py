@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import attrs
 
-from connpool.errors import NotSharableError
-from connpool.model.checks import require_flag
+from connpool.errors import ConfigError, NotSharableError
+from connpool.model.checks import is_whole, require_flag
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 def open_file(lender: Lender, fd: int) -> Connection:
     """A loan over *fd*, of a host of its own that no checkout ever sees."""
+    if not is_whole(fd):
+        raise ConfigError(f"fd must be an open descriptor, got {fd!r}", pool=lender.pool.name)
     now = lender.now()
     host = Host(Endpoint.callable("file"), now=now, on_route=False, dialable=False)
     record = Record(0, lender.pool, host, now)  # it expired before it was opened: a return closes it

@@ -5,12 +5,19 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable
-from threading import get_ident
+from threading import TIMEOUT_MAX, get_ident
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from connpool.clock import Clock, SystemClock
-from connpool.model.checks import handlers, require_flag, require_kind, require_methods, require_text
+from connpool.model.checks import (
+    PLAIN_NUMBERS,
+    handlers,
+    require_flag,
+    require_kind,
+    require_methods,
+    require_text,
+)
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
@@ -184,10 +191,12 @@ class ConnectionPool(Steering):
         Source: dpl_try_connect (Droplet); dmConnectionPool::Dial (Defold).
         """
         key: Key | None = None
-        conn: Connection | None = None
+        conn: Connection | None
         turn: int | None = None
         try:
-            if req is None:
+            if req is None and (
+                timeout is None or (timeout.__class__ in PLAIN_NUMBERS and 0 <= timeout <= TIMEOUT_MAX)
+            ):
                 try:
                     key = self._take()
                     record = key.record
@@ -210,9 +219,8 @@ class ConnectionPool(Steering):
                     pass
             if key is not None:  # its turn was taken with it
                 turn = self._lender.books.fleet.turn_of(key.record.host)
-            return Checkout(self._lender, ANYTHING if req is None else Request.of(req), timeout, turn).run(
-                key
-            )
+            request = ANYTHING if req is None else Request.of(req)
+            return Checkout(self._lender, request, timeout, turn).run(key)
         except BaseException:
             key = conn = None  # a traceback must not keep a key from its finaliser
             raise
@@ -238,7 +246,7 @@ class ConnectionPool(Steering):
 
         Source: share_from_pool (evlua).
         """
-        if req is None and self._shares_at_hand and (conn := share_at_hand(self)) is not None:
+        if req is None and self._shares_at_hand and (conn := share_at_hand(self, timeout)) is not None:
             return conn
         return share(self._lender, req, timeout)
 
@@ -283,7 +291,7 @@ class ConnectionPool(Steering):
                 and then it serves every checkout that pins nothing.
 
         Raises:
-            UsageError: it is closed, or in the pool already; it stays the caller's.
+            UsageError: it is closed, in the pool already, or no transport; it stays the caller's.
             PoolExhaustedError: no place is free.
             PoolClosedError: the pool is closed or shut down.
 

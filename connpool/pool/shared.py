@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool import clock as real
 from connpool.errors import UsageError
+from connpool.model.checks import no_seconds, require_function, require_seconds
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.record import Key
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def share_at_hand(pool: ConnectionPool) -> SharedConnection | None:
+def share_at_hand(pool: ConnectionPool, timeout: float | None) -> SharedConnection | None:
     """A share of what lies idle, or is shared already, if that can be had without a look or a wait."""
+    if timeout is not None:
+        require_seconds("timeout", timeout, or_zero=True)
     lender = pool._lender
     books = lender.books
     if lender.is_inside():
@@ -140,6 +143,7 @@ class SharedConnection(Connection):
     def exchange(
         self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None = None
     ) -> T:
+        require_function("read", read)
         return self._in_turn(buffers, read, timeout)
 
     exchange.__doc__ = Connection.exchange.__doc__
@@ -150,7 +154,10 @@ class SharedConnection(Connection):
         ``Hold.amid`` is set before the first byte and taken back after the last: whatever ends it in between,
         an interrupt even, whoever comes next does not write behind half a message or read another's answer.
         """
-        until = None if timeout is None else real.now() + timeout
+        try:
+            until = None if timeout is None else real.now() + timeout
+        except TypeError:
+            raise no_seconds("timeout", timeout) from None
         hold, me = self._hold(), get_ident()
         if hold.amid == me:
             raise UsageError(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol
 
 from connpool.clock import SystemClock
-from connpool.errors import UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
 from connpool.model.route import Route
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
+from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
@@ -33,7 +33,7 @@ class Follower(Protocol):
         """The pool has another route. No lock is held."""
 
 
-class Steering:
+class Steering(Uncopied):
     """What a program's operator calls; ``ConnectionPool`` adds what its threads call."""
 
     name: str
@@ -160,13 +160,13 @@ class Steering:
         New checkouts are refused, waiters fail at once. Idle connections stay.
 
         Args:
-            how: Which way, as for ``socket.shutdown``.
+            how: ``SHUT_RD``, ``SHUT_WR`` or ``SHUT_RDWR`` of ``socket``: what is cut off.
 
         Returns:
             How many are lent or being opened; call again until it is 0.
 
         Raises:
-            ConfigError: *how* is no such way; nothing was shut down.
+            ConfigError: *how* is none of these.
 
         Source: dmConnectionPool::Shutdown (Defold).
         """
@@ -207,14 +207,6 @@ class Steering:
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
         infos = [connection_info(record, is_idle=record in idle) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse to be copied or pickled: two would keep books of the same connections.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(f"{self!r} cannot be copied or pickled; make one in each process", pool=self.name)
 
     # -- who sends over its route
 

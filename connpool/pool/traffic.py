@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 from connpool.errors import UsageError
+from connpool.model.checks import require_function
 from connpool.model.states import CloseReason
+from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
 from connpool.wire.io import FileStream, Stream, TLSContext
 
@@ -22,7 +24,7 @@ def is_misuse(error: BaseException) -> bool:
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
 
 
-class Traffic(abc.ABC):
+class Traffic(Uncopied, abc.ABC):
     """What ``Connection`` can send and receive."""
 
     __slots__ = ()
@@ -74,8 +76,10 @@ class Traffic(abc.ABC):
             TimeoutError: not everything was taken within *timeout* seconds.
             ConnectionAbortedError: another holder's write or exchange was broken off.
             UsageError: *read* writes on a shared connection.
+            ConfigError: *read* is no function. Nothing was written.
             Exception: what *read* raised; else as ``writev_all``.
         """
+        require_function("read", read)
         self.writev_all(buffers, timeout)
         return read(self)
 

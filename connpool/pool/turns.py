@@ -27,6 +27,10 @@ class Turns:
     def __init__(self) -> None:
         self._gates: deque[Gate] = deque()  # the left end is at it
 
+    def are_free(self) -> bool:
+        """Whether nobody is at it."""
+        return not self._gates
+
     def take(self, timeout: float | None) -> Turn:
         """Wait for a turn.
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import Gate, SystemClock
-from connpool.pool import threads
 from connpool.pool.census import Kept
+from connpool.wire import threads
 
 __all__ = ["REAPER", "Reaper"]
 

@@ -8,7 +8,7 @@ from typing import Final, Literal, Protocol, TypeVar, runtime_checkable
 from connpool.errors import ConfigError, FramingError
 from connpool.model.checks import is_whole
 
-__all__ = ["Framing", "Identified", "Identifying", "LengthPrefixed", "Lines", "Raw", "decoder_of"]
+__all__ = ["Framing", "Identified", "Identifying", "LengthPrefixed", "Lines", "Raw", "decoder_of", "has_rest"]
 
 MOST: Final = 16 * 1024 * 1024  # bytes of one message, unless told otherwise
 WIDEST: Final = 8
@@ -61,6 +61,11 @@ def require_framing(framing: object) -> Framing:
 def decoder_of(framing: F) -> F:
     """A copy of *framing* for one connection."""
     return copy.deepcopy(framing)
+
+
+def has_rest(decoder: Framing) -> bool:
+    """Whether *decoder* has taken in more than the messages it gave. Of one of the user's nobody knows."""
+    return isinstance(decoder, _Bounded) and decoder.has_rest()
 
 
 def bytes_of(message: object) -> bytes:
@@ -119,6 +124,10 @@ class _Bounded:
             if not messages:
                 raise
         return messages
+
+    def has_rest(self) -> bool:
+        """Whether something has come behind the last message: a part of the next, or an offence."""
+        return bool(self._buffer) or self._error is not None
 
     def _split(self, data: bytes, messages: list[bytes]) -> None:
         raise NotImplementedError

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
-from connpool.errors import UsageError
+from connpool.errors import ConfigError, UsageError
+from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
 from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
@@ -18,9 +19,8 @@ from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
 
 __all__ = [
-    "SHUT_RD",
+    "DIRECTIONS",
     "SHUT_RDWR",
-    "SHUT_WR",
     "FileStream",
     "Socket",
     "Stream",
@@ -33,9 +33,8 @@ __all__ = [
 ]
 
 # The names by which the floors above speak of what is this floor's.
-SHUT_RD: Final[int] = socket.SHUT_RD
-SHUT_WR: Final[int] = socket.SHUT_WR
 SHUT_RDWR: Final[int] = socket.SHUT_RDWR
+DIRECTIONS: Final[tuple[int, ...]] = (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR)
 Socket = socket.socket
 TLSContext = ssl.SSLContext
 TLSSocket = ssl.SSLSocket
@@ -89,12 +88,13 @@ class Stream(ByteStream):
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_is_private", "_tls_turn", "raw")
+    __slots__ = ("_has_ended", "_is_private", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
         self.raw = raw
         self._is_private = is_private
+        self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
 
     def fileno(self) -> int:
@@ -136,10 +136,15 @@ class Stream(ByteStream):
         Raises:
             UsageError: TLS is on already; or plain text was read ahead, which an
                 attacker may have put there to pass as protected. Nothing was changed.
+            ConfigError: *context* or *server_hostname* is none. Nothing was changed.
             HandshakeError: The peer or its certificate is refused.
             TimeoutError: It was not done in time.
             ConnectionAbortedError: Another thread broke it off.
         """
+        if not isinstance(context, ssl.SSLContext):
+            raise ConfigError(f"context must be an ssl.SSLContext, got {context!r}")
+        if server_hostname is not None:
+            require_text("server_hostname", server_hostname)
         if isinstance(self.raw, ssl.SSLSocket):
             raise UsageError("start_tls: the connection speaks TLS already")
         if self.rest:
@@ -168,7 +173,12 @@ class Stream(ByteStream):
         if type(data) is not bytes or not data or isinstance(raw, ssl.SSLSocket):
             self.writev_all((data,), timeout)
             return
-        _block_without_limit(raw)
+        if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
+            self._limit(timeout)  # what is wrong with it is said before a byte is sent
+        if (
+            raw.gettimeout() is not None
+        ):  # see _block_without_limit, the call of which would cost as much again
+            raw.settimeout(None)
         try:  # as a rule the system takes a message at once
             sent = raw.send(data, _EAGER_AND_QUIET)
         except OSError:
@@ -185,7 +195,7 @@ class Stream(ByteStream):
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             with self._tls_turn:
-                return not raw.pending()
+                return not (self._has_ended or raw.pending())
         return eager
 
     def _read(self, n: int, limit: float | None) -> bytes:
@@ -210,14 +220,18 @@ class Stream(ByteStream):
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            return self._on_tls(raw, raw.recv, n)
+            data = self._on_tls(raw, raw.recv, n)
+            self._has_ended = not data
+            return data
         _block_without_limit(raw)
         return raw.recv(n, _EAGER if eager else 0)
 
     def try_read_into(self, target: memoryview, eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            return self._on_tls(raw, raw.recv_into, target)
+            got = self._on_tls(raw, raw.recv_into, target)
+            self._has_ended = not got
+            return got
         _block_without_limit(raw)
         return raw.recv_into(target, 0, _EAGER if eager else 0)
 

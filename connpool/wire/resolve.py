@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias
 
 from connpool.errors import ConnectError, ConnectTimeoutError
+from connpool.wire import threads
 from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
 
 __all__ = ["MAX_LOOKUPS", "AddressInfo", "resolve"]
@@ -120,16 +121,17 @@ def _look_up(host: str, port: int, budget: Budget) -> list[AddressInfo]:
     lookup = _Lookup(host, port)
     _wait_for_place(lookup, host, budget, phase)
     try:
-        lookup.start()
-    except BaseException as exc:
+        is_started = threads.start(lookup)
+    except BaseException:
         lookup.give_place_back()  # now, since the traceback would keep the claim alive
-        if isinstance(exc, RuntimeError):  # the system grants no more threads
-            raise ConnectError(
-                f"{budget.endpoint}: no thread to resolve {host!r}: {exc}",
-                endpoint=budget.endpoint,
-                local=True,
-            ) from exc
         raise
+    if not is_started:
+        lookup.give_place_back()
+        raise ConnectError(
+            f"{budget.endpoint}: no thread to resolve {host!r} can be had",
+            endpoint=budget.endpoint,
+            local=True,
+        )
     while not budget.wait(lookup.is_done_within, phase):
         pass
     lookup.join()  # it has nothing left to do: no thread outlives its answer

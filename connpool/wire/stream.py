@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 from connpool.clock import now
+from connpool.model.checks import no_seconds
 from connpool.wire.buffers import BytesLike, as_views, drop_front
 from connpool.wire.waiting import wait_until_ready
 
@@ -30,7 +31,8 @@ class ByteStream(abc.ABC):
 
     Every ``timeout`` is in seconds and covers the whole call, however many
     system calls it takes; None: no limit; 0: one attempt that does not wait.
-    When it is over, ``TimeoutError`` says how far the call got. Bytes that
+    When it is over, ``TimeoutError`` says how far the call got; what is no number
+    is a ``ConfigError``, before anything is read or written. Bytes that
     were read before an error stay in ``rest``; how much of a message that
     failed has left is unknown.
 
@@ -209,7 +211,8 @@ class ByteStream(abc.ABC):
             ConnectionResetError: The peer ended the stream before.
             TimeoutError, OSError: As ``recv``. What came is read again next.
         """
-        if not delimiter:
+        width = len(delimiter)  # a TypeError before anything is read: a number could be searched for
+        if not width:
             raise ValueError("recv_until: the delimiter is empty")
         _check_size(limit)
         until = self._limit(timeout)
@@ -227,10 +230,10 @@ class ByteStream(abc.ABC):
                         f"the peer ended the stream after {searched} bytes, before the delimiter"
                     )
                 buffer += chunk
-                at = buffer.find(delimiter, max(searched - len(delimiter) + 1, 0), limit)
+                at = buffer.find(delimiter, max(searched - width + 1, 0), limit)
                 if at < 0:
                     _check(until)
-            consumed = at + len(delimiter)
+            consumed = at + width
             return bytes(buffer[:consumed])
         except TimeIsUp:
             raise self._late(timeout, f"{len(buffer)} bytes came, and no delimiter") from None
@@ -247,7 +250,10 @@ class ByteStream(abc.ABC):
         """Give the instant at which a call that begins now must end."""
         if timeout is None:
             return self.deadline
-        limit = now() + timeout
+        try:
+            limit = now() + timeout
+        except TypeError:
+            raise no_seconds("timeout", timeout) from None
         return limit if self.deadline is None else min(limit, self.deadline)
 
     def _late(self, timeout: float | None, how_far: str) -> TimeoutError:
@@ -288,7 +294,7 @@ class ByteStream(abc.ABC):
             self._wait(wanted, limit)
 
     def _wait(self, events: int, limit: float | None) -> None:
-        seconds = None if limit is None else max(limit - now(), 0.0)
+        seconds = None if limit is None else max(0.0, limit - now())  # in this order not a number is 0, too
         if not wait_until_ready(self.fileno(), events, seconds):
             raise TimeIsUp
 

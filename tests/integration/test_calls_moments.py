@@ -603,3 +603,15 @@ def test_a_channel_that_goes_just_when_it_is_to_be_taken_out_is_not_waited_for(s
         still.pop(id, timeout=5)
     still.init(Tape(), ttl=5.0)
     assert still.pop(resource=RESOURCE, timeout=5) == []
+
+
+@pytest.mark.parametrize("is_put", [False, True])
+def test_a_channel_that_comes_while_the_pool_is_closed_is_refused_and_not_kept(pool, is_put) -> None:
+    tape = Tape()
+    pool.listen(lambda _: pool.close(), ChannelOpened)  # after it was taken in, before it can be called
+    if is_put:
+        tape.open()
+    with pytest.raises(PoolClosedError):
+        pool.put(ChannelInfo(tape)) if is_put else pool.init(tape)
+    until(lambda: tape.is_open is is_put, "its end, unless it is the caller's")
+    assert pool.resources() == []

@@ -178,11 +178,17 @@ def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket])
         peer.close()
 
 
-def test_nothing_is_not_added() -> None:
-    with ConnectionPool() as pool:
+def test_what_is_no_transport_is_not_added(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with mine, peer, ConnectionPool(max_size=1) as pool, ConnectionPool(max_size=1) as other:
         with pytest.raises(UsageError, match="None is no transport"):
-            pool.add_connection(None)
-        assert pool.stats().size == 0
+            pool.add_connection(None)  # which take() returns when there is nothing
+        other.add_connection(mine)
+        with other.try_connect(timeout=5) as conn:
+            with pytest.raises(UsageError, match=r"<Connection .*> is a loan; add what it detaches"):
+                pool.add_connection(conn)
+            pool.add_connection(conn.detach())
+        assert pool.take() is mine
 
 
 def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket.socket]) -> None:

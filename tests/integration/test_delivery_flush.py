@@ -224,7 +224,7 @@ def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(a, clock:
             clock.advance(1.0)
             sender.sweep()
             until(lambda n=n: a.n_lines >= min(n + 1, 2))
-            until(lambda: not sender._keeping._is_busy)
+            until(sender._keeping._turns.are_free)
         sender.broadcast(b"still here")
         assert sender.close(5) == 0
         assert a.until_lines(3) == [b"one", b"two", b"still here"]
@@ -241,7 +241,7 @@ def test_a_heartbeat_is_never_spooled_and_a_dead_member_gets_none_later(a, b, cl
             clock.advance(1.0)
             sender.sweep()
             a.until_lines(n + 1)
-            until(lambda: not sender._keeping._is_busy)
+            until(sender._keeping._turns.are_free)
         assert sender.unsent().total == 0
         b.start()
         sender.mark_alive(b.endpoint)
@@ -261,7 +261,7 @@ def test_a_heartbeat_to_a_deaf_member_holds_up_neither_other_heartbeats_nor_mess
         for _ in range(5):
             clock.advance(1.0)
             sender.sweep()
-            until(lambda: not sender._keeping._is_busy)
+            until(sender._keeping._turns.are_free)
         until(lambda: a.lines.count(b"beat") >= 3)
         b.is_deaf = False
         assert sender.flush(GUARD) == 0

@@ -89,6 +89,18 @@ def test_without_a_spool_a_message_that_nobody_takes_is_an_error_that_names_ever
             sender.broadcast(b"hello")
         assert {str(endpoint) for endpoint, _ in caught.value.causes} == {one, other}
         assert caught.value.pool == "sensors"
+        for endpoint, error in caught.value.causes:  # each says once which one it is about
+            assert f"({error}" in str(caught.value) or f"; {error}" in str(caught.value)
+            assert f"{endpoint}: {endpoint}" not in str(caught.value)
+
+
+def test_what_ended_a_link_is_told_with_its_endpoint(a):
+    with broadcasting(a, spool=None) as sender:
+        sender.broadcast(b"hello")
+        a.refuse()
+        a.kill()
+        with pytest.raises(NoEndpointError, match=rf"there is no spool \({a.endpoint}: "):
+            until(lambda: not sender.broadcast(b"again"), "an error")
 
 
 def test_a_member_that_is_named_twice_gets_one_copy_over_one_connection(a):

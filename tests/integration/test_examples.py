@@ -111,6 +111,14 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
+def test_an_example_without_arguments_tells_which_it_wants(name: str) -> None:
+    ran = run(name)
+    assert ran.returncode == 1
+    assert f"    python examples/{name} " in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_the_example_of_failover_is_answered_although_one_server_breaks_and_one_is_down() -> None:
     def answer_twice_then_break(connection: ServedConnection) -> None:
         Answer(answer_to, times=2, delimiter=b"\n")(connection)

@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, ConnectTimeoutError, NoEndpointError
+from connpool import (
+    CheckoutTimeoutError,
+    ConnectionPool,
+    ConnectTimeoutError,
+    Endpoint,
+    EndpointState,
+    HandshakeError,
+    NoEndpointError,
+)
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.faults import WatchedConnector, turn
 from tests.helpers.switchboard import Switchboard, check_books, info_of, until
@@ -209,3 +217,31 @@ def test_who_waits_for_anothers_probe_tries_again_when_that_has_failed(
             until(lambda: pool.stats().waiting == 0, "the turn of who waits")
 
         together(begins_the_probe, waits_for_it)
+
+
+def test_a_failed_login_whose_close_hangs_keeps_nobody_from_trying_again() -> None:
+    may_close = threading.Event()
+    opened: list[Endpoint] = []
+
+    class Unwilling:
+        def open(self, endpoint: Endpoint, timeout: float | None, cancel: object) -> object:
+            opened.append(endpoint)
+            return object()
+
+        def handshake(self, conn: object) -> None:
+            if len(opened) == 1:
+                raise PermissionError("login refused")
+
+        def close(self, raw: object) -> None:
+            may_close.wait(10)
+
+    with ConnectionPool("a:1", connector=Unwilling(), max_connecting=1, blacklist_initial=60) as pool:
+        try:
+            with pytest.raises(HandshakeError, match="login refused"):
+                pool.try_connect(timeout=5)
+            assert info_of(pool, "a:1").state is EndpointState.BLACKLISTED  # nobody probes it
+            pool.unblacklist("a:1")
+            pool.try_connect(timeout=5).release()
+            assert (len(opened), pool.stats().closing) == (2, 1)
+        finally:
+            may_close.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, SocketConnector, UsageError
+from connpool import CloseReason, ConfigError, Connection, ConnectionPool, SocketConnector, UsageError
 from connpool.testing import Deaf, Echo, Ending, Pause, ReadSlowly, Script, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
 from tests.helpers.together import together
@@ -181,10 +182,61 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
             conn.sendall("text", timeout=5)  # type: ignore[arg-type]
         with pytest.raises((ValueError, TypeError, UsageError)):
             conn.recv_until(b"", timeout=5)
+        with pytest.raises(TypeError):
+            conn.recv_until(10, timeout=5)  # type: ignore[arg-type]
+        for context, name in ((None, None), ("tls", None), (certificates.client(), 5)):
+            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname must be a text"):
+                conn.start_tls(context, name, timeout=5)  # type: ignore[arg-type]
         conn.sendall(b"ok", timeout=5)
         assert conn.recv_exactly(2, timeout=5) == b"ok"
         conn.release()
         assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_an_exchange_that_could_not_read_its_answer_sends_nothing(
+    is_shared: bool, certificates: Certificates
+) -> None:
+    with serving(Echo(), False, certificates) as (_, pool):
+        pool.configure(sharable=True)
+        with (pool.share if is_shared else pool.try_connect)(timeout=5) as conn:
+            for read in (None, 5):
+                with pytest.raises(ConfigError, match=f"read must be a function, got {read!r}"):
+                    conn.exchange([b"lost"], read, timeout=5)  # type: ignore[arg-type, misc]
+            assert conn.exchange([b"kept"], lambda conn: conn.recv_exactly(4, timeout=5)) == b"kept"
+        assert pool.stats().idle == 1
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@both
+def test_a_timeout_that_is_no_number_is_said_so_before_a_byte_is_sent(
+    is_tls: bool, is_shared: bool, certificates: Certificates
+) -> None:
+    with serving(Echo(), is_tls, certificates) as (server, pool):
+        pool.configure(sharable=True)
+        conn = (pool.share if is_shared else pool.try_connect)(timeout=5)
+        for act in (
+            lambda: conn.sendall(b"half a message " * 1_000_000, timeout="5"),  # type: ignore[arg-type]
+            lambda: conn.writev_all([b"half", b"a message"], timeout="5"),  # type: ignore[arg-type]
+            lambda: conn.recv(5, timeout="5"),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(ConfigError, match="timeout must be a number of seconds or None, got '5'"):
+                act()
+        conn.sendall(b"whole", timeout=5)
+        assert conn.recv_exactly(5, timeout=5) == b"whole"
+        conn.release()
+        assert pool.stats().idle == 1
+        assert server.accepts == 1
+
+
+@both
+def test_a_time_that_is_not_a_number_is_over(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Deaf(), is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(TimeoutError):
+            conn.sendall(b"half a message " * 1_000_000, timeout=math.nan)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 @both

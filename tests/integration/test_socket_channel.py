@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 
@@ -12,9 +13,11 @@ from connpool import (
     CallTimeoutError,
     Channel,
     ChannelClosedError,
+    Connection,
     ConnectionPool,
     FramingError,
     LengthPrefixed,
+    Raw,
     SocketChannel,
 )
 from connpool.testing import Answer, Reset, ScriptedServer, Send, Silence
@@ -99,6 +102,15 @@ def test_what_cannot_be_sent_is_the_callers_error_and_nothing_was_sent(pool, soc
     assert server.accepts == 1
 
 
+def test_a_request_that_is_not_bytes_is_the_callers_error_and_the_channel_stays(pool, sockets, server):
+    texts = SocketChannel(sockets, "upper", {"say"}, framing=Raw(), encode=lambda _, payload: payload)
+    pool.init(texts)
+    with pytest.raises(FramingError, match="a message is bytes, not 'str': 'text'"):
+        pool.call("upper", "say", "text")
+    assert pool.call("upper", "say", b"bytes\n") == b"BYTES\n"
+    assert server.accepts == 1
+
+
 def test_an_answer_that_cannot_be_decoded_is_the_callers_error_and_the_channel_stays(pool, sockets):
     class Numbers(SocketChannel):
         def decode(self, method, message):
@@ -116,6 +128,7 @@ def test_an_answer_that_cannot_be_decoded_is_the_callers_error_and_the_channel_s
         pytest.param([Answer(b"", times=1, delimiter=b"\n"), Reset()], id="reset"),
         pytest.param([Answer(b"", times=1, delimiter=b"\n")], id="end"),
         pytest.param([Answer(b"one\ntwo\n", times=1, delimiter=b"\n"), Silence()], id="two answers"),
+        pytest.param([Answer(b"one\ntw", times=1, delimiter=b"\n"), Silence()], id="an answer and a half"),
         pytest.param([Send(b"unasked\n"), Silence()], id="unasked"),
     ],
 )
@@ -146,6 +159,25 @@ def test_a_late_answer_is_never_taken_for_the_next_ones(pool, sockets, server):
     assert pool.call("upper", "say", timeout=5) == b"SAY"
     assert server.accepts == 2
     server.until_accepts(1).until_ended()
+
+
+def test_a_peer_that_the_system_has_given_up_has_closed_the_channel(pool, sockets, monkeypatch):
+    pool.init(SocketChannel(sockets, "upper", {"say"}))
+
+    def give_up(*_: object) -> bytes:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(Connection, "recv", give_up)
+    with pytest.raises(ChannelClosedError, match="Connection timed out"):
+        pool.call("upper", "say")
+    assert pool.resources() == []
+
+
+def test_an_answer_that_is_late_is_told_with_the_seconds_it_had(pool, sockets, server):
+    server.script = Silence()
+    pool.init(SocketChannel(sockets, "upper", {"say"}))
+    with pytest.raises(CallTimeoutError, match=r"no answer within 0\.0\d{1,6} s$"):
+        pool.call("upper", "say", where=bool, timeout=0.03)  # some of it is over when the call begins
 
 
 def test_a_peer_that_breaks_the_framing_closes_the_channel(pool, sockets, server):

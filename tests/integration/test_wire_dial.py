@@ -276,6 +276,22 @@ def test_no_thread_left_is_our_own_fault(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(error.local for error in errors)
 
 
+def test_an_interrupt_while_a_look_up_starts_is_that_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("release unlocked lock")  # noqa: B904 - as a Condition does
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    for _ in range(resolve.MAX_LOOKUPS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            SocketConnector().open(NAME, 0.5)
+
+
 def test_a_peer_that_resets_at_once_is_no_success_for_long() -> None:
     """Connected and reset before anybody looked: an error, or a socket that is found dead."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +71,31 @@ def test_lines_and_buffers_are_read_over_tls(certificates: Certificates) -> None
         with pytest.raises(TimeoutError):
             ours.recv(1, timeout=0.05)
         look.close(ours.raw)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda ours: ours.recv(10, 10.0), lambda ours: ours.recv_into(bytearray(3), 0, 10.0)]
+)
+def test_the_end_of_tls_is_the_end_as_often_as_one_reads_though_the_connection_stays(
+    certificates: Certificates, read: Callable[[Stream], object]
+) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        ours = Stream(here)
+        secure, theirs = together(
+            lambda: ours.start_tls(certificates.client(), "localhost", 10.0),
+            lambda: certificates.server().wrap_socket(there, server_side=True),
+        )
+        with secure, theirs:
+            theirs.sendall(b"last")
+            theirs.settimeout(0.0)
+            with contextlib.suppress(ssl.SSLWantReadError):
+                theirs.unwrap()  # it says that it has sent its last, and waits for us to say so
+            assert ours.recv(10, 10.0) == b"last"
+            for _ in range(3):
+                assert not read(ours)
+                with pytest.raises(ConnectionResetError, match="ended the stream after 0 of 1 bytes"):
+                    ours.recv_exactly(1, 10.0)
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])

@@ -8,12 +8,13 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 import pytest
 
-from connpool import Broadcaster, ConnPoolError, LinkState, MemorySpool, NoEndpointError
+from connpool import Broadcaster, ConnPoolError, LinkEvent, LinkState, MemorySpool, NoEndpointError
+from connpool.testing import FakeClock
 from tests.helpers.interrupts import SignalStrike, codes_of, needs_monitoring, struck
 from tests.helpers.sinks import (
     GUARD,
@@ -272,7 +273,13 @@ def send_apart(sender: Broadcaster) -> None:
     sender.broadcast_async(b"m")
 
 
-@pytest.mark.parametrize(("name", "use"), [("connpool-link", reopen), ("connpool-async", send_apart)])
+def hear(sender: Broadcaster) -> None:
+    sender.on(LinkEvent.DEAD, lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"), [("connpool-link", reopen), ("connpool-async", send_apart), ("connpool-events", hear)]
+)
 def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_that_interrupt(
     name: str, use: Callable[[Broadcaster], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,3 +301,59 @@ def test_an_interrupt_that_leaves_a_lock_of_a_starting_thread_in_disorder_is_tha
             use(sender)
         monkeypatch.undo()
         assert sender.flush(GUARD) == 0
+
+
+NONE = RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("connpool-events", KeyboardInterrupt()),
+        ("connpool-events", NONE),
+        ("connpool-keeping", NONE),
+        ("connpool-watch", NONE),  # started by a thread of ours, which no interrupt reaches
+    ],
+    ids=repr,
+)
+def test_a_thread_that_could_not_be_started_is_started_later(
+    name: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    kept_back: list[threading.Thread] = []
+
+    def refused_once(thread: threading.Thread) -> None:
+        if thread.name.startswith(name) and not kept_back:
+            kept_back.append(thread)
+            raise error
+        start(thread)
+
+    told: list[LinkEvent] = []
+    monkeypatch.setattr(threading.Thread, "start", refused_once)
+    with Sink() as sink, broadcasting(sink, heartbeat=(0.05, b"beat")) as sender:
+        with suppress(KeyboardInterrupt):
+            sender.on(LinkEvent.DEAD, lambda _, event, __: told.append(event))
+        until(lambda: kept_back, "a thread that could not be started")
+        sink.until_has(b"beat")
+        sink.kill()
+        until(lambda: told, "the news of the end")
+
+
+def test_upkeep_that_an_interrupt_has_kept_from_starting_a_thread_starts_one_later(monkeypatch) -> None:
+    def interrupted(thread: threading.Thread) -> None:
+        del thread
+        raise KeyboardInterrupt
+
+    clock = FakeClock()
+    with (
+        Sink() as sink,
+        broadcasting(sink, heartbeat=(1.0, b"beat"), pool_settings={"clock": clock}) as sender,
+    ):
+        assert sender.wait_ready(GUARD)
+        clock.advance(1.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                sender.sweep()
+        sender.sweep()
+        sink.until_has(b"beat")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
+import attrs
 import pytest
 
 from connpool import (
@@ -17,6 +19,7 @@ from connpool import (
     Lines,
     LinkEvent,
     MemorySpool,
+    NoEndpointError,
     Reply,
     Repository,
     Route,
@@ -26,6 +29,7 @@ from connpool import (
 )
 from connpool.testing import FakeClock
 from connpool.wire.buffers import as_views
+from tests.helpers.channels import RESOURCE, Tape
 
 
 @pytest.fixture(name="pool")
@@ -50,7 +54,6 @@ def make_pool() -> Iterator[ConnectionPool]:
         (lambda: ConnectionPool("a:1", paused="no"), "paused must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").pause("no"), "fail must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").run(print, idempotent="no"), "idempotent must be True or False, got"),
-        (lambda: ConnectionPool("a:1").shutdown("all"), "how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got 'a"),
         (lambda: ConnectionPool(b"a:1"), "or several, got b'a:1'"),
         (lambda: CallPool(5), "name must be a text, got 5"),
         (lambda: CallPool(listeners=5), "listeners must be several functions, got 5"),
@@ -139,12 +142,81 @@ def test_what_is_no_channel_is_not_added() -> None:
 
 
 @pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_broadcaster_that_cannot_tell_how_long_it_may_wait_does_nothing(
+    pool: ConnectionPool, timeout: Any
+) -> None:
+    with Broadcaster(pool, reconnect=False) as broadcaster:
+        for wait in (broadcaster.flush, broadcaster.wait_ready, broadcaster.close):
+            with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite, or None"):
+                wait(timeout)
+        with pytest.raises(NoEndpointError):  # it is open
+            broadcaster.broadcast(b"x")
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_checkout_that_cannot_tell_how_long_it_may_wait_takes_nothing(timeout: Any) -> None:
+    with ConnectionPool.of(object, sharable=True, max_size=1) as pool:
+        pool.try_connect().release()
+        for ask in (pool.try_connect, pool.share):
+            with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
+                ask(timeout=timeout)
+        assert pool.stats().idle == 1
+        with pytest.raises(ConfigError):
+            pool.try_connect(timeout=Fraction(1, 2))  # type: ignore[arg-type]
+        pool.try_connect(timeout=0).release()
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
+def test_a_call_that_cannot_tell_how_long_it_may_wait_calls_nothing(timeout: Any) -> None:
+    tape = Tape()
+    with CallPool() as calls:
+        calls.init(tape)
+        with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
+            calls.call(RESOURCE, "get", timeout=timeout)
+        assert tape.calls == []
+        assert calls.call(RESOURCE, "get", 1, timeout=5.0) == 1
+
+
+@pytest.mark.parametrize("fd", [None, "x", 1.5, True])
+def test_what_is_no_descriptor_is_not_opened(pool: ConnectionPool, fd: Any) -> None:
+    with pytest.raises(ConfigError, match=f"fd must be an open descriptor, got {fd!r}"):
+        pool.open_file(fd)
+
+
+def test_a_shutdown_that_cannot_tell_what_to_cut_off_changes_nothing(pool: ConnectionPool) -> None:
+    for how in (7, -1, "all", None):
+        with pytest.raises(
+            ConfigError, match=f"how must be socket.SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}"
+        ):
+            pool.shutdown(how)  # type: ignore[arg-type]
+    assert pool.stats().state.value == "open"
+
+
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
 def test_a_close_that_cannot_tell_how_long_it_may_take_changes_nothing(timeout: Any) -> None:
     with ConnectionPool("a:1") as pool, Repository() as repo:
         for close in (pool.close, repo.close):
             with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
                 close(timeout)
         assert pool.stats().state.value == "open"
+
+
+@pytest.mark.parametrize("methods", ["VOLT", b"VOLT", 5, None])
+def test_a_channel_is_not_changed_to_methods_that_are_none(methods: Any) -> None:
+    with CallPool() as calls:
+        id = calls.init(Tape())
+        with pytest.raises(UsageError, match=r"methods (of a channel are|that a channel is to have)"):
+            calls.update(RESOURCE, lambda info: attrs.evolve(info, methods=methods))
+        assert calls.info(id).methods == {"get", "set"}
+
+
+def test_what_is_popped_is_named_by_an_id_or_a_resource() -> None:
+    with CallPool() as calls:
+        id = calls.init(Tape())
+        for wanted in ({}, {"where": bool}, {"id": id, "resource": RESOURCE}, {"id": id, "where": bool}):
+            with pytest.raises(UsageError, match="pop needs an id or a resource"):
+                calls.pop(**wanted)
+        assert calls.resources() == [RESOURCE]
 
 
 def test_a_class_all_of_whose_methods_are_static_is_a_connector() -> None:

@@ -14,6 +14,7 @@ from connpool.delivery.keeping import Keeping
 from connpool.delivery.link import Link, Outcome
 from connpool.delivery.strand import Claim, Parcel, Strand
 from connpool.delivery.watching import Watch
+from connpool.pool.turns import Turns
 from connpool.testing import FakeClock
 from connpool.wire.line import Line
 from tests.helpers.sinks import Sink, broadcasting
@@ -224,7 +225,9 @@ def test_a_spool_that_drops_nothing_needs_no_thread_every_second(monkeypatch, li
     settings = {"clock": fake, "reap_interval": None}
     with Sink() as sink, broadcasting(sink, spool=MemorySpool(**limits), pool_settings=settings) as sender:
         until(lambda: sender.ready)
-        monkeypatch.setattr(Keeping, "_do_apart", lambda keeping: started.append(keeping._do_due()))
+        monkeypatch.setattr(
+            Keeping, "_do_apart", lambda keeping: started.append(keeping._do_due(Turns().take(0)))
+        )
         for _ in range(3):
             fake.advance(1.0)
             sender.sweep()
