@@ -9,6 +9,7 @@ from connpool.clock import SystemClock
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
+from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
@@ -129,6 +130,33 @@ class Steering(Uncopied):
         Source: events of MongoDB's connection pools.
         """
         return self._control.listen(handler, types)
+
+    # -- transports from outside, and out
+
+    def add_connection(self, raw: Any, endpoint: Endpoint | str | None = None) -> None:
+        """Take in a transport that is open already, as idle.
+
+        Args:
+            endpoint: Where it leads; None: the route's only endpoint, or nowhere in particular,
+                and then it serves every checkout that pins nothing.
+
+        Raises:
+            UsageError: it is closed, in the pool already, or no transport; it stays the caller's.
+            PoolExhaustedError: no place is free.
+            PoolClosedError: the pool is closed or shut down.
+
+        Source: add_to_pool (evlua).
+        """
+        self._control.adopt(raw, None if endpoint is None else Endpoint.of(endpoint))
+
+    def take(self, req: Request | Endpoint | str | None = None) -> Any:
+        """Remove an idle connection for good and return its transport; None: none is usable.
+
+        Never dials and never waits. Dead ones found on the way are closed.
+
+        Source: get_from_pool (evlua).
+        """
+        return self._control.take(Request.of(req))
 
     # -- for a while
 
