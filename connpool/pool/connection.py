@@ -67,7 +67,8 @@ class Connection(Traffic):
         try:
             record = self._record
             pool = record.pool
-            now = pool._now()
+            ask = pool._now
+            now = ask()
             stream = record.stream
             if (
                 now < record.expires_at

@@ -72,6 +72,24 @@ class ConnectionPool(Steering):
         RouteSyntaxError: the route cannot be read; ``column`` tells where.
     """
 
+    # What every loan reads. In a dictionary it would have to be searched for: that of a listened-to pool
+    # holds what the class does not know.
+    __slots__ = (
+        "_brief_for",
+        "_fresh_for",
+        "_is_awaited",
+        "_lend_until",
+        "_lender",
+        "_now",
+        "_return_until",
+        "_shares_at_hand",
+        "_take",
+        "name",
+    )
+
+    name: str
+    _lender: Lender
+    _now: Callable[[], float]
     _take: Take
     _fresh_for: float
     _lend_until: float
@@ -198,9 +216,10 @@ class ConnectionPool(Steering):
                 timeout is None or (timeout.__class__ in PLAIN_NUMBERS and 0 <= timeout <= TIMEOUT_MAX)
             ):
                 try:
-                    key = self._take()
+                    take, ask = self._take, self._now  # called as attributes, both would be sought as methods
+                    key = take()
                     record = key.record
-                    now = self._now()
+                    now = ask()
                     if (
                         now < self._lend_until
                         and now - record.since < self._fresh_for
