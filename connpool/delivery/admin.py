@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connpool.errors import ConfigError
-from connpool.model.checks import is_whole
+from connpool.model.checks import is_whole, require_seconds
 from connpool.model.delivery import LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Group, Member, Route
@@ -36,6 +36,7 @@ class Admin:
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until a member lives. False: none does within *timeout* seconds."""
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
         with office.settled:
             office.settled.wait_for(lambda: self.ready or office.is_closed, timeout)

@@ -22,7 +22,7 @@ from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
-from connpool.model.checks import is_number, require_seconds
+from connpool.model.checks import is_number, require_callable, require_seconds
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Route
@@ -163,6 +163,7 @@ class Broadcaster(Admin):
         Returns:
             How many messages are still unsent.
         """
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return self._keeping.flush(timeout)
 
     def unsent(self) -> Unsent:
@@ -204,6 +205,7 @@ class Broadcaster(Admin):
 
         Source: prelude_connection_pool_check_event (libprelude).
         """
+        require_callable("handler", handler)
         return self._telling.check(_seconds(timeout), handler)
 
     def on(self, events: LinkEvent, handler: Handler) -> None:
@@ -239,6 +241,7 @@ class Broadcaster(Admin):
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
         """
+        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         until = None if timeout is None else real.now() + timeout
         self._deferred.close()
         lost = self._deferred.drain(timeout)
