@@ -9,7 +9,7 @@ from typing import Any
 
 from connpool import clock as real
 from connpool.clock import SystemClock
-from connpool.delivery.admin import Admin
+from connpool.delivery.admin import Admin, require_places
 from connpool.delivery.deferred import Deferred
 from connpool.delivery.keeping import Keeping
 from connpool.delivery.mailbox import Handler, SetHandler
@@ -25,7 +25,6 @@ from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import is_number, require_callable, require_seconds
 from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
-from connpool.model.route import Route
 from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
 from connpool.wire.framing import bytes_of
@@ -78,11 +77,7 @@ class Broadcaster(Admin):
         self._settings = Settings.of(**settings)
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
-        n_members = 0 if pool.route is None else len({m for g in pool.route.groups for m in g.members})
-        if n_members > pool.config.max_size:
-            raise ConfigError(
-                f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
-            )
+        require_places(pool, pool.route)
         if any(
             isinstance(other, Broadcaster) and other._spool is spool for other in KEPT if spool is not None
         ):
@@ -94,7 +89,7 @@ class Broadcaster(Admin):
         self._begin()
         keep(self)
         pool._lead(self)
-        self._office.follow(pool.route)
+        self._office.follow()
         self._keeping.begin()
 
     def _begin(self) -> None:
@@ -291,9 +286,9 @@ class Broadcaster(Admin):
         if not was_closed:
             self._office.roster.follow(self.pool.route, self._office.clock.now())
 
-    def _follow(self, route: Route | None) -> None:
+    def _follow(self) -> None:
         """The pool has another route."""
-        self._office.follow(route)
+        self._office.follow()
 
     def _close_at_exit(self) -> None:
         self._deferred.close()

@@ -21,7 +21,6 @@ from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Strand
 from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
-from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
 from connpool.pool.census import Kept, watch
 from connpool.pool.pool import ConnectionPool
@@ -69,10 +68,13 @@ class Office:
 
     # -- the route
 
-    def follow(self, route: Route | None) -> None:
-        """Take *route* as the new one; members of both keep their connections."""
+    def follow(self) -> None:
+        """Take the pool's route, which is another; members of both keep their connections.
+
+        It is read with the lock held: of two threads that set one, whoever comes last has the latest.
+        """
         with self._lock:
-            new, gone = self.roster.follow(route, self.clock.now())
+            new, gone = self.roster.follow(self.pool.route, self.clock.now())
             self._publish_locked()
         self.speak_up()
         for link in gone:

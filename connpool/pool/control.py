@@ -108,7 +108,12 @@ class Control:
         self._lender.carry_out(todo)
 
     def follow(self, route: Route | None) -> None:
+        self.reroute(lambda _: route)
+
+    def reroute(self, change: Callable[[Route | None], Route | None]) -> None:
+        """Follow what *change* makes of the present route; of two at once the second builds on the first."""
         with self._lock:
+            route = change(self._books.route)
             dropped = self._books.fleet.follow(route, self._lender.now())
             if self._books.route is None:  # the first one is no switch
                 self._books.active_group = self._books.fleet.active_group()

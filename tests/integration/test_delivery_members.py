@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -308,6 +309,32 @@ def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
         assert str(sender.pool.route) == f"{a.endpoint} && {b.endpoint} || {c.endpoint}"
         with pytest.raises(ConfigError, match="group must be 0 to 2"):
             sender.add(c.endpoint, 3)
+
+
+def test_members_that_several_threads_add_and_remove_at_once_all_come_and_go():
+    with ConnectionPool("127.0.0.1:1", max_size=100) as pool, Broadcaster(pool, reconnect=False) as sender:
+
+        def change(thread: int) -> None:
+            for n in range(10):
+                sender.add(f"127.0.0.1:{100 * thread + n}")
+            sender.remove(f"127.0.0.1:{100 * thread}")
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            together(*[lambda thread=thread: change(thread) for thread in range(1, 9)])
+        finally:
+            sys.setswitchinterval(before)
+        assert len(pool.route.endpoints) == 1 + 8 * 9
+        assert {link.endpoint for link in sender.links()} == set(pool.route.endpoints)
+
+
+def test_a_member_for_which_the_pool_has_no_place_is_refused(a, b):
+    with broadcasting(a, pool_settings={"max_size": 1}) as sender:
+        with pytest.raises(ConfigError, match="max_size=1 is too little for 2 members"):
+            sender.add(b.endpoint)
+        sender.add(a.endpoint, 1)  # it is a member already
+        assert len(sender.links()) == 1
 
 
 def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
