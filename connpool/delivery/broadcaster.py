@@ -23,7 +23,7 @@ from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import is_number, require_callable, require_seconds
-from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
+from connpool.model.delivery import GLOBAL, Delivery, LinkEvent, LinkState, Unsent
 from connpool.model.endpoint import Endpoint
 from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
@@ -66,6 +66,7 @@ class Broadcaster(Admin):
     Raises:
         ConfigError: a setting is out of range, or the pool has not a place for each member.
         UsageError: another broadcaster uses the spool.
+        SpoolError: the spool is closed.
 
     Source: prelude_connection_pool (libprelude).
     """
@@ -82,6 +83,8 @@ class Broadcaster(Admin):
             isinstance(other, Broadcaster) and other._spool is spool for other in KEPT if spool is not None
         ):
             raise UsageError(f"broadcaster {pool.name!r}: another broadcaster uses the spool", pool=pool.name)
+        if spool is not None:
+            spool.count(GLOBAL)  # one that is closed says so before anything has begun
         self.pool = pool
         self.name = pool.name
         self._spool: Spool | None = spool

@@ -21,11 +21,13 @@ from connpool import (
     LinkState,
     MemorySpool,
     NoEndpointError,
+    SpoolError,
+    SQLiteSpool,
     UnknownEndpointError,
     UsageError,
 )
 from connpool.testing import FakeClock
-from tests.helpers.sinks import Diary, Sink, broadcasting, numbered, refused, route_of
+from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused, route_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -555,6 +557,18 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_an_error():
             with pytest.raises(ConfigError):
                 Broadcaster(pool, **wrong)
         assert pool.stats().opened == 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_spool_that_is_closed_is_refused_before_anybody_is_dialled(a, tmp_path, kind):
+    spool = MemorySpool() if kind == "memory" else SQLiteSpool(tmp_path / "spool.db")
+    spool.close()
+    with ConnectionPool(a.endpoint) as pool:
+        with pytest.raises(SpoolError, match="closed"):
+            Broadcaster(pool, spool=spool)
+        with Broadcaster(pool) as sender:
+            assert sender.wait_ready(GUARD)
+    assert a.accepts == 1
 
 
 def test_one_spool_serves_one_broadcaster():
