@@ -51,6 +51,7 @@ class Admin:
         """Wait until a member lives. False: none does within *timeout* seconds."""
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
+        office.rouse()
         with office.settled:
             office.settled.wait_for(lambda: self.ready or office.is_closed, timeout)
         return self.ready

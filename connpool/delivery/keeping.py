@@ -40,11 +40,15 @@ class Keeping:
         self._is_busy = False  # a thread adopts, or sends heartbeats
 
     def begin(self) -> None:
-        """Set the clock going; let the spool report to the pool; take over what others have left."""
-        now = self._office.clock.now()
+        """Let the spool report to the pool, and set the clock going."""
         report_to = getattr(self._office.spool, "report_to", None)
         if report_to is not None:
             report_to(Reporter(self._office.pool))
+        self.start()
+
+    def start(self) -> None:
+        """Set the clock going; the first thing due is to take over what others have left."""
+        now = self._office.clock.now()
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
             self._beat_at = now + heartbeat[0]

@@ -37,10 +37,6 @@ class Sending:
         self._is_identified = office.encoder.is_identified
         self._origin = os.urandom(8)  # the first half of the ids of this broadcaster's messages
 
-    def start_clean(self) -> None:
-        """In a forked child: other ids than the parent's."""
-        self._origin = os.urandom(8)
-
     def deliver(self, message: bytes) -> Delivery:
         """Send *message*, or spool it; see ``Broadcaster.broadcast``."""
         parcel = Parcel(message)

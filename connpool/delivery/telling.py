@@ -44,6 +44,11 @@ class Telling:
         self._office.mailbox.install_for_sets(mask, handler)
         self._start()
 
+    def resume(self) -> None:
+        """In a forked child: those who were told in the parent are told here as well."""
+        if self._office.mailbox.has_handlers():
+            self._start()
+
     def check(self, timeout: float | None, handler: Handler | None) -> int:
         """As ``Broadcaster.check_event``."""
         mailbox = self._office.mailbox
