@@ -26,6 +26,7 @@ from connpool.model.checks import require_seconds
 from connpool.model.delivery import GLOBAL, Delivery, LinkState, Unsent
 from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
+from connpool.pool.turns import Turns
 from connpool.wire.framing import bytes_of
 
 __all__ = ["Broadcaster"]
@@ -87,7 +88,6 @@ class Broadcaster(Admin, Receiving):
         self.pool = pool
         self.name = pool.name
         self._spool: Spool | None = spool
-        self._closing = threading.Lock()
         self._begin()
         keep(self)
         pool._lead(self)
@@ -95,6 +95,8 @@ class Broadcaster(Admin, Receiving):
         self._keeping.begin()
 
     def _begin(self) -> None:
+        self._closings = Turns()
+        self._closer: threading.Thread | None = None  # who closes it, or has
         office = self._office = Office(self.pool, self._spool, self._settings)
         self._tending = Tending(office)
         self._watch = Watch(office)
@@ -183,20 +185,36 @@ class Broadcaster(Admin, Receiving):
 
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
+
+        Raises:
+            UsageError: it is called by a signal handler that has interrupted a call to the spool; nothing is
+                closed. One that has interrupted something else waits for nobody.
         """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
+        waits = not self._keeping.is_inside()
         until = None if timeout is None else real.now() + timeout
         self._deferred.close()
-        lost = self._deferred.drain(timeout)
-        with self._closing:
-            unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
-            self._watch.stop()
-        # With the lock free, for a handler that closes, too.
-        if self._spool is not None:
-            self._spool.close()
-        self._telling.stop()
-        KEPT.discard(self)
-        self.pool._part_with(self)
+        lost = self._deferred.drain(timeout if waits else 0.0)
+        turn = self._closings.try_take(0.0)
+        if turn is None:
+            me = threading.current_thread()
+            if self._closer is me or self._keeping.awaits(me):
+                return lost  # it is being closed by who cannot go on before we return
+            turn = self._closings.take(None)
+        try:
+            self._closer = threading.current_thread()
+            left = None if until is None else max(0.0, until - real.now())
+            unsent = self._keeping.close(left, waits=waits)
+        finally:
+            turn.end()  # before the rest, for a handler that closes, too
+        try:
+            if self._spool is not None:
+                self._spool.close()
+        finally:
+            self._watch.stop(waits=waits)
+            self._telling.stop(waits=waits)
+            KEPT.discard(self)
+            self.pool._part_with(self)
         return lost + unsent
 
     def __enter__(self) -> Broadcaster:
@@ -226,7 +244,6 @@ class Broadcaster(Admin, Receiving):
         self._keeping.turn()
 
     def _start_clean(self) -> None:
-        self._closing = threading.Lock()
         old = self._office
         self._begin()
         office = self._office

@@ -73,11 +73,13 @@ class Telling:
             new.start()
         mailbox.wake()  # there are more who want something
 
-    def stop(self) -> None:
-        """Tell nothing more. Waits a while for a handler that is at work, unless called by it."""
+    def stop(self, *, waits: bool = True) -> None:
+        """Tell nothing more. *waits*: a while for a handler that is at work, unless called by it."""
         self._office.mailbox.close()
         thread = self._thread
-        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+        if not waits or thread is None or thread is threading.current_thread():
+            return
+        if thread.ident is not None:
             thread.join(GRACE)
 
 

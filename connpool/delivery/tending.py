@@ -82,7 +82,10 @@ class Tending:
         office = self._office
         while True:
             with office._lock:
-                job = office.job_locked(link)
+                try:
+                    job = office.job_locked(link)
+                except SpoolError:  # it was closed, perhaps: upkeep, which looks again, tells of it
+                    job = None
                 if job is None:
                     link.is_tended = False
                     office.settled.notify_all()
