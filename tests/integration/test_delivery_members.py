@@ -16,6 +16,7 @@ from connpool import (
     ConfigError,
     ConnectionPool,
     Endpoint,
+    FramingError,
     Lines,
     LinkEvent,
     LinkState,
@@ -140,6 +141,60 @@ def test_what_cannot_be_framed_is_refused_before_it_reaches_spool_or_server(a):
         assert sender.unsent().total == 0
         sender.broadcast(b"fine")
         assert a.until_lines(1) == [b"fine"]
+
+
+@pytest.mark.parametrize("frame", [None, "text", 5])
+def test_a_framing_that_gives_no_bytes_has_its_message_refused_and_harms_no_link(a, frame):
+    class Odd(Lines):
+        def encode(self, message: bytes) -> Any:
+            return frame if message == b"odd" else super().encode(message)
+
+    with broadcasting(a, framing=Odd(), write_ahead=True) as sender:
+        sender.broadcast(b"one")
+        with pytest.raises(FramingError, match=f"Odd has framed a message wrongly: .*{type(frame).__name__}"):
+            sender.broadcast(b"odd")
+        assert sender.unsent().total == 0
+        sender.broadcast(b"two")
+        assert a.until_lines(2) == [b"one", b"two"]
+    assert a.accepts == 1
+
+
+def test_a_framing_may_use_its_buffer_again(a):
+    class Thrifty(Lines):
+        buffer = bytearray()
+
+        def encode(self, message: bytes) -> Any:
+            self.buffer[:] = message + b"\n"
+            return self.buffer
+
+    a.stop()
+    with broadcasting(a, framing=Thrifty()) as sender:
+        for message in numbered(3):
+            sender.broadcast(message)
+        a.start()
+        assert a.until_lines(3) == numbered(3)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_what_cannot_be_framed_any_more_stays_with_what_is_behind_it_and_is_told_of_once(
+    a, tmp_path, caplog, monkeypatch, kind
+):
+    monkeypatch.setattr("connpool.delivery.tending.BREATH", 0.001)
+    spool = MemorySpool() if kind == "memory" else SQLiteSpool(tmp_path / "spool.db")
+    for message in (b"one", b"two\nlines", b"three"):
+        spool.put([str(a.endpoint)], message, bytes(16))
+    with broadcasting(a, spool=spool) as sender:
+        assert sender.wait_ready(GUARD)
+        assert a.until_lines(1) == [b"one"]
+        (link,) = sender._office.roster.links.values()
+        until(lambda: link.is_stuck, "the second message's turn")
+        assert sender.flush(0.05) == 2  # it is tried again and again meanwhile
+        assert sender.broadcast(b"four").spooled == (str(a.endpoint),)
+        assert sender.close(GUARD) == 3
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert "cannot contain its delimiter" in str(told[0].exc_info)
+    assert a.lines == [b"one"]
 
 
 # -- the beginning
