@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from connpool.delivery.office import Office
     from connpool.pool.pool import ConnectionPool
 
-__all__ = ["Admin"]
+__all__ = ["Admin", "require_places"]
+
+
+def require_places(pool: ConnectionPool, route: Route | None) -> None:
+    """Refuse a route some of whose members could never be connected.
+
+    Raises:
+        ConfigError: *pool* has not a place for each.
+    """
+    n_members = 0 if route is None else len({m for g in route.groups for m in g.members})
+    if n_members > pool.config.max_size:
+        raise ConfigError(
+            f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
+        )
 
 
 class Admin(Uncopied):
@@ -39,6 +52,7 @@ class Admin(Uncopied):
         """Wait until a member lives. False: none does within *timeout* seconds."""
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
+        office.rouse()
         with office.settled:
             office.settled.wait_for(lambda: self.ready or office.is_closed, timeout)
         return self.ready
@@ -68,18 +82,23 @@ class Admin(Uncopied):
             group: From 0; as many as there are: of a new group.
 
         Raises:
-            ConfigError: there is no such group.
+            ConfigError: there is no such group, or the pool has not a place for one more member.
         """
-        route = self.pool.route
-        groups = [] if route is None else list(route.groups)
-        if not is_whole(group) or not 0 <= group <= len(groups):
-            raise ConfigError(f"group must be 0 to {len(groups)}, got {group!r}")
         member = Member((Endpoint.of(endpoint),))
-        if group == len(groups):
-            groups.append(Group((member,)))
-        else:
-            groups[group] = Group((*groups[group].members, member))
-        self.pool.route = Route(tuple(groups))
+
+        def joined(route: Route | None) -> Route:
+            groups = [] if route is None else list(route.groups)
+            if not is_whole(group) or not 0 <= group <= len(groups):
+                raise ConfigError(f"group must be 0 to {len(groups)}, got {group!r}")
+            if group == len(groups):
+                groups.append(Group((member,)))
+            else:
+                groups[group] = Group((*groups[group].members, member))
+            longer = Route(tuple(groups))
+            require_places(self.pool, longer)
+            return longer
+
+        self.pool._reroute(joined)
 
     def remove(self, endpoint: Endpoint | str) -> None:
         """Take *endpoint* out of the pool's route. What is spooled for it stays, in case it is added again.
@@ -88,13 +107,17 @@ class Admin(Uncopied):
             UnknownEndpointError: it is not on the route.
         """
         self._keeping.links_to(endpoint)
-        gone, route = Endpoint.of(endpoint), self.pool.route
-        kept = [
-            [[each for each in member.endpoints if each != gone] for member in group.members]
-            for group in (route.groups if route else ())
-        ]
-        groups = [Group(tuple(Member(tuple(member)) for member in group)) for group in kept if any(group)]
-        self.pool.route = Route(tuple(groups)) if groups else None
+        gone = Endpoint.of(endpoint)
+
+        def left(route: Route | None) -> Route | None:
+            kept = [
+                [[each for each in member.endpoints if each != gone] for member in group.members]
+                for group in (route.groups if route else ())
+            ]
+            groups = [Group(tuple(Member(tuple(member)) for member in group)) for group in kept if any(group)]
+            return Route(tuple(groups)) if groups else None
+
+        self.pool._reroute(left)
 
     @property
     def required_permission(self) -> frozenset[str]:

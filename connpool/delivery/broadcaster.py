@@ -9,11 +9,11 @@ from typing import Any
 
 from connpool import clock as real
 from connpool.clock import SystemClock
-from connpool.delivery.admin import Admin
+from connpool.delivery.admin import Admin, require_places
 from connpool.delivery.deferred import Deferred
 from connpool.delivery.keeping import Keeping
-from connpool.delivery.mailbox import Handler, SetHandler
 from connpool.delivery.office import Office
+from connpool.delivery.receiving import Receiving
 from connpool.delivery.sending import Sending
 from connpool.delivery.settings import Settings, require_spool
 from connpool.delivery.spool import Spool
@@ -22,12 +22,11 @@ from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import ConfigError, UsageError
-from connpool.model.checks import is_number, require_seconds
-from connpool.model.delivery import Delivery, LinkEvent, LinkState, Unsent
-from connpool.model.endpoint import Endpoint
-from connpool.model.route import Route
+from connpool.model.checks import require_seconds
+from connpool.model.delivery import GLOBAL, Delivery, LinkState, Unsent
 from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
+from connpool.pool.turns import Turns
 from connpool.wire.framing import bytes_of
 
 __all__ = ["Broadcaster"]
@@ -36,7 +35,7 @@ MOST_DEFERRED = 10_000
 EXIT_GRACE = 10.0  # seconds that the end of a program waits for what was given to broadcast_async
 
 
-class Broadcaster(Admin):
+class Broadcaster(Admin, Receiving):
     """Sends every message to all members of a group of a pool's route, and loses none.
 
     It holds one connection of the pool to each member (hot standby). The first
@@ -67,6 +66,7 @@ class Broadcaster(Admin):
     Raises:
         ConfigError: a setting is out of range, or the pool has not a place for each member.
         UsageError: another broadcaster uses the spool.
+        SpoolError: the spool is closed.
 
     Source: prelude_connection_pool (libprelude).
     """
@@ -78,26 +78,25 @@ class Broadcaster(Admin):
         self._settings = Settings.of(**settings)
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
-        n_members = 0 if pool.route is None else len({m for g in pool.route.groups for m in g.members})
-        if n_members > pool.config.max_size:
-            raise ConfigError(
-                f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
-            )
+        require_places(pool, pool.route)
         if any(
             isinstance(other, Broadcaster) and other._spool is spool for other in KEPT if spool is not None
         ):
             raise UsageError(f"broadcaster {pool.name!r}: another broadcaster uses the spool", pool=pool.name)
+        if spool is not None:
+            spool.count(GLOBAL)  # one that is closed says so before anything has begun
         self.pool = pool
         self.name = pool.name
         self._spool: Spool | None = spool
-        self._closing = threading.Lock()
         self._begin()
         keep(self)
         pool._lead(self)
-        self._office.follow(pool.route)
+        self._office.follow()
         self._keeping.begin()
 
     def _begin(self) -> None:
+        self._closings = Turns()
+        self._closer: threading.Thread | None = None  # who closes it, or has
         office = self._office = Office(self.pool, self._spool, self._settings)
         self._tending = Tending(office)
         self._watch = Watch(office)
@@ -173,59 +172,6 @@ class Broadcaster(Admin):
         counts = self._spool.counts()
         return Unsent({queue: count.messages for queue, count in counts.items() if count.messages})
 
-    # -- receiving
-
-    def recv(self, timeout: float | None = None) -> tuple[Endpoint, bytes] | None:
-        """The next message of whichever member.
-
-        Args:
-            timeout: Seconds; None or less than 0: no limit.
-
-        Returns:
-            Who sent it, and what; None: nothing has come in time.
-
-        Raises:
-            UsageError: input belongs to ``confirm``.
-
-        Source: prelude_connection_pool_recv (libprelude).
-        """
-        if self._settings.confirm is not None:
-            raise UsageError(f"broadcaster {self.name!r}: what comes belongs to confirm", pool=self.name)
-        return self._office.mailbox.recv(_seconds(timeout))
-
-    def check_event(self, timeout: float | None = None, handler: Handler | None = None) -> int:
-        """Wait for events and call their handlers, in this thread. From the first call on no other does.
-
-        Args:
-            timeout: Seconds to wait for the first of them; 0: no wait; None or less than 0: no limit.
-            handler: Called as ``handler(broadcaster, event, endpoint)`` for each, instead of those installed.
-
-        Returns:
-            How many events were handled.
-
-        Source: prelude_connection_pool_check_event (libprelude).
-        """
-        return self._telling.check(_seconds(timeout), handler)
-
-    def on(self, events: LinkEvent, handler: Handler) -> None:
-        """Call ``handler(broadcaster, event, endpoint)`` for each of *events*, in their order.
-
-        It runs on a thread of its own, or in ``check_event`` if somebody calls that, with no lock held.
-        Each INPUT is one whole message, to be taken by ``recv``. If the handler raises at INPUT, or returns
-        less than 0, that link is broken; elsewhere the error is logged. Events that nobody was told yet are
-        told to the first handler that wants them.
-
-        Source: prelude_connection_pool_set_event_handler (libprelude).
-        """
-        self._telling.install(_wanted(events, handler), handler)
-
-    def on_any(self, events: LinkEvent, handler: SetHandler) -> None:
-        """Call ``handler(broadcaster, events)`` once for all that has happened at a time.
-
-        Source: prelude_connection_pool_set_global_event_handler (libprelude).
-        """
-        self._telling.install_for_sets(_wanted(events, handler), handler)
-
     # -- the end
 
     def close(self, timeout: float | None = None) -> int:
@@ -239,20 +185,36 @@ class Broadcaster(Admin):
 
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
+
+        Raises:
+            UsageError: it is called by a signal handler that has interrupted a call to the spool; nothing is
+                closed. One that has interrupted something else waits for nobody.
         """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
+        waits = not self._keeping.is_inside()
         until = None if timeout is None else real.now() + timeout
         self._deferred.close()
-        lost = self._deferred.drain(timeout)
-        with self._closing:
-            unsent = self._keeping.close(None if until is None else max(0.0, until - real.now()))
-            self._watch.stop()
-        # With the lock free, for a handler that closes, too.
-        if self._spool is not None:
-            self._spool.close()
-        self._telling.stop()
-        KEPT.discard(self)
-        self.pool._part_with(self)
+        lost = self._deferred.drain(timeout if waits else 0.0)
+        turn = self._closings.try_take(0.0)
+        if turn is None:
+            me = threading.current_thread()
+            if self._closer is me or self._keeping.awaits(me):
+                return lost  # it is being closed by who cannot go on before we return
+            turn = self._closings.take(None)
+        try:
+            self._closer = threading.current_thread()
+            left = None if until is None else max(0.0, until - real.now())
+            unsent = self._keeping.close(left, waits=waits)
+        finally:
+            turn.end()  # before the rest, for a handler that closes, too
+        try:
+            if self._spool is not None:
+                self._spool.close()
+        finally:
+            self._watch.stop(waits=waits)
+            self._telling.stop(waits=waits)
+            KEPT.discard(self)
+            self.pool._part_with(self)
         return lost + unsent
 
     def __enter__(self) -> Broadcaster:
@@ -284,34 +246,28 @@ class Broadcaster(Admin):
         self._keeping.turn()
 
     def _start_clean(self) -> None:
-        self._closing = threading.Lock()
-        was_closed = self._office.is_closed
+        old = self._office
         self._begin()
-        self._office.is_closed = was_closed
-        self._sending.start_clean()
-        if not was_closed:
-            self._office.roster.follow(self.pool.route, self._office.clock.now())
+        office = self._office
+        office.is_closed = old.is_closed
+        office.mailbox.take_over(old.mailbox)
+        if not office.is_closed:
+            office.roster.follow(self.pool.route, office.clock.now())
+            office.rouse = self._start
 
-    def _follow(self, route: Route | None) -> None:
+    def _start(self) -> None:
+        """In a forked child, once somebody uses it there: many a child never does."""
+        office = self._office
+        self._telling.resume()
+        office.open(list(office.roster.links.values()))
+        self._keeping.start()
+        office.rouse = lambda: None  # last: who is interrupted before, or comes meanwhile, begins as well
+
+    def _follow(self) -> None:
         """The pool has another route."""
-        self._office.follow(route)
+        self._office.follow()
 
     def _close_at_exit(self) -> None:
         self._deferred.close()
         self._deferred.drain(EXIT_GRACE)
         self.close(0.0)
-
-
-def _seconds(timeout: float | None) -> float | None:
-    if timeout is None or (is_number(timeout) and timeout < 0):
-        return None
-    require_seconds("timeout", timeout, or_zero=True)
-    return timeout
-
-
-def _wanted(events: Any, handler: object) -> LinkEvent:
-    if not (isinstance(events, LinkEvent) and events):
-        raise ConfigError(f"events must be one or more of LinkEvent, got {events!r}")
-    if not callable(handler):
-        raise ConfigError(f"a handler must be callable, got {handler!r}")
-    return events

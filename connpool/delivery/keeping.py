@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from connpool import clock as real
@@ -12,7 +14,7 @@ from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.reporting import Reporter
 from connpool.delivery.writing import Writing
-from connpool.errors import SpoolError, UnknownEndpointError
+from connpool.errors import SpoolError, UnknownEndpointError, UsageError
 from connpool.model.delivery import LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.pool.census import watch
@@ -40,13 +42,18 @@ class Keeping:
         self._adopt_at = math.inf
         self._beat_at = math.inf
         self._turns = Turns()  # to adopt, and to send heartbeats
+        self._helper: threading.Thread | None = None  # which thread is at it, or was the last
 
     def begin(self) -> None:
-        """Set the clock going; let the spool report to the pool; take over what others have left."""
-        now = self._office.clock.now()
+        """Let the spool report to the pool, and set the clock going."""
         report_to = getattr(self._office.spool, "report_to", None)
         if report_to is not None:
             report_to(Reporter(self._office.pool))
+        self.start()
+
+    def start(self) -> None:
+        """Set the clock going; the first thing due is to take over what others have left."""
+        now = self._office.clock.now()
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
             self._beat_at = now + heartbeat[0]
@@ -85,11 +92,11 @@ class Keeping:
         if turn is None:  # a thread is at it
             return
         name = f"connpool-keeping-{self._office.name}"
-        thread = threading.Thread(target=self._do_due, args=(turn,), name=name, daemon=True)
+        helper = self._helper = threading.Thread(target=self._do_due, args=(turn,), name=name, daemon=True)
         try:
-            threads.start(thread)
+            threads.start(helper)
         finally:
-            if thread.ident is None:  # none can be had, or an interrupt came first: the next turn tries again
+            if helper.ident is None:  # none can be had, or an interrupt came first: the next turn tries again
                 turn.end()
 
     def _do_due(self, turn: Turn) -> None:
@@ -143,6 +150,11 @@ class Keeping:
     def flush(self, timeout: float | None) -> int:
         """As ``Broadcaster.flush``."""
         office = self._office
+        if self.is_inside():
+            raise UsageError(
+                f"broadcaster {office.name!r}: a flush would wait for the call from within which it comes",
+                pool=office.name,
+            )
         with office._lock:
             dead = [link for link in office.roster.links.values() if link.state is not LinkState.ALIVE]
         for link in dead:
@@ -150,7 +162,7 @@ class Keeping:
         office.kick_all()
 
         def is_over() -> bool:
-            is_at_rest = not any(link.is_tended for link in office.roster.links.values())
+            is_at_rest = not any(map(_is_tended, office.roster.links.values()))
             return self.unsent() == 0 or (is_at_rest and timeout is None) or office.is_closed
 
         with office.settled:
@@ -163,18 +175,20 @@ class Keeping:
             return 0
         return sum(count.messages for count in spool.counts().values())
 
-    def close(self, timeout: float | None) -> int:
-        """As ``Broadcaster.close``, once nothing more is taken."""
+    def close(self, timeout: float | None, *, waits: bool) -> int:
+        """As ``Broadcaster.close``, once nothing more is taken. *waits*: for others; none waits for us."""
         office = self._office
         if office.is_closed:
             return 0
         until = None if timeout is None else real.now() + timeout
-        self._send_the_rest(until)
+        unsent = 0
         try:
-            self.beat()
-        except Exception:  # the user's function, or what it returns
-            logger.exception("broadcaster %r: the last heartbeat failed", office.name)
-        unsent = self.unsent()
+            if waits:
+                self._send_the_rest(until)
+            self._say_goodbye()
+            unsent = self.unsent()
+        except SpoolError:  # somebody has closed it, perhaps
+            logger.exception("broadcaster %r: what is unsent stays so", office.name)
         with office._lock:
             office.is_closed = True
             office.plan = None
@@ -183,11 +197,42 @@ class Keeping:
         office.stop_worker()
         for link in links:
             office.lower(link, None)
-        with office.settled:
-            office.settled.wait_for(lambda: self._turns.are_free() and not any(map(_is_tended, links)), GRACE)
+        if waits:
+            with office.settled:
+                office.settled.wait_for(lambda: not (self._is_helped() or any(map(_is_tended, links))), GRACE)
         if office.kept is not None:
             watch(office.kept, math.inf)
         return unsent
+
+    def _say_goodbye(self) -> None:
+        try:
+            self.beat()
+        except SpoolError:
+            raise
+        except Exception:  # the user's function, or what it returns
+            logger.exception("broadcaster %r: the last heartbeat failed", self._office.name)
+
+    def is_inside(self) -> bool:
+        """Whether this thread was interrupted, by a signal handler say, in what others wait for.
+
+        Raises:
+            UsageError: in a call to the spool, which can be asked for nothing meanwhile.
+        """
+        office = self._office
+        with suppress(SpoolError):
+            self.unsent()
+        is_owned: Callable[[], bool] = office._lock._is_owned  # type: ignore[attr-defined]
+        return is_owned() or any(link.is_inside() for link in list(office.roster.links.values()))
+
+    def awaits(self, thread: threading.Thread) -> bool:
+        """Whether the end waits for *thread*, which must not wait for the end then."""
+        with self._office._lock:
+            workers = [link.worker for link in self._office.roster.links.values()]
+        return thread in (self._helper, *workers)
+
+    def _is_helped(self) -> bool:
+        """Whether a thread, other than the caller's, adopts or sends heartbeats."""
+        return not self._turns.are_free() and self._helper is not threading.current_thread()
 
     def _send_the_rest(self, until: float | None) -> None:
         """Wait until members that live have all that waits for them."""
@@ -196,7 +241,7 @@ class Keeping:
 
         def is_done() -> bool:
             living = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
-            return not any(link.is_tended and not link.is_stuck for link in living)
+            return not any(_is_tended(link) and not link.is_stuck for link in living)
 
         with office.settled:
             office.settled.wait_for(is_done, None if until is None else max(0.0, until - real.now()))
@@ -219,4 +264,5 @@ class Keeping:
 
 
 def _is_tended(link: Link) -> bool:
-    return link.is_tended
+    """Whether a worker, other than the caller's thread, is at *link*."""
+    return link.is_tended and link.worker is not threading.current_thread()

@@ -131,6 +131,13 @@ class Mailbox:
             self._sets = (*self._sets, (mask, handler))
         self._on_change()
 
+    def take_over(self, other: Mailbox) -> None:
+        """In a forked child: those who were told by *other*, the parent's, are told by this one."""
+        self._each, self._sets, self.is_polled = other._each, other._sets, other.is_polled
+
+    def has_handlers(self) -> bool:
+        return bool(self._each or self._sets)
+
     def has_set_handlers(self) -> bool:
         return bool(self._sets)
 

@@ -7,7 +7,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from connpool.clock import Clock
@@ -21,7 +21,6 @@ from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Strand
 from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
-from connpool.model.route import Route
 from connpool.pool.backoff import delay_after
 from connpool.pool.census import Kept, watch
 from connpool.pool.pool import ConnectionPool
@@ -66,21 +65,29 @@ class Office:
         self.stop_worker: Callable[[], object] = lambda: None
         self.hear_out: Callable[[Strand], object] = lambda strand: None  # take in a peer's last words
         self.on_strands: Callable[[], object] = lambda: None  # connections have come or gone; input is wanted
+        self.rouse: Callable[[], object] = lambda: None  # somebody uses it: in a forked child, begin now
 
     # -- the route
 
-    def follow(self, route: Route | None) -> None:
-        """Take *route* as the new one; members of both keep their connections."""
+    def follow(self) -> None:
+        """Take the pool's route, which is another; members of both keep their connections.
+
+        It is read with the lock held: of two threads that set one, whoever comes last has the latest.
+        """
         with self._lock:
-            new, gone = self.roster.follow(route, self.clock.now())
+            new, gone = self.roster.follow(self.pool.route, self.clock.now())
             self._publish_locked()
         self.speak_up()
         for link in gone:
             self.lower(link, None)
-        for link in new:
-            if self.settings.standby == "hot" or 0 in link.groups:
-                self.want(link)
+        self.open(new)
         self.kick_all()
+
+    def open(self, links: Iterable[Link]) -> None:
+        """Let those of *links* be opened that are to stand ready."""
+        for link in links:
+            if self.settings.standby == "hot" or 0 in link.groups:
+                self._want(link)
 
     # -- life and death
 
@@ -227,6 +234,10 @@ class Office:
 
     def want(self, link: Link) -> None:
         """Let *link* be opened as soon as may be."""
+        self.rouse()
+        self._want(link)
+
+    def _want(self, link: Link) -> None:
         with self._lock:
             link.is_wanted = link.state is not LinkState.ALIVE
         self.kick(link)
@@ -310,7 +321,5 @@ class Office:
         """Each link as it stands."""
         spool = None if self.is_closed else self.spool
         with self._lock:
-            return tuple(
-                link.describe(0 if spool is None else spool.count(link.queue))
-                for link in self.roster.links.values()
-            )
+            links = self.roster.links.values()
+            return tuple(link.describe(0 if spool is None else spool.count(link.queue)) for link in links)

@@ -8,10 +8,10 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from connpool.delivery.link import BEHIND, SENT, Link, Outcome
+from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares
-from connpool.delivery.strand import Parcel
+from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
 from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
@@ -38,15 +38,14 @@ class Sending:
         self._is_identified = office.encoder.is_identified
         self._origin = os.urandom(8)  # the first half of the ids of this broadcaster's messages
 
-    def start_clean(self) -> None:
-        """In a forked child: other ids than the parent's."""
-        self._origin = os.urandom(8)
-
     def deliver(self, message: bytes) -> Delivery:
         """Send *message*, or spool it; see ``Broadcaster.broadcast``."""
         parcel = Parcel(message)
         try:
             return self._deliver(parcel)
+        except SpoolError as error:
+            self._require_open(error)  # if it is closed, so is the spool
+            raise
         except ConnPoolError:
             raise
         except BaseException:
@@ -75,14 +74,18 @@ class Sending:
         parcel.id = self._new_id()
         return self._keep_copies(plan.number, plan.shares(late), late, parcel)
 
+    def _require_open(self, cause: Exception | None) -> None:
+        office = self._office
+        if office.is_closed:
+            raise PoolClosedError(f"broadcaster {office.name!r} is closed", pool=office.name) from cause
+
     def _look_for_a_way(self, parcel: Parcel) -> Delivery:
         office = self._office
         spool = office.spool
         parcel.id = self._new_id()
         # What cannot be framed is not taken.
         parcel.data = office.encoder.encode_as(parcel.message, parcel.id)
-        if office.is_closed:
-            raise PoolClosedError(f"broadcaster {office.name!r} is closed", pool=office.name)
+        self._require_open(None)
         if spool is not None and spool.count(GLOBAL):
             return self._put_aside(parcel)
         return self._ahead(parcel) if office.settings.write_ahead else self._in_turn(parcel)

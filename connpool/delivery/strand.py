@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 from connpool.delivery.spool import ID_SIZE
 from connpool.model.endpoint import Endpoint
@@ -11,9 +13,22 @@ from connpool.pool.connection import Connection
 from connpool.wire.framing import Framing
 from connpool.wire.line import Line
 
-__all__ = ["NO_ID", "Claim", "Parcel", "Strand", "Unfinished"]
+__all__ = ["BEHIND", "NO_ID", "SENT", "Claim", "Outcome", "Parcel", "Strand", "Unfinished"]
 
 NO_ID = bytes(ID_SIZE)  # of what is sent once or never
+
+
+class Outcome(enum.Enum):
+    """What came of one attempt to send a message at once."""
+
+    SENT = "sent"
+    BEHIND = "behind"  # something else must be sent first
+    BEGUN = "begun"  # a part of it is on its way; the rest is kept
+    DEAD = "dead"  # there is no connection, or it has just been found broken
+
+
+SENT: Final = Outcome.SENT  # to ask an enum for its member costs 0.15 us on 3.11
+BEHIND: Final = Outcome.BEHIND
 
 
 class Claim:
@@ -24,6 +39,7 @@ class Claim:
     """
 
     is_given_up = False
+    thread = 0  # of which it is; told before it becomes a holder's, for whoever comes from within
 
 
 class Parcel(Claim):
@@ -73,6 +89,10 @@ class Strand:
     def is_held(self) -> bool:
         """Whether somebody waits for the peer; who was torn away from it does not."""
         return self.holder is not None and not self.holder.is_given_up
+
+    def is_held_by(self, thread: int) -> bool:
+        """Whether *thread* does."""
+        return self.is_held and self.holder is not None and self.holder.thread == thread
 
     @property
     def is_torn(self) -> bool:

@@ -47,6 +47,11 @@ class Telling:
         self._office.mailbox.install_for_sets(mask, handler)
         self._want_thread()
 
+    def resume(self) -> None:
+        """In a forked child: those who were told in the parent are told here as well."""
+        if self._office.mailbox.has_handlers():
+            self._want_thread()
+
     def check(self, timeout: float | None, handler: Handler | None) -> int:
         """As ``Broadcaster.check_event``."""
         mailbox = self._office.mailbox
@@ -72,11 +77,13 @@ class Telling:
         """See that the thread runs, if there is to be one."""
         start_once(self._thread, self._starts, self._office)
 
-    def stop(self) -> None:
-        """Tell nothing more. Waits a while for a handler that is at work, unless called by it."""
+    def stop(self, *, waits: bool = True) -> None:
+        """Tell nothing more. *waits*: a while for a handler that is at work, unless called by it."""
         self._office.mailbox.close()
         thread = self._thread
-        if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+        if not waits or thread is None or thread is threading.current_thread():
+            return
+        if thread.ident is not None:
             thread.join(GRACE)
 
 

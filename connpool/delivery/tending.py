@@ -82,7 +82,10 @@ class Tending:
         office = self._office
         while True:
             with office._lock:
-                job = office.job_locked(link)
+                try:
+                    job = office.job_locked(link)
+                except SpoolError:  # it was closed, perhaps: upkeep, which looks again, tells of it
+                    job = None
                 if job is None:
                     link.is_tended = False
                     office.settled.notify_all()
@@ -94,7 +97,8 @@ class Tending:
                     self._flush(link)
                     link.is_stuck = False
             except Exception as error:
-                logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
+                if not link.is_stuck:  # else it has been told
+                    logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
                 if job == "open":
                     office.not_opened(link, link.endpoint, error)
                 else:
@@ -228,12 +232,12 @@ class Tending:
         began = real.now()
         n_arrived = 0
         try:
-            data, sizes = office.encoder.encode_all(batch)
+            data, sizes, n_framed = office.encoder.encode_all(batch)
             n_sent = strand.line.push_all(data, office.settings.send_timeout)
             if n_sent == len(data) and office.settings.confirm is None:
-                n_arrived = len(batch)
+                n_arrived = n_framed
                 return True
-            for end, each in zip(accumulate(sizes), batch, strict=True):
+            for end, each in zip(accumulate(sizes), batch, strict=False):  # it ends where none can be framed
                 if end > n_sent:
                     break
                 confirm(office.settings.confirm, strand, each.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -18,6 +19,7 @@ from connpool.wire.line import Poller
 
 __all__ = ["Watch"]
 
+GRACE: Final = 5.0  # seconds that the end waits for the thread, which may be in a listener of the user's
 MOST_READS: Final = 64  # of one connection before the others have their turn
 
 logger = logging.getLogger("connpool.delivery")
@@ -32,7 +34,8 @@ class Watch:
     def __init__(self, office: Office) -> None:
         self._office = weakref.ref(office, lambda _: self._wake())
         self._name = f"connpool-watch-{office.name}"
-        self._lock = threading.Lock()  # guards the thread's coming and going
+        self._lock = threading.RLock()  # guards the thread's coming and going
+        self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._poller: Poller | None = None
         self._thread: threading.Thread | None = None
         self._starts = Turns()  # to start it
@@ -48,6 +51,9 @@ class Watch:
         """Connections have come or gone, or somebody wants input: see to it. Starts the thread."""
         office = self._office()
         if office is None:
+            return
+        if self._is_inside():  # a signal handler's or finaliser's: what it has interrupted starts the thread
+            self._wake()
             return
         with self._lock:
             if self._poller is not None:
@@ -66,16 +72,16 @@ class Watch:
         """See that the thread runs, if there is to be one."""
         start_once(self._thread, self._starts, office)
 
-    def stop(self) -> None:
-        """Watch no more. Waits for the thread, unless called by it."""
+    def stop(self, *, waits: bool = True) -> None:
+        """Watch no more. *waits*: a while for the thread, unless called by it."""
         with self._lock:
             self._is_over = True
             poller, thread = self._poller, self._thread
             if poller is not None:
                 poller.wake()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and waits and thread is not threading.current_thread():
             with suppress(RuntimeError):  # it is only about to start: then it sees that it is over
-                thread.join()
+                thread.join(GRACE)
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from connpool.delivery.link import Link, Outcome
+import threading
+
+from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.strand import Parcel, Strand
+from connpool.delivery.strand import Outcome, Parcel, Strand
 from connpool.delivery.tending import NotConfirmedError, confirm
+from connpool.errors import UsageError
 
 __all__ = ["Writing"]
 
@@ -15,11 +18,13 @@ class Writing:
 
     def __init__(self, office: Office) -> None:
         self._office = office
+        self._queueing: dict[int, Parcel] = {}  # by thread: those that wait to become the holder of a strand
 
     def write(self, link: Link, parcel: Parcel, position: int = 0) -> Outcome:
         """Send to one link, and have the peer confirm it where that is asked."""
         if self._office.settings.confirm is None:
             return link.try_send(parcel, position)
+        parcel.thread = threading.get_ident()
         strand = link.try_hold(parcel, position)
         if isinstance(strand, Outcome):
             return strand
@@ -77,8 +82,32 @@ class Writing:
         if outcome is Outcome.BEGUN:
             begun = parcel.begun[link.queue]
             return self._hold_and_write(link, begun.strand, parcel, begun.rest)
-        strand = link.hold(parcel, self._office.settings.send_timeout)
+        strand = self._queue_up(link, parcel)
         if strand is None:
             self._office.bury(link)
             return Outcome.DEAD
         return self._hold_and_write(link, strand, parcel, parcel.data)
+
+    def _queue_up(self, link: Link, parcel: Parcel) -> Strand | None:
+        """Become the holder, for *parcel*, when it is one's turn. None: there is no connection any more.
+
+        Raises:
+            UsageError: it comes from within a broadcast of this very thread, by a signal handler, a
+                finaliser or a ``confirm``, and would wait for that.
+        """
+        me = threading.get_ident()
+        outer, strand = self._queueing.get(me), link.strand
+        is_queueing = outer is not None and not outer.is_given_up
+        if link.is_inside() or is_queueing or (strand is not None and strand.is_held_by(me)):
+            parcel.is_given_up = True  # as far as it has come with other members
+            raise UsageError(
+                f"broadcaster {self._office.name!r}: a broadcast would wait at {link.queue} for the one "
+                "from within which it comes; with a spool it need not",
+                pool=self._office.name,
+            )
+        try:
+            self._queueing[me] = parcel
+            parcel.thread = me
+            return link.hold(parcel, self._office.settings.send_timeout)
+        finally:
+            self._queueing.pop(me, None)

@@ -109,7 +109,12 @@ class Control:
         self._lender.carry_out(todo)
 
     def follow(self, route: Route | None, *, is_first: bool = False) -> None:
+        self.reroute(lambda _: route, is_first=is_first)
+
+    def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
+        """Follow what *change* makes of the present route; of two at once the second builds on the first."""
         with self._lock:
+            route = change(self._books.route)
             dropped = self._books.fleet.follow(route, self._lender.now())
             if is_first:  # it is no switch
                 self._books.active_group = self._books.fleet.active_group()

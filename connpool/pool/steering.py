@@ -30,8 +30,8 @@ __all__ = ["Follower", "Steering"]
 class Follower(Protocol):
     """Who sends over the pool's route, and must know it."""
 
-    def _follow(self, route: Route | None) -> None:
-        """The pool has another route. No lock is held."""
+    def _follow(self) -> None:
+        """The pool has another route, or more than one by now. No lock is held."""
 
 
 class Steering(Uncopied):
@@ -56,9 +56,13 @@ class Steering(Uncopied):
     @route.setter
     def route(self, route: Route | Endpoint | str | Iterable[Endpoint | str] | None) -> None:
         new = None if route is None else Route.coerce(route)
-        self._control.follow(new)
+        self._reroute(lambda _: new)
+
+    def _reroute(self, change: Callable[[Route | None], Route | None]) -> None:
+        """Set the route to what *change*, which waits for nothing, makes of the present one."""
+        self._control.reroute(change)
         for follower in self._followers or ():
-            follower._follow(new)
+            follower._follow()
 
     @property
     def config(self) -> PoolConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -327,6 +328,41 @@ def test_a_child_that_is_forked_while_threads_send_does_not_hang(a):
             for thread in threads:
                 thread.join()
         assert a.accepts == 6
+
+
+def test_a_forked_child_is_upkept_from_its_first_use_on_and_before_that_dials_nobody(a, b):
+    told: list[LinkEvent] = []
+    looks: list[int] = []
+    beats: list[int] = []
+
+    class Shared(MemorySpool):
+        def adopt(self) -> dict[str, int]:
+            looks.append(os.getpid())
+            return {}
+
+    def beat() -> bytes:
+        beats.append(os.getpid())
+        return b"beat"
+
+    with broadcasting(a, "||", b, spool=Shared(max_age=1_000), heartbeat=(0.02, beat)) as sender:
+        sender.on(LinkEvent.ALIVE | LinkEvent.DEAD, lambda _, event, __: told.append(event))
+        all_alive(sender)
+        until(lambda: len(told) == 2, "both events")
+
+        def child() -> Any:
+            told.clear()
+            unused = [link.state for link in sender.links()]
+            is_ready = sender.wait_ready(GUARD)
+            until(lambda: len(told) == 2, "both events")
+            until(lambda: os.getpid() in looks, "a look for what others have left")
+            until(lambda: os.getpid() in beats, "a heartbeat")
+            return unused, is_ready, told, sender.close(5)
+
+        served = a.accepts
+        unused, is_ready, events, unsent = in_child(child)
+        assert (unused, is_ready, unsent) == ([LinkState.NEW] * 2, True, 0)
+        assert events == [LinkEvent.ALIVE] * 2
+        assert (served, a.accepts) == (1, 2)
 
 
 def test_a_child_of_a_closed_broadcaster_has_a_closed_one(a):

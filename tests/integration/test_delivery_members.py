@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +16,19 @@ from connpool import (
     ConfigError,
     ConnectionPool,
     Endpoint,
+    FramingError,
     Lines,
     LinkEvent,
     LinkState,
     MemorySpool,
     NoEndpointError,
+    SpoolError,
+    SQLiteSpool,
     UnknownEndpointError,
     UsageError,
 )
 from connpool.testing import FakeClock
-from tests.helpers.sinks import Diary, Sink, broadcasting, numbered, refused, route_of
+from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused, route_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -149,6 +153,60 @@ def test_what_cannot_be_framed_is_refused_before_it_reaches_spool_or_server(a):
         assert sender.unsent().total == 0
         sender.broadcast(b"fine")
         assert a.until_lines(1) == [b"fine"]
+
+
+@pytest.mark.parametrize("frame", [None, "text", 5])
+def test_a_framing_that_gives_no_bytes_has_its_message_refused_and_harms_no_link(a, frame):
+    class Odd(Lines):
+        def encode(self, message: bytes) -> Any:
+            return frame if message == b"odd" else super().encode(message)
+
+    with broadcasting(a, framing=Odd(), write_ahead=True) as sender:
+        sender.broadcast(b"one")
+        with pytest.raises(FramingError, match=f"Odd has framed a message wrongly: .*{type(frame).__name__}"):
+            sender.broadcast(b"odd")
+        assert sender.unsent().total == 0
+        sender.broadcast(b"two")
+        assert a.until_lines(2) == [b"one", b"two"]
+    assert a.accepts == 1
+
+
+def test_a_framing_may_use_its_buffer_again(a):
+    class Thrifty(Lines):
+        buffer = bytearray()
+
+        def encode(self, message: bytes) -> Any:
+            self.buffer[:] = message + b"\n"
+            return self.buffer
+
+    a.stop()
+    with broadcasting(a, framing=Thrifty()) as sender:
+        for message in numbered(3):
+            sender.broadcast(message)
+        a.start()
+        assert a.until_lines(3) == numbered(3)
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_what_cannot_be_framed_any_more_stays_with_what_is_behind_it_and_is_told_of_once(
+    a, tmp_path, caplog, monkeypatch, kind
+):
+    monkeypatch.setattr("connpool.delivery.tending.BREATH", 0.001)
+    spool = MemorySpool() if kind == "memory" else SQLiteSpool(tmp_path / "spool.db")
+    for message in (b"one", b"two\nlines", b"three"):
+        spool.put([str(a.endpoint)], message, bytes(16))
+    with broadcasting(a, spool=spool) as sender:
+        assert sender.wait_ready(GUARD)
+        assert a.until_lines(1) == [b"one"]
+        (link,) = sender._office.roster.links.values()
+        until(lambda: link.is_stuck, "the second message's turn")
+        assert sender.flush(0.05) == 2  # it is tried again and again meanwhile
+        assert sender.broadcast(b"four").spooled == (str(a.endpoint),)
+        assert sender.close(GUARD) == 3
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert "cannot contain its delimiter" in str(told[0].exc_info)
+    assert a.lines == [b"one"]
 
 
 # -- the beginning
@@ -320,6 +378,32 @@ def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
         assert str(sender.pool.route) == f"{a.endpoint} && {b.endpoint} || {c.endpoint}"
         with pytest.raises(ConfigError, match="group must be 0 to 2"):
             sender.add(c.endpoint, 3)
+
+
+def test_members_that_several_threads_add_and_remove_at_once_all_come_and_go():
+    with ConnectionPool("127.0.0.1:1", max_size=100) as pool, Broadcaster(pool, reconnect=False) as sender:
+
+        def change(thread: int) -> None:
+            for n in range(10):
+                sender.add(f"127.0.0.1:{100 * thread + n}")
+            sender.remove(f"127.0.0.1:{100 * thread}")
+
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            together(*[lambda thread=thread: change(thread) for thread in range(1, 9)])
+        finally:
+            sys.setswitchinterval(before)
+        assert len(pool.route.endpoints) == 1 + 8 * 9
+        assert {link.endpoint for link in sender.links()} == set(pool.route.endpoints)
+
+
+def test_a_member_for_which_the_pool_has_no_place_is_refused(a, b):
+    with broadcasting(a, pool_settings={"max_size": 1}) as sender:
+        with pytest.raises(ConfigError, match="max_size=1 is too little for 2 members"):
+            sender.add(b.endpoint)
+        sender.add(a.endpoint, 1)  # it is a member already
+        assert len(sender.links()) == 1
 
 
 def test_the_last_member_can_be_removed_and_messages_wait_for_the_next(a, b):
@@ -540,6 +624,18 @@ def test_a_setting_that_is_unknown_or_out_of_range_is_an_error():
             with pytest.raises(ConfigError):
                 Broadcaster(pool, **wrong)
         assert pool.stats().opened == 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_spool_that_is_closed_is_refused_before_anybody_is_dialled(a, tmp_path, kind):
+    spool = MemorySpool() if kind == "memory" else SQLiteSpool(tmp_path / "spool.db")
+    spool.close()
+    with ConnectionPool(a.endpoint) as pool:
+        with pytest.raises(SpoolError, match="closed"):
+            Broadcaster(pool, spool=spool)
+        with Broadcaster(pool) as sender:
+            assert sender.wait_ready(GUARD)
+    assert a.accepts == 1
 
 
 def test_one_spool_serves_one_broadcaster():

@@ -52,6 +52,7 @@ class Scene:
     settings: ClassVar[dict[str, Any]] = {}
     spools = True
     padding = b""
+    heads: tuple[bytes, ...] = (b"m-",)  # what lines may begin with
     enough = 70  # strikes; where there are more points, every n-th is struck
 
     def __init__(self, stack: ExitStack) -> None:
@@ -110,7 +111,9 @@ class Scene:
 
     def check(self, sink: Sink, last: int) -> None:
         until(lambda: any(line.startswith(b"m-%d-" % last) for line in sink.lines), f"the coming of {last}")
-        assert all(line.startswith(b"m-") and len(line) in self.sizes(line) for line in sink.lines), "torn"
+        assert all(line.startswith(self.heads) and len(line) in self.sizes(line) for line in sink.lines), (
+            "torn"
+        )
         came = by_sender(first_comings(sink.lines))[b"m"]
         assert came == sorted(came)
         assert set(self.accepted) <= set(came), sorted(set(self.accepted) - set(came))

@@ -127,6 +127,12 @@ def test_a_wrong_argument_of_a_broadcasters_method_is_shown(pool: ConnectionPool
             for timeout in ("5", math.inf):
                 with pytest.raises(ConfigError, match=f"timeout must be .*, got {timeout!r}"):
                     wait(timeout)  # type: ignore[arg-type]
+        for limited in (broadcaster.flush, broadcaster.wait_ready, broadcaster.close):
+            for timeout in ("5", math.inf, math.nan, -1, True):
+                with pytest.raises(ConfigError, match=f"timeout must be .*, got {timeout!r}"):
+                    limited(timeout)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="handler must be a function or None, got 5"):
+            broadcaster.check_event(0, 5)  # type: ignore[arg-type]
         for install in (broadcaster.on, broadcaster.on_any):
             with pytest.raises(ConfigError, match="a handler must be callable, got 5"):
                 install(LinkEvent.DEAD, 5)  # type: ignore[arg-type]
