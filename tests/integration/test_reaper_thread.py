@@ -20,7 +20,7 @@ from connpool import ConnectionClosed, ConnectionPool
 from connpool.testing import FakeClock, ScriptedServer
 from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, until
-from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, turn
+from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, the_reaper, turn
 
 AGELESS: dict[str, Any] = {"idle_timeout": None, "max_lifetime": None}
 TASKS = Path("/proc/self/task")
@@ -54,8 +54,7 @@ def test_lending_what_never_grows_old_needs_no_reaper() -> None:
 def test_the_first_thing_due_starts_one_daemon() -> None:
     with ConnectionPool("a:1", connector=Switchboard()) as pool:
         fill(pool, 3)
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         assert thread.daemon
         assert thread.name == REAPER
 
@@ -87,8 +86,7 @@ def test_fifty_pools_have_one_thread_that_ends_with_the_last() -> None:
             stack.enter_context(ConnectionPool("a:1", connector=Switchboard(), min_idle=1)) for _ in range(50)
         ]
         until(lambda: all(pool.stats().idle == 1 for pool in pools))
-        assert len(reapers()) == 1
-        (thread,) = reapers()
+        thread = the_reaper()
         for pool in pools[:-1]:
             pool.close()
         let_pass(0.05)
@@ -109,7 +107,7 @@ def test_many_pools_in_steady_use_cost_one_thread() -> None:
         brief = ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN)
         turn(stack.enter_context(brief))
         until(lambda: board.n_open == 0)
-        assert len(reapers()) == 1
+        the_reaper()
 
 
 def test_it_ends_when_nothing_is_left_to_do_and_begins_anew_when_there_is() -> None:
@@ -160,7 +158,7 @@ def forgotten(**settings: Any) -> tuple[weakref.ref[ConnectionPool], Switchboard
 )
 def test_the_running_reaper_keeps_no_forgotten_pool_alive(settings: dict[str, Any]) -> None:
     seen, board = forgotten(**settings)
-    (thread,) = reapers()
+    thread = the_reaper()
 
     def is_gone() -> bool:
         gc.collect()
@@ -284,8 +282,7 @@ def test_nothing_due_means_no_wake_up(settings: dict[str, Any]) -> None:
             stack.enter_context(pool)
             fill(pool, 2)
             stack.enter_context(pool.try_connect())
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         let_pass(0.05)
         before = wake_ups(thread)
         let_pass(0.15)
@@ -296,8 +293,7 @@ def test_nothing_due_means_no_wake_up(settings: dict[str, Any]) -> None:
 def test_steady_traffic_does_not_wake_it() -> None:
     with ConnectionPool("a:1", connector=Switchboard(), reap_interval=0.001) as pool:
         turn(pool)
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         let_pass(0.1)
         before = wake_ups(thread)
         for _ in range(2_000):
