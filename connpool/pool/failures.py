@@ -120,7 +120,7 @@ def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
 
 
 def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
-    """The error of a checkout whose time is up, and which has left the queue: who has what, what went wrong."""
+    """The error of a checkout that has left the queue, for its time is up: who has what, what went wrong."""
     name, loans, last = books.pool.name, describe_loans(books, now), books.last_error
     details = [books.summary()]
     if loans:

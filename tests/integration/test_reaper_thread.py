@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionClosed, ConnectionPool
+from connpool import ConnectionClosed, ConnectionPool, PoolState
+from connpool.pool import desk
+from connpool.pool.census import watch
 from connpool.testing import FakeClock, ScriptedServer
 from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, until
@@ -378,3 +380,50 @@ def test_one_asked_for_something_as_it_ends_leaves_it_to_who_was_started_for_it(
     until(lambda: len(reapers()) == 1, "the end of one of two")
     reaper.watch(later, math.inf)
     until(lambda: not reapers())
+
+
+def test_a_turn_that_was_asked_for_at_once_is_given_though_nothing_is_due_any_more() -> None:
+    """A finaliser has found something just before upkeep says that it has nothing left to do."""
+    reaper = Reaper()
+
+    def find() -> None:
+        if ward.turns == 1:
+            reaper.wink(ward)
+            reaper.watch(ward, math.inf)
+
+    ward = Ward(find)
+    reaper.watch(ward, -math.inf)
+    until(lambda: ward.turns == 2, "the turn that was asked for")
+    until(lambda: not reapers())
+
+
+def test_what_becomes_due_while_upkeep_says_that_nothing_is_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board, lent = Switchboard(), []
+
+    def slow(kept: Any, at: float) -> bool:
+        if at == math.inf and board.lines and not lent:  # upkeep has closed it; another is opened just now
+            lent.append(turn(pool))
+        return watch(kept, at)
+
+    monkeypatch.setattr(desk, "watch", slow)
+    with ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN) as pool:
+        turn(pool)
+        until(lambda: len(board.lines) == 2 and board.n_open == 0, "the end of the second, too")
+    assert len(lent) == 1
+
+
+def test_a_pool_that_is_closed_while_upkeep_says_what_is_due_is_not_kept_in_mind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(kept: Any, at: float) -> bool:
+        if math.isfinite(at) and pool.stats().state is PoolState.OPEN:
+            pool.close()
+        return watch(kept, at)
+
+    monkeypatch.setattr(desk, "watch", slow)
+    pool = ConnectionPool("a:1", connector=Switchboard(), idle_timeout=600, reap_interval=OFTEN)
+    turn(pool)
+    until(lambda: not reapers(), "the end of a thread that has nothing left to do")
+    assert pool.stats().state is PoolState.CLOSED
