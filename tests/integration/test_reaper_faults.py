@@ -65,6 +65,8 @@ def test_the_reaper_survives_what_a_connector_raises(place: str, error: type[Bas
         n, m = len(board.lines), len(other.lines)
         until(lambda: len(board.lines) > n + 2 and len(other.lines) > m + 2, "more turns after them")
         the_reaper()
+        pool.configure(reap_interval=None, max_lifetime=None, keepalive_interval=None)  # two looks, one state
+        settle(pool)
         until(lambda: pool.stats().idle == 1, "a pool that is whole again")
         check_books(pool)
 
