@@ -131,10 +131,15 @@ class _Reader:
         if "route" not in table:
             self._complain(where, "route is missing")
             return None
-        value = self._expanded(where, "route", table["route"])
-        found: list[Route] = []
-        self._try(f"{where} route", lambda: found.append(Route.coerce(value)))
-        return found[0] if found else None
+        written = table["route"]
+        value = self._expanded(where, "route", written)
+        try:
+            return Route.coerce(value)
+        except ConfigError as error:  # it quotes a route in pieces, which no veil would cover
+            is_foreign = value != written
+            why = f"it is no route with what the environment says: {written!r}" if is_foreign else str(error)
+            self._complain(f"{where} route", why)
+            return None
 
     def _connector(self, where: str, tls: dict[str, Any], options: dict[str, Any]) -> Connector | None:
         if not tls and not options:
@@ -202,5 +207,5 @@ class _Reader:
         """*text* without anything that came from the environment."""
         for secret, written in sorted(self._secrets.items(), key=lambda item: -len(item[0])):
             if secret:
-                text = text.replace(secret, written)
+                text = text.replace(repr(secret)[1:-1], written).replace(secret, written)
         return text

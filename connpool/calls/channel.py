@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
+import threading
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from attrs import field, frozen
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import is_number
 
-__all__ = ["Channel", "Reply", "method_set", "methods_of", "rest_of", "retry_after", "takes_timeout"]
+__all__ = ["Channel", "Reply", "method_set", "methods_of", "rest_of", "takes_timeout"]
 
 
 @runtime_checkable
@@ -93,16 +93,10 @@ class Reply:
     retry_after: float | None = field(default=None, validator=_check_rest)
 
 
-def retry_after(source: object) -> float | None:
-    """The seconds that a reply or an exception asks for; None: it does not."""
-    seconds: Any = getattr(source, "retry_after", None)
-    return float(seconds) if is_number(seconds) and seconds >= 0 else None
-
-
 def rest_of(opened: object) -> float:
     """The seconds before first use that ``open`` asked for."""
     seconds: Any = opened
-    return float(seconds) if is_number(seconds) and 0 < seconds < math.inf else 0.0
+    return float(seconds) if is_number(seconds) and 0 < seconds <= threading.TIMEOUT_MAX else 0.0
 
 
 def methods_of(channel: Channel) -> frozenset[Hashable]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
-from connpool.calls.channel import Reply, retry_after
+from connpool.calls.channel import Reply
 from connpool.calls.line import Key, Line
 from connpool.calls.recovery import recover, withdraw
 from connpool.calls.refusals import objection, refusal
@@ -19,6 +19,7 @@ from connpool.model.call_events import CallEnded, CallRefused, CallStarted
 from connpool.model.channel import ChannelInfo
 from connpool.model.checks import require_seconds
 from connpool.model.states import CloseReason
+from connpool.pool.backoff import retry_after
 
 __all__ = ["Where", "answered", "failed", "obtain", "wait"]
 

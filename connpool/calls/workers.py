@@ -8,12 +8,13 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from connpool.calls.channel import rest_of, retry_after
+from connpool.calls.channel import rest_of
 from connpool.calls.line import Key, Line, Phase
 from connpool.clock import SystemClock
 from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
 from connpool.model.states import CloseReason
 from connpool.pool import threads
+from connpool.pool.backoff import retry_after
 
 if TYPE_CHECKING:
     from connpool.calls.switch import Switch

@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import Attribute
 
 from connpool.errors import ConfigError
 
+T = TypeVar("T")
 Check = Callable[[object, "Attribute[Any]", Any], None]
 
 
@@ -31,8 +32,14 @@ def is_whole(value: object) -> bool:
 
 def flag(_: object, attribute: Attribute[Any], value: Any) -> None:
     """Accept True and False only."""
+    require_flag(attribute.name, value)
+
+
+def require_flag(name: str, value: Any) -> bool:
+    """Give *value*, an argument *name*, if it is True or False."""
     if not isinstance(value, bool):
-        raise ConfigError(f"{attribute.name} must be True or False, got {value!r}")
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def count(least: int, *, or_none: bool = False) -> Check:
@@ -71,6 +78,20 @@ def require_text(name: str, value: Any) -> str:
     """Give *value*, an argument *name*, if it is a text."""
     if not isinstance(value, str):
         raise ConfigError(f"{name} must be a text, got {value!r}")
+    return value
+
+
+def require_kind(name: str, value: Any, kind: type[T]) -> T:
+    """Give *value*, an argument *name*, if it is of that *kind*."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
+    return value
+
+
+def require_methods(name: str, value: T, *methods: str) -> T:
+    """Give *value*, an argument *name*, if it has these *methods*."""
+    if isinstance(value, type) or not all(callable(getattr(value, method, None)) for method in methods):
+        raise ConfigError(f"{name} must have the methods {' and '.join(methods)}, got {value!r}")
     return value
 
 

@@ -235,7 +235,7 @@ class GroupSwitched(Event):
 
     Attributes:
         old: Number of the group they went to, counted from 0; None: there was none.
-        new: Number of the one they go to now; None: every group is down.
+        new: Number of the one they go to now; None: every group is down, or there is no route any more.
     """
 
     old: int | None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+import threading
 from typing import Any, Final
 
 from connpool.model.checks import is_number
 from connpool.model.config import PoolConfig
 
-__all__ = ["delay_after", "doubling"]
+__all__ = ["delay_after", "doubling", "retry_after"]
 
 JITTER: Final = 0.1  # a delay lasts between 90 % and 100 % of its nominal time
 
@@ -20,10 +22,23 @@ def delay_after(failures: int, error: BaseException | None, config: PoolConfig, 
     ``retry_after`` (seconds), that is taken as it is: the server has said when.
     """
     for source in (error, None if error is None else error.__cause__):
-        wanted: Any = getattr(source, "retry_after", None)
-        if is_number(wanted) and wanted >= 0:
-            return float(wanted)
+        if (wanted := retry_after(source)) is not None:
+            return wanted
     return doubling(failures, config.blacklist_initial, config.blacklist_max, rng)
+
+
+def retry_after(source: object) -> float | None:
+    """The seconds that *source*, an error or a reply, asks for; None: it does not.
+
+    Longer than anybody can wait (a server may have said anything) is for ever.
+    """
+    try:
+        seconds: Any = getattr(source, "retry_after", None)
+    except Exception:  # noqa: BLE001 - foreign code
+        return None
+    if not is_number(seconds) or not seconds >= 0:
+        return None
+    return float(seconds) if seconds <= threading.TIMEOUT_MAX else math.inf
 
 
 def doubling(failures: int, initial: float, most: float, rng: random.Random) -> float:

@@ -288,4 +288,4 @@ class Checkout(Fitting):
             self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
         if given is not None:
-            leave(self._lender, given)
+            leave(self._lender, given, was_had=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NoReturn, SupportsIndex
 
 from connpool.errors import UsageError
 from connpool.model.endpoint import Endpoint
@@ -140,6 +140,14 @@ class Connection(Traffic):
             self.release()
         else:
             self._end(is_failure=True)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy could be given back as well, and be lent twice.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{self!r} cannot be copied or pickled", pool=self._record.pool.name)
 
     def __repr__(self) -> str:
         record = self._record

@@ -23,7 +23,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
-from connpool.pool.observed import observe
+from connpool.pool.observed import observe, tell_of
 from connpool.pool.record import Key, Phase
 from connpool.pool.room import evict_surplus
 from connpool.pool.shared import SharedConnection
@@ -110,10 +110,10 @@ class Control:
             self._lender.interrupt(record, SHUT_RDWR, why)
         self._lender.carry_out(todo)
 
-    def follow(self, route: Route | None) -> None:
+    def follow(self, route: Route | None, *, is_first: bool = False) -> None:
         with self._lock:
             dropped = self._books.fleet.follow(route, self._lender.now())
-            if self._books.route is None:  # the first one is no switch
+            if is_first:  # it is no switch
                 self._books.active_group = self._books.fleet.active_group()
             self._books.route = route
             if self._books.config.min_idle:
@@ -171,6 +171,8 @@ class Control:
             now = self._lender.now()
             books = self._books
             number = _descriptor(raw)
+            if raw is None:
+                raise UsageError(f"pool {self._name!r}: None is no transport", pool=self._name)
             if number == -1:
                 raise UsageError(f"pool {self._name!r}: {raw!r} is closed already", pool=self._name)
             for record in books.records():
@@ -214,7 +216,7 @@ class Control:
                     if (reason := self._books.idle_verdict(record, now)) is not None:
                         record.condemn(reason)
                     share = form(self._books, key, now)
-                elif (hold := pick(self._books, now)) is not None:
+                elif not self._books.queue.has_loner() and (hold := pick(self._books, now)) is not None:
                     share = add_share(self._books, hold, now)
                 else:
                     return None
@@ -223,29 +225,31 @@ class Control:
             if share.record.fate in (None, CloseReason.USED_UP):
                 conn = SharedConnection()
                 conn._record, conn._key = share.record, share
-                return conn
-            leave(self._lender, share)
+                return tell_of(self._lender, conn)
+            leave(self._lender, share, was_had=False)
 
     def _find_idle(self, request: Request) -> Key | None:
         """An idle key whose connection is usable and suits *request*; dead ones are seen off."""
-        refused: list[Key] = []
-        found: Key | None = None
-        while found is None and (key := self._pop_any(request)) is not None:
-            record = key.record
-            if self._books.idle_verdict(record, self._lender.now()) or not self._lender.dialler.is_usable(
-                record
-            ):
-                record.condemn(CloseReason.BROKEN)
-                self._lender.take_back(key)
-            elif request.where is not None and not request.where(connection_info(record, is_idle=True)):
-                refused.append(key)
-            else:
-                found = key
-        for key in reversed(refused):
-            key.record.host.idle.append(key)
-        if refused:
-            self._lender.serve()
-        return found
+        aside: list[Key] = []
+        try:
+            while (key := self._pop_any(request)) is not None:
+                record = key.record
+                reason = self._books.idle_verdict(record, self._lender.now())
+                if reason is None and not self._lender.dialler.is_usable(record):
+                    reason = CloseReason.BROKEN
+                if reason is not None:
+                    record.condemn(reason)
+                    self._lender.take_back(key)
+                    continue
+                aside.append(key)  # unless it suits: `where` may raise
+                if request.where is None or request.where(connection_info(record, is_idle=True)):
+                    return aside.pop()
+            return None
+        finally:
+            for key in reversed(aside):
+                key.record.host.idle.append(key)
+            if aside:
+                self._lender.serve()
 
     def _pop_any(self, request: Request) -> Key | None:
         fleet = self._books.fleet

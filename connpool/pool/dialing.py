@@ -146,6 +146,8 @@ class Dialler:
         connector = self._connector
         deadline = real.now() + timeout
         record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
+        if record.raw is None:
+            raise TypeError("`open` returned None")
         record.stream = open_stream(record.raw, is_private=connector.keeps_nothing)
         if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
             raise CancelledError(f"opening a connection to {endpoint} was called off")

@@ -6,8 +6,8 @@ import math
 import threading
 from typing import Final
 
-from connpool.errors import PoolClosedError, PoolPausedError, UsageError
-from connpool.model.checks import require_seconds
+from connpool.errors import ConfigError, PoolClosedError, PoolPausedError, UsageError
+from connpool.model.checks import require_flag, require_seconds
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
 from connpool.model.states import POOL_MOVES, CloseReason, PoolState
 from connpool.pool.census import inherit
@@ -15,10 +15,11 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Phase
 from connpool.pool.snapshots import idle_ones
-from connpool.wire.io import SHUT_RDWR
+from connpool.wire.io import SHUT_RD, SHUT_RDWR, SHUT_WR
 
 __all__ = ["Doors"]
 
+WAYS: Final = (SHUT_RD, SHUT_WR, SHUT_RDWR)
 EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a pool's lock
 
 
@@ -34,6 +35,7 @@ class Doors:
     # -- for a while
 
     def pause(self, *, fail: bool) -> None:
+        require_flag("fail", fail)
         todo = Todo()
         with self._lock:
             self._lender.check_open_locked()
@@ -60,6 +62,8 @@ class Doors:
     # -- the end of a pool
 
     def shutdown(self, how: int) -> int:
+        if how not in WAYS:
+            raise ConfigError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got {how!r}")
         todo = Todo()
         why = f"pool {self._name!r} was shut down"
         with self._lock:

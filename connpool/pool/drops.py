@@ -7,6 +7,7 @@ import warnings
 from threading import current_thread, get_ident
 from typing import TYPE_CHECKING
 
+from connpool.model.states import CloseReason
 from connpool.pool.census import wink
 from connpool.pool.piles import look_through
 from connpool.pool.record import Phase, Record
@@ -28,7 +29,11 @@ def key_dropped(pool: ConnectionPool, record: Record) -> None:
         return
     if record.holder == get_ident():  # once it has ended, a thread has no name any more
         record.noted().taker = current_thread().name
-    is_forgotten, raw = record.phase is Phase.OPEN and record.fate is None, record.raw
+    # A loan that is to be closed when it comes back is missed as well; but a terminated one did come back.
+    is_forgotten = record.phase is Phase.OPEN and record.fate is not CloseReason.TERMINATED
+    raw = record.raw
+    if is_forgotten:
+        record.noted().was_forgotten = True
     pool._lender.books.lost.append(record)  # from here on others recover it, be it this instant
     pool._lender.nudge()
     wink(pool)

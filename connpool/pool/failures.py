@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from connpool.errors import (
@@ -66,7 +66,7 @@ def no_endpoint(
     """
     if not causes:
         return NoEndpointError(f"pool {pool!r}: nothing is idle, and it has no route to dial", pool=pool)
-    listed = "; ".join(str(error) for _, error in causes)
+    listed = "; ".join(in_words(error) for _, error in causes)
     if is_pinned:
         where = "the endpoint asked for"
     else:
@@ -92,9 +92,19 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
         error.pool = pool
         return error
     kind = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
-    failure = kind(f"cannot open a connection to {endpoint}: {error!r}", pool=pool, endpoint=endpoint)
+    failure = kind(
+        f"cannot open a connection to {endpoint}: {in_words(error, repr)}", pool=pool, endpoint=endpoint
+    )
     failure.__cause__ = error
     return failure
+
+
+def in_words(error: BaseException, tell: Callable[[BaseException], str] = str) -> str:
+    """What *error* says of itself, even if it cannot: it is foreign, and its words are but for the reader."""
+    try:
+        return tell(error)
+    except Exception as failure:  # noqa: BLE001 - foreign code
+        return f"{type(error).__name__}, of which nothing can be said ({type(failure).__name__})"
 
 
 def drop_frames(error: BaseException) -> None:
@@ -126,7 +136,7 @@ def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
     if loans:
         details.append(f"longest held: {loans}")
     if last is not None:
-        details.append(f"last connect error: {last}")
+        details.append(f"last connect error: {in_words(last)}")
     return CheckoutTimeoutError(
         f"pool {name!r}: no connection within {limit:g} s ({'; '.join(details)})", pool=name
     )
@@ -134,6 +144,9 @@ def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
 
 def again(error: Exception) -> Exception:
     """A copy to be raised in one more thread: a traceback belongs to one of them."""
-    twin = copy.copy(error)
+    try:
+        twin = copy.copy(error)
+    except Exception:  # noqa: BLE001 - a foreign class may not know how
+        return error
     twin.__cause__ = error.__cause__
     return twin

@@ -108,7 +108,7 @@ class Fitting:
         finally:
             if not suits:
                 self._waiter.refuse(share.record)
-                leave(self._lender, share)
+                leave(self._lender, share, was_had=False)
         return suits
 
     def _put_back(self, key: Key) -> None:

@@ -10,6 +10,7 @@ from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
 from connpool.model.states import CloseReason, PoolState
+from connpool.pool.census import wink
 from connpool.pool.core import BRIEF
 from connpool.pool.desk import Desk
 from connpool.pool.dialing import Dialler
@@ -163,10 +164,15 @@ class Lender(Desk):
 
     def _settle_inside(self, key: Key) -> None:
         """A return by what interrupted a locked section: only what needs no lock."""
-        if key.record.fate is None:
-            key.record.since = self.now()
-            key.record.host.idle.append(key)
-        self.nudge()  # one that must be closed is recovered like a lost one, by who looks next
+        record = key.record
+        if record.fate is None:
+            record.since = self.now()
+            record.host.idle.append(key)
+        else:  # recovered like a lost one, by who looks next
+            self.books.lost.append(record)
+            del key.record
+            wink(self.pool)
+        self.nudge()
 
     def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
         """Why a connection that is on nobody's hands must be closed; None: it is kept."""
@@ -209,9 +215,14 @@ class Lender(Desk):
     def record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
         key, record, books = dial.key, dial.key.record, self.books
-        todo = Todo()
-        if error is not None and not dial.is_look and record.raw is None:
-            self.tell_closed(record)
+        todo, failure = Todo(), None
+        if error is not None and not dial.is_look:
+            if record.raw is None:
+                self.tell_closed(record)
+            if not self._was_called_off(dial, error):
+                failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+                if dial.is_errand:
+                    drop_frames(failure)
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)
@@ -225,10 +236,7 @@ class Lender(Desk):
             elif dial.is_look:
                 books.doom(key, CloseReason.BROKEN, todo)
             else:
-                if record not in record.host.hung and not self._was_called_off(dial, error):
-                    failure = as_connect_error(error, self.pool.name, record.host.endpoint)
-                    if dial.is_errand:
-                        drop_frames(failure)
+                if failure is not None and record not in record.host.hung:
                     self.service.blame(dial, failure, now)
                 record.host.owed += dial.is_owed
                 if record.raw is None:

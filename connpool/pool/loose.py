@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import TypeVar
 
 import attrs
 
 from connpool.errors import NotSharableError
+from connpool.model.checks import require_flag
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
@@ -32,6 +34,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
     record.raw = record.stream = FileStream(fd)
     record.move(Phase.OPEN)
     record.uses = 1
+    record.holder = get_ident()
     conn = Connection()
     conn._record = record
     conn._key = Key(record)
@@ -46,6 +49,7 @@ def run(
     idempotent: bool,
 ) -> T:
     """See ``ConnectionPool.run``."""
+    require_flag("idempotent", idempotent)
     conn = _lend_alive(lender, req)
     record = conn._key.record
     if record.stream is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import MethodType
 from typing import TYPE_CHECKING, Final
 
@@ -29,8 +30,9 @@ from connpool.pool.origin import origin_of
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
     from connpool.pool.pool import ConnectionPool
+    from connpool.pool.shared import SharedConnection
 
-__all__ = ["lend_fresh", "observe"]
+__all__ = ["lend_fresh", "observe", "tell_of"]
 
 REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
     (CheckoutTimeoutError, FailReason.TIMEOUT),
@@ -49,12 +51,11 @@ def observe(pool: ConnectionPool, *, is_heard: bool, is_tracked: bool) -> None:
     The pool gets a ``try_connect`` of its own that hides its class's, so that a
     pool that is not watched pays nothing, not even for asking whether it is.
     """
-    if is_heard:
-        pool.__dict__["try_connect"] = MethodType(_told, pool)
-    elif is_tracked:
-        pool.__dict__["try_connect"] = MethodType(_tracked, pool)
+    if is_heard or is_tracked:
+        pool.__dict__["try_connect"] = MethodType(_told if is_heard else _tracked, pool)
     else:
-        pool.__dict__.pop("try_connect", None)
+        with suppress(AttributeError):  # not by way of the dictionary, which would come into being only then
+            delattr(pool, "try_connect")
     pool._shares_at_hand = pool._lender.config.sharable and not (is_heard or is_tracked)
 
 
@@ -73,6 +74,13 @@ def lend_fresh(lender: Lender, request: Request) -> Connection:
     if lender.books.is_heard:
         return _told(lender.pool, request, connect=checkout.run)
     return checkout.run()
+
+
+def tell_of(lender: Lender, conn: SharedConnection) -> SharedConnection:
+    """Tell of *conn*, which was had without any waiting, as of a checkout. Returns it."""
+    if lender.books.is_heard:
+        _told(lender.pool, connect=lambda: conn)
+    return conn
 
 
 def _told(

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from connpool.clock import Clock, SystemClock
-from connpool.errors import ConfigError
-from connpool.model.checks import handlers, require_text
+from connpool.model.checks import handlers, require_flag, require_kind, require_methods, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
@@ -88,24 +87,24 @@ class ConnectionPool(Steering):
         paused: bool = False,
         **settings: Any,
     ) -> None:
-        if config is not None and not isinstance(config, PoolConfig):
-            raise ConfigError(f"config must be a PoolConfig, got {config!r}")
+        if config is not None:
+            require_kind("config", config, PoolConfig)
         self.name = f"pool-{next(_numbers)}" if name is None else require_text("name", name)
-        clock = SystemClock() if clock is None else clock
+        clock = SystemClock() if clock is None else require_methods("clock", clock, "now", "wait")
         self._now = clock.now
         config = PoolConfig.from_settings(**settings) if config is None else config.evolve(**settings)
         full = adapt(SocketConnector() if connector is None else connector)
         self._settle(Lender(self, full, clock, config))
         if rng is not None:
-            self._lender.books.rng = rng
+            self._lender.books.rng = require_kind("rng", rng, random.Random)
         for handler in handlers(listeners):
             self._control.listen(handler, ())
         where_to = None if route is None else Route.coerce(route)
         if self._lender.listeners.by_kind[PoolOpened]:
             self._lender.listeners.tell(PoolOpened(self.name, self._now(), config.changed()))
-        if paused:
+        if require_flag("paused", paused):
             self._doors.pause(fail=False)
-        self._control.follow(where_to)
+        self._control.follow(where_to, is_first=True)
         keep(self)
         if config.min_idle:
             watch(self, self._now())
@@ -127,7 +126,7 @@ class ConnectionPool(Steering):
             self._doors.close(None)
         self._lender.listeners.by_kind = old.listeners.by_kind
         self._control.attend()
-        self._control.follow(old.books.route)
+        self._control.follow(old.books.route, is_first=True)
         disown(old)
 
     @classmethod

@@ -52,7 +52,16 @@ NOT_OPEN: Final = -1  # stands for a number of loans
 class Notes:
     """What is written down about few connections; most never need the memory."""
 
-    __slots__ = ("extra", "hold", "is_replaced", "looked_at", "origin", "taker", "wants_another")
+    __slots__ = (
+        "extra",
+        "hold",
+        "is_replaced",
+        "looked_at",
+        "origin",
+        "taker",
+        "wants_another",
+        "was_forgotten",
+    )
 
     def __init__(self) -> None:
         self.extra: Any = None  # the user's own
@@ -60,6 +69,7 @@ class Notes:
         self.origin: Origin | None = None  # where the present loan was taken
         self.looked_at = -math.inf  # when it was validated last
         self.taker: str | None = None  # name of the thread that took it and lost it
+        self.was_forgotten = False  # its loan was dropped, not given back
         self.is_replaced = False  # another was opened in its stead
         self.wants_another = False  # closed for an error: to be replaced where that is wished
 

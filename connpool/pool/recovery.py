@@ -41,7 +41,7 @@ def _recover_one(books: Books, record: Record, todo: Todo) -> None:
     for waiter in books.queue:
         if waiter.attempt is record:
             waiter.attempt = None
-    if record.phase is Phase.OPEN and record.fate is None:
+    if record.notes is not None and record.notes.was_forgotten and record.phase is Phase.OPEN:
         books.tally.lost += 1
         todo.lost.append(record)
     if record.raw is None:  # nothing was opened, or it is closed already

@@ -201,11 +201,8 @@ class Service(Attempts):
 
     def _join(self, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
         """Give *waiter* what nobody has, else a share of what the fewest have. False: there is neither."""
-        for other in self._queue:
-            if other is waiter:
-                break
-            if not other.request.shared and other.is_waiting() and other.attempt is None:
-                return False  # who waits for one of its own would never get it, if others kept joining
+        if self._queue.has_loner(waiter):
+            return False
         for host in hosts:
             if self._try_idle(waiter, host, now, todo, only_new=False) is Answer.SETTLED:
                 return True

@@ -146,8 +146,12 @@ def _suits(books: Books, record: Record, waiter: Waiter | None, *, anywhere: boo
     return anywhere or record.host in books.fleet.lending
 
 
-def leave(lender: Lender, share: Share) -> None:
+def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
     """One of several holders gives *share* back.
+
+    Args:
+        was_had: Somebody was told of having it, and so is told of its return; else it came too late, or
+            did not suit.
 
     Raises:
         UsageError: the process was forked since: the connection is the parent's.
@@ -161,7 +165,7 @@ def leave(lender: Lender, share: Share) -> None:
     assert hold is not None
     key: Key | None = None
     try:
-        if books.is_heard:
+        if was_had and books.is_heard:
             now = lender.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:

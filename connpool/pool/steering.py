@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex
 
 from connpool.clock import SystemClock
+from connpool.errors import UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event
@@ -35,6 +36,7 @@ class Follower(Protocol):
 class Steering:
     """What a program's operator calls; ``ConnectionPool`` adds what its threads call."""
 
+    name: str
     _lender: Lender
     _control: Control
     _doors: Doors
@@ -157,8 +159,14 @@ class Steering:
 
         New checkouts are refused, waiters fail at once. Idle connections stay.
 
+        Args:
+            how: Which way, as for ``socket.shutdown``.
+
         Returns:
             How many are lent or being opened; call again until it is 0.
+
+        Raises:
+            ConfigError: *how* is no such way; nothing was shut down.
 
         Source: dmConnectionPool::Shutdown (Defold).
         """
@@ -199,6 +207,14 @@ class Steering:
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
         infos = [connection_info(record, is_idle=record in idle) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: two would keep books of the same connections.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"{self!r} cannot be copied or pickled; make one in each process", pool=self.name)
 
     # -- who sends over its route
 

@@ -176,3 +176,15 @@ class WaitQueue:
     def has_special(self) -> bool:
         """Whether somebody waits for something in particular, who may be served though the oldest is not."""
         return any(not waiter.is_plain for waiter in self.waiters)
+
+    def has_loner(self, before: Waiter | None = None) -> bool:
+        """Whether somebody waits for one of its own, *before* that one came.
+
+        It would never get one, if others kept joining those that are shared.
+        """
+        for waiter in self:
+            if waiter is before:
+                break
+            if not waiter.request.shared and waiter.is_waiting() and waiter.attempt is None:
+                return True
+        return False

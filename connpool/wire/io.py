@@ -18,7 +18,9 @@ from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
 
 __all__ = [
+    "SHUT_RD",
     "SHUT_RDWR",
+    "SHUT_WR",
     "FileStream",
     "Socket",
     "Stream",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 # The names by which the floors above speak of what is this floor's.
+SHUT_RD: Final[int] = socket.SHUT_RD
+SHUT_WR: Final[int] = socket.SHUT_WR
 SHUT_RDWR: Final[int] = socket.SHUT_RDWR
 Socket = socket.socket
 TLSContext = ssl.SSLContext

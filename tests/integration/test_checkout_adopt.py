@@ -9,10 +9,12 @@ import pytest
 
 from connpool import (
     CloseReason,
+    ConnectionInfo,
     ConnectionPool,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
+    Request,
     UsageError,
 )
 from connpool.testing import FakeClock, ScriptedServer
@@ -74,6 +76,37 @@ def test_take_passes_over_dead_ones(clock: FakeClock) -> None:
         raw.close()
         assert pool.take() is None
         assert pool.stats().closed[CloseReason.BROKEN] == 2
+
+
+def test_take_tells_why_it_parts_with_what_nobody_may_have(clock: FakeClock) -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, clock=clock, max_lifetime=9) as pool,
+    ):
+        pool.try_connect(timeout=5).release()
+        clock.advance(9)
+        assert pool.take() is None
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+
+
+def test_a_where_that_raises_takes_nothing() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        conns = [pool.try_connect(timeout=5) for _ in range(2)]
+        for conn in conns:
+            conn.release()
+        seen: list[int] = []
+
+        def choose(info: ConnectionInfo) -> bool:
+            seen.append(info.id)
+            if len(seen) == 2:
+                raise KeyError("where")
+            return False
+
+        with pytest.raises(KeyError, match="where"):
+            pool.take(Request(where=choose))
+        assert pool.stats().idle == 2
+        raw = pool.take(Request(where=lambda info: info.id == seen[0]))
+        raw.close()
 
 
 def test_take_heeds_the_endpoint_asked_for() -> None:
@@ -143,6 +176,13 @@ def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket])
             pool.add_connection(mine)
         assert pool.stats().size == 0
         peer.close()
+
+
+def test_nothing_is_not_added() -> None:
+    with ConnectionPool() as pool:
+        with pytest.raises(UsageError, match="None is no transport"):
+            pool.add_connection(None)
+        assert pool.stats().size == 0
 
 
 def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -45,6 +45,15 @@ def test_only_open_is_required_of_a_connector_and_it_may_bring_any_socket() -> N
     peers[0].close()
 
 
+def test_an_open_that_returns_nothing_has_failed() -> None:
+    brought = iter([None, "something"])
+    with ConnectionPool.of(lambda: next(brought), blacklist_initial=0) as pool:
+        with pytest.raises(NoEndpointError, match="`open` returned None"):
+            pool.try_connect(timeout=5)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.raw == "something"
+
+
 def test_a_connectors_goodbye_is_seen_by_the_peer_and_a_hung_one_holds_up_nobody() -> None:
     let_go = threading.Event()
 

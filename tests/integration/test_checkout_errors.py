@@ -40,6 +40,51 @@ def failing(pool: ConnectionPool, req: Request | Endpoint | None = None) -> Conn
     return told.value
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_an_error_that_cannot_be_shown_costs_no_place_and_is_the_cause_all_the_same(in_caller: bool) -> None:
+    errors = [Unspeakable()]
+
+    def open() -> object:
+        if errors:
+            raise errors.pop()
+        return object()
+
+    settings = {"max_size": 1, "blacklist_initial": 0, "reconnect": False, "dial_in_caller": in_caller}
+    with ConnectionPool.of(open, **settings) as pool:
+        error = failing(pool)
+        assert "Unspeakable" in str(error)
+        assert isinstance(error.__cause__, Unspeakable)
+        assert pool.stats().size == 0
+        pool.try_connect(timeout=5).terminate(Unspeakable())
+        pool.blacklist(pool.endpoints()[0].endpoint)
+        assert "Unspeakable" in str(failing(pool))
+
+
+class Peculiar(ConnectError):
+    """Cannot be copied: it is made of more than it tells its class."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(first + second)
+
+
+def test_an_error_of_the_users_own_that_cannot_be_copied_reaches_who_pinned_its_endpoint() -> None:
+    class Connector:
+        def open(self, endpoint: Endpoint, timeout: float, cancel: object) -> object:
+            raise Peculiar("so ", "so")
+
+    with ConnectionPool("a:1", connector=Connector(), max_size=1) as pool:
+        error = failing(pool, Endpoint("a", 1))
+        assert isinstance(error, Peculiar)
+        assert pool.stats().size == 0
+
+
 def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
     with refused_port() as reserved:
         endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])

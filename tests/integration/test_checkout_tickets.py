@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import socket
 import ssl
 import threading
@@ -135,6 +137,18 @@ def test_an_error_tells_the_pool_by_its_name() -> None:
 def test_a_loan_cannot_be_made_by_hand() -> None:
     with pytest.raises(UsageError):
         Connection().release()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_neither_a_loan_nor_its_pool_can_be_copied(copied: Callable[[object], object]) -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        for conn in (pool.try_connect(timeout=5), pool.share(timeout=5)):
+            with pytest.raises(UsageError, match="cannot be copied"):
+                copied(conn)
+            assert ask(conn) == b"ping"
+            conn.release()
+        with pytest.raises(UsageError, match="make one in each process"):
+            copied(pool)
 
 
 def test_a_loan_released_by_another_thread_comes_back() -> None:

@@ -184,6 +184,15 @@ def test_a_dial_that_fails_and_one_that_succeeds_switch_groups(stage):
     assert check_switches(s.ears.heard) == 0
 
 
+def test_a_route_that_is_taken_away_and_comes_back_is_told_as_switches_too(stage):
+    s = stage("a:1 || b:1")
+    s.pool.route = None
+    s.pool.route = "a:1 || b:1"
+    s.pool.blacklist(A)
+    assert [event[1:] for event in s.story("GroupSwitched")] == [(0, None), (None, 0), (0, 1)]
+    assert check_switches(s.ears.heard) == 1
+
+
 def test_an_endpoint_off_the_route_switches_no_group(stage):
     s = stage("a:1 || b:1")
     s.down.add(C)

@@ -39,8 +39,9 @@ def test_the_next_attempt_is_made_when_the_server_says(wanted: Any, delay: float
         assert delay * 0.9 <= retry_at - clock.now() <= delay
 
 
-def test_a_server_that_says_never_is_not_dialled_again_by_itself(clock: FakeClock) -> None:
-    connector = Connector(Busy(math.inf))
+@pytest.mark.parametrize("never", [math.inf, 10**400, 1e300], ids=["inf", "no float", "beyond any wait"])
+def test_a_server_that_says_never_is_not_dialled_again_by_itself(never: float, clock: FakeClock) -> None:
+    connector = Connector(Busy(never))
     with ConnectionPool("a:1", connector=connector, clock=clock, dial_in_caller=True) as pool:
         with pytest.raises(NoEndpointError):
             pool.try_connect()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from connpool import ConnectionPool, ConnPoolError, PoolExhaustedError, Request, UsageError
+from connpool import Connection, ConnectionPool, ConnPoolError, PoolExhaustedError, Request, UsageError
 from connpool.pool.connection import HAS_GIL
 from tests.helpers.together import together
 from tests.stress.works import (
@@ -296,6 +296,19 @@ def test_a_signal_handler_that_finds_the_lock_held_by_its_own_thread_completes_o
     assert done
     visitor.pool = None
     assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("end", [Connection.release, Connection.terminate])
+def test_a_loan_that_comes_back_for_good_while_the_lock_is_held_is_closed_and_not_called_lost(end):
+    works = Works(prompt=True)
+    pool = make(works, max_uses=1)
+    conn = pool.try_connect()
+    with pool._lender._lock:
+        end(conn)
+    assert pool.sweep() == 1
+    assert balanced(pool).lost == 0
+    assert works.n_open == 0
     assert_ended(pool, works)
 
 

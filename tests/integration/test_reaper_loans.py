@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import sys
@@ -72,6 +73,36 @@ def test_the_warning_comes_at_once_and_the_rest_with_the_next_turn(
         assert len(told) == len(warned(caplog)) == 1, "each loss is told once"
         with pool.try_connect(timeout=0):
             check_books(pool)
+
+
+@pytest.mark.parametrize(
+    ("condemn", "settings", "reason"),
+    [
+        (lambda pool, conn: None, {"max_uses": 1}, CloseReason.USED_UP),
+        (lambda pool, conn: pool.clear(), {}, CloseReason.STALE),
+        (lambda pool, conn: conn.recv(1, timeout=0.001), {}, CloseReason.BROKEN),
+        (lambda pool, conn: pool.shutdown(), {}, CloseReason.POOL_CLOSED),
+    ],
+    ids=["used up", "cleared", "broken", "shut down"],
+)
+def test_a_forgotten_loan_that_was_to_be_closed_on_its_return_is_reported_too(
+    condemn: Any, settings: dict[str, Any], reason: CloseReason, clock: FakeClock
+) -> None:
+    told: list[LoanLost] = []
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, clock=clock, **settings) as pool:
+        pool.listen(told.append, LoanLost)
+        held = [pool.try_connect()]
+        id = held[0].info.id
+        with contextlib.suppress(TimeoutError):
+            condemn(pool, held[0])
+        with pytest.warns(ResourceWarning, match="was not given back"):
+            held.clear()
+        pool.sweep()
+        server.until_accepts(1).until_eof()
+        until(lambda: pool.stats().size == 0)
+        assert [event.id for event in told] == [id]
+        assert pool.stats().lost == 1
+        assert pool.stats().closed == {reason: 1}
 
 
 def test_a_loan_that_was_given_back_is_not_lost(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:

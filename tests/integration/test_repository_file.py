@@ -173,6 +173,18 @@ def test_the_environment_is_asked_and_its_secrets_are_never_shown(
     assert "hunter2" not in caplog.text
 
 
+@pytest.mark.parametrize("secret", ["hunter2 secret", "hunter2:\\x", "hunter2\n"])
+def test_a_secret_is_not_shown_in_pieces_or_in_disguise_either(
+    secret: str, write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", secret)
+    problems = problems_of(write('[pools.a]\nroute = "${SECRET}"\nmax_size = "${SECRET}"\n'))
+    assert sorted(problems) == [
+        "[pools.a] max_size: max_size must be a whole number of at least 1, got '${SECRET}'",
+        "[pools.a] route: it is no route with what the environment says: '${SECRET}'",
+    ]
+
+
 def test_tls_is_made_of_files_beside_it(write, tmp_path: Path, certificates: Certificates) -> None:
     (tmp_path / "ca.pem").write_bytes(certificates.authority.cert_pem.bytes())
     with ScriptedServer(tls=certificates.server()) as server:

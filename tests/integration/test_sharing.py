@@ -16,6 +16,7 @@ import pytest
 from connpool import (
     CheckedIn,
     CheckedOut,
+    CheckoutStarted,
     CheckoutTimeoutError,
     CloseReason,
     Connection,
@@ -451,6 +452,16 @@ def test_each_share_is_heard_of(pool: ConnectionPool) -> None:
     assert {event.id for event in heard} == {1}
 
 
+def test_a_share_that_its_request_does_not_like_is_not_heard_of(pool: ConnectionPool) -> None:
+    heard: list[Any] = []
+    pool.resize(max_size=1)
+    with pool.share():
+        pool.listen(heard.append, CheckedOut, CheckedIn)
+        with pytest.raises(PoolExhaustedError):
+            pool.share(Request(where=lambda info: False, timeout=0))
+        assert heard == []
+
+
 # -- what is written -------------------------------------------------------------------------------------
 
 
@@ -657,6 +668,36 @@ def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard)
         repo.new("other", "a:1", connector=board)
         with pytest.raises(NotSharableError):
             repo.share_from_pool("other")
+
+
+def test_what_a_repository_shares_is_heard_of_like_any_loan(board: Switchboard) -> None:
+    heard: list[Any] = []
+    with Repository() as repo:
+        pool = repo.new("one", "a:1", connector=board, sharable=True)
+        pool.listen(heard.append, CheckoutStarted, CheckedOut, CheckedIn)
+        assert repo.share_from_pool("one") is None
+        assert heard == [], "nothing was had"
+        fill(pool, 1)
+        heard.clear()
+        shares = [repo.share_from_pool("one") for _ in range(2)]
+        end(shares)
+        assert [type(event) for event in heard] == [CheckoutStarted, CheckedOut] * 2 + [CheckedIn] * 2
+
+
+def test_a_repository_lets_nobody_join_past_one_who_waits_alone(board: Switchboard) -> None:
+    with Repository() as repo:
+        pool = repo.new("one", "a:1", connector=board, sharable=True, max_size=1)
+        fill(pool, 1)
+        share = repo.share_from_pool("one")
+        assert share is not None
+        alone: list[Connection] = []
+        waiter = threading.Thread(target=lambda: alone.append(pool.try_connect(timeout=20)))
+        waiter.start()
+        until(lambda: pool.stats().waiting == 1)
+        assert repo.share_from_pool("one") is None
+        share.release()
+        waiter.join(20)
+        end(alone)
 
 
 @pytest.mark.parametrize("has_come_from_outside", [False, True])

@@ -24,6 +24,7 @@ from connpool import (
     SocketConnector,
     UsageError,
 )
+from connpool.testing import FakeClock
 from connpool.wire.buffers import as_views
 
 
@@ -42,6 +43,14 @@ def make_pool() -> Iterator[ConnectionPool]:
             "listeners must be several functions, got <b",
         ),
         (lambda: ConnectionPool("a:1", connector=SocketConnector), "is a class; give one that is made of it"),
+        (lambda: ConnectionPool("a:1", config={}), "config must be a PoolConfig, got {}"),
+        (lambda: ConnectionPool("a:1", clock=5), "clock must have the methods now and wait, got 5"),
+        (lambda: ConnectionPool("a:1", clock=FakeClock), "clock must have the methods now and wait, got <c"),
+        (lambda: ConnectionPool("a:1", rng=5), "rng must be a Random, got 5"),
+        (lambda: ConnectionPool("a:1", paused="no"), "paused must be True or False, got 'no'"),
+        (lambda: ConnectionPool("a:1").pause("no"), "fail must be True or False, got 'no'"),
+        (lambda: ConnectionPool("a:1").run(print, idempotent="no"), "idempotent must be True or False, got"),
+        (lambda: ConnectionPool("a:1").shutdown("all"), "how must be SHUT_RD, SHUT_WR or SHUT_RDWR, got 'a"),
         (lambda: ConnectionPool(b"a:1"), "or several, got b'a:1'"),
         (lambda: CallPool(5), "name must be a text, got 5"),
         (lambda: CallPool(listeners=5), "listeners must be several functions, got 5"),
