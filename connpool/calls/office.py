@@ -193,8 +193,8 @@ class Office:
         calls = [handler]
 
         def stop() -> None:
-            while calls:
-                with self._lock:
+            with self._lock:
+                while calls:  # once: who calls us again finds none
                     self._switch.listeners.remove(calls.pop(), kinds)
                     self._attend_locked()
 

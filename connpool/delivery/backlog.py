@@ -113,14 +113,15 @@ class Backlog:
             index += bool(stays)
 
     def _replace(self, index: int, stays: Batch | None) -> None:
-        """Let *stays* be what is left of a chunk."""
+        """Let *stays* be left of a chunk. Each number changes in one step: it is read without a lock."""
         chunk = self._chunks[index]
-        self._chunks[index : index + 1] = [] if stays is None else [stays]
-        self.messages -= len(chunk.sizes)
-        self.bytes -= len(chunk.data)
+        n_gone, n_bytes_gone = len(chunk.sizes), len(chunk.data)
         if stays is not None:
-            self.messages += len(stays.sizes)
-            self.bytes += len(stays.data)
+            n_gone -= len(stays.sizes)
+            n_bytes_gone -= len(stays.data)
+        self._chunks[index : index + 1] = [] if stays is None else [stays]
+        self.messages -= n_gone
+        self.bytes -= n_bytes_gone
 
     # -- after an interrupt
 

@@ -62,9 +62,12 @@ class Call:
 
     def has_file(self) -> bool:
         """Try to have the file to itself; False: another has it, and will wake the job."""
-        users, loners = self._desk.users, self._desk.loners
-        if loners and loners[0] is not self._job:
-            return False
+        users = self._desk.users
+        try:
+            if self._desk.loners[0] is not self._job:
+                return False
+        except IndexError:  # nobody wants it alone, or not any more
+            pass
         while not users:
             users.append(self._job)
             if users[0] is self._job:

@@ -22,7 +22,7 @@ from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
 from connpool.pool.sharing import Share, leave
-from connpool.pool.waiters import WAITING, Waiter
+from connpool.pool.waiters import WAITING, Outcome, Waiter
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -234,15 +234,21 @@ class Checkout(Fitting):
             raise CancelledError(f"pool {self._name!r}: the request was cancelled", pool=self._name)
 
     def _check_deadline(self, *, is_over: bool) -> None:
-        """Raise if the time is up, be it because the last nap ended though the clock stands still."""
-        now = self._lender.now()
-        if self._limit == 0 and not self._waiter.has_something_coming():
-            raise exhausted(self._books, "nothing is free, and it may not wait", n_leaving=1)
-        if is_over or now >= self._until():
-            with self._lender._lock:
-                self._books.tally.timeouts += 1
-            limit = self._limit or self._books.config.connect_timeout
-            raise timed_out(self._books, limit, now)
+        """Give up if the time is up, be it because the last nap ended though the clock stands still."""
+        waiter, books, now = self._waiter, self._books, self._lender.now()
+        is_refused = self._limit == 0 and not waiter.has_something_coming()
+        if not (is_refused or is_over or now >= self._until()):
+            return
+        with self._lender._lock:
+            if not waiter.is_waiting():
+                return  # served at the last moment
+            if is_refused:
+                self._refuse_locked("nothing is free, and it may not wait")
+                return
+            waiter.outcome = Outcome.LEFT  # nobody gives it anything while it tells why
+            books.queue.leave(waiter)
+            books.tally.timeouts += 1
+        raise timed_out(books, self._limit or books.config.connect_timeout, now)
 
     def _refuse_deadlock(self) -> None:
         if self._lender.dialler.is_dialling_here():

@@ -54,8 +54,11 @@ class Control:
         pool, calls = self._lender.pool, [handler]
 
         def stop() -> None:
-            while calls:
-                pool._control.dismiss(calls.pop(), kinds)  # by now it may be another: see a forked child
+            try:
+                call = calls.pop()
+            except IndexError:  # somebody has called us before
+                return
+            pool._control.dismiss(call, kinds)  # by now it may be another control: see a forked child
 
         return stop
 

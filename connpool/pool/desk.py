@@ -111,13 +111,17 @@ class Desk:
         _strike(blows)
 
     def _set_alarm(self) -> None:
-        """Let the reaper know when this pool needs it."""
-        self.books.is_alarm_new = False
+        """Let the reaper know when this pool needs it. Takes no lock: what it is told last must be true."""
+        books = self.books
+        told: float | None = None
+        books.is_alarm_new = False
         try:
-            if not watch(self.pool, self.books.alarm_at):
-                self.books.alarm_at = math.inf  # nobody keeps it in mind: the next alarm is news again
+            while told != books.alarm_at:  # looked at again: what is newer another may have told before us
+                told = books.alarm_at
+                if not watch(self.pool, told):
+                    books.alarm_at = told = math.inf  # nobody keeps it in mind: the next alarm is news again
         except BaseException:
-            self.books.is_alarm_new = True  # interrupted: the next who comes by does it
+            books.is_alarm_new = True  # interrupted: the next who comes by does it
             raise
 
     def _send_on_errand(self, dial: Dial, todo: Todo) -> None:

@@ -130,9 +130,9 @@ def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
 
 
 def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
-    """The error of a checkout whose time is up: who has what, and what went wrong last."""
+    """The error of a checkout that has left the queue, for its time is up: who has what, what went wrong."""
     name, loans, last = books.pool.name, describe_loans(books, now), books.last_error
-    details = [books.summary(n_leaving=1)]
+    details = [books.summary()]
     if loans:
         details.append(f"longest held: {loans}")
     if last is not None:

@@ -92,12 +92,13 @@ class Fleet:
         for host in self.hosts.values():
             if host.by_hand and host.is_due(now):
                 host.lift(now)
-        self.rota = ()
+        rota: tuple[Host, ...] = ()
         for group in self.groups if lends else ():
-            self.rota = tuple(host for host in group if host.is_up() or host.is_due(now))
-            if self.rota:
+            rota = tuple(host for host in group if host.is_up() or host.is_due(now))
+            if rota:
                 break
-        stacks = [host.idle if host.is_up() else NOTHING for host in self.rota]
+        self.rota = rota  # in one go, for ``turn_of`` is asked without the lock
+        stacks = [host.idle if host.is_up() else NOTHING for host in rota]
         if lends and self.adopted is not None:
             stacks.append(self.adopted.idle)
         self._publish(tuple(stacks) or (NOTHING,))
@@ -114,11 +115,12 @@ class Fleet:
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""
         self.is_full = n_places >= max_size
-        self.poor = frozenset()
+        poor: frozenset[Host] = frozenset()
         if self.is_full and len(self.rota) > 1:
             share = max_size // len(self.rota)
-            self.poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
+            poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
             self.rich = frozenset(h for h in self.rota if len(h.records) > share)
+        self.poor = poor  # in one go: checkouts ask for it without the lock
 
     def take_any(self, turn: int) -> Key:
         """An idle key of any host that lends just now, beginning with *turn*'s. IndexError: none."""
@@ -129,8 +131,9 @@ class Fleet:
         raise IndexError("nothing is idle")
 
     def turn_of(self, host: Host) -> int | None:
-        """A turn that begins with *host*; None: it has none in the active group."""
-        return self.rota.index(host) if host in self.rota else None
+        """A turn that begins with *host*; None: it has none in the active group. Needs no lock."""
+        rota = self.rota  # looked at once: it may be exchanged meanwhile
+        return rota.index(host) if host in rota else None
 
     def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
         self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING

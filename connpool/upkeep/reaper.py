@@ -55,6 +55,7 @@ class Reaper:
         self._due: dict[Ref, float] = {}  # the instant that holds for each
         self._heap: list[tuple[float, int, Ref]] = []  # and some that hold no longer
         self._turned: dict[Ref, float] = {}  # when each had its last turn
+        self._called: set[Ref] = set()  # who asked for a turn at once, and has not had it yet
 
     def hold_back(self, *, is_held: bool) -> None:
         """Start no thread for the moment: a fork is not the place for it."""
@@ -71,7 +72,12 @@ class Reaper:
     # -- what it is asked
 
     def watch(self, kept: Kept, at: float) -> bool:
-        """Give *kept* a turn at *at*, but not too soon after the last; inf: no more. False: no thread."""
+        """Give *kept* a turn at *at*, but not too soon after the last. False: no thread.
+
+        Args:
+            at: An instant; -inf: at once; inf: none but what was asked for at once, which is given
+                all the same: who has found something may be quicker than who says that there is nothing.
+        """
         if kept._pace() is None:
             return True
         self._asked.append((weakref.ref(kept, self._drop), at))
@@ -152,14 +158,18 @@ class Reaper:
             with suppress(TypeError):  # it was never among them
                 self._due.pop(ref, None)
                 self._turned.pop(ref, None)
+                self._called.discard(ref)
         while self._asked:
             ref, at = self._asked.popleft()
             kept = ref()
             if kept is None:
                 continue
             if at == math.inf:
-                self._due.pop(ref, None)
+                if ref not in self._called:
+                    self._due.pop(ref, None)
                 continue
+            if at == -math.inf:
+                self._called.add(ref)
             due = self._due.get(ref, math.inf)
             at = max(at, now, self._turned.get(ref, -math.inf) + (kept._pace() or 0.0))
             if at < due:
@@ -183,6 +193,7 @@ class Reaper:
             at, _, ref = heapq.heappop(self._heap)
             if self._due.get(ref) == at:
                 del self._due[ref]
+                self._called.discard(ref)
                 self._turned[ref] = now
                 due.append((ref, now - at))
         return due

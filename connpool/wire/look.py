@@ -136,7 +136,14 @@ def describe(raw: Any) -> tuple[str | None, str | None, str | None]:
     with contextlib.suppress(OSError):
         local = address_text(raw.getsockname())
         peer = address_text(raw.getpeername())
-    return local, peer, raw.version() if isinstance(raw, ssl.SSLSocket) else None
+    return local, peer, _tls_version(raw) if isinstance(raw, ssl.SSLSocket) else None
+
+
+def _tls_version(raw: ssl.SSLSocket) -> str | None:
+    try:
+        return raw.version()
+    except AttributeError:  # it looks twice whether it is closed; another thread has closed it in between
+        return None
 
 
 def address_text(address: Any) -> str | None:

@@ -13,8 +13,14 @@ OFTEN = 0.02  # seconds: a reap_interval for tests on real time
 
 
 def reapers() -> list[threading.Thread]:
-    """The reaper's threads that are alive: one or none."""
+    """The reaper's threads that are alive: one or none, and two while one that came too late is ending."""
     return [thread for thread in threading.enumerate() if thread.name == REAPER]
+
+
+def the_reaper() -> threading.Thread:
+    """Wait for the reaper's thread, and until it is the only one."""
+    until(lambda: len(reapers()) == 1, "one thread of the reaper's")
+    return reapers()[0]
 
 
 def sweep_until(pool: ConnectionPool, predicate: Callable[[], object], what: str = "it") -> None:

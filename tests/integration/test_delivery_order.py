@@ -390,5 +390,6 @@ def test_frames_with_a_length_are_as_whole_as_lines():
             sender.broadcast(message)
         sender.flush()
         wanted = b"".join(framing.encode(message) for message in messages)
-        server.until(lambda: len(server.received[0]) >= len(wanted))
+        served = server.until_accepts(1)
+        served.until(lambda: len(served.received) >= len(wanted))
         assert server.received == [wanted]

@@ -268,7 +268,8 @@ def test_raw_bytes_can_be_forwarded_from_one_stream_to_another():
             outgoing.broadcast(got[1])
             forwarded += len(got[1])
         outgoing.flush(GUARD)
-        target.until(lambda: len(target.received[0]) >= len(data))
+        served = target.until_accepts(1)
+        served.until(lambda: len(served.received) >= len(data))
         assert target.received == [data]
 
 

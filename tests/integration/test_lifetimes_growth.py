@@ -149,9 +149,8 @@ def one():
     if forgotten[0] % 50 == 0:
         del pool
         gc.collect()
-def rest():
-    gc.collect()
-    until(lambda: not [t for t in threading.enumerate() if t is not threading.main_thread()])
+def rest():  # a turn of upkeep may have a pool in hand in the moment of the first collection
+    until(lambda: gc.collect() >= 0 and threading.active_count() == 1)
 measure(one, rest)
 """
 

@@ -10,6 +10,8 @@ import pytest
 
 from connpool import CheckoutTimeoutError, ConnectionPool, PoolExhaustedError, Request
 from connpool.clock import Gate
+from connpool.pool import checkout
+from connpool.pool.failures import timed_out
 from connpool.testing import FakeClock
 from tests.helpers.together import together
 from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, assert_whole, balanced
@@ -212,6 +214,25 @@ def test_a_waiter_that_times_out_leaves_the_queue_to_the_next():
     assert (stats.waiting, stats.timeouts) == (1, 1)
     held.release()
     patient.loan().release()
+    assert_ended(pool, works)
+
+
+def test_what_comes_back_while_one_that_has_timed_out_tells_why_goes_to_the_next(monkeypatch):
+    def tell_why(*args):
+        held.release()
+        patient.loan().release()
+        return timed_out(*args)
+
+    monkeypatch.setattr(checkout, "timed_out", tell_why)
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    impatient = Caller(pool, timeout=1)
+    clock.until_waiting(1)
+    patient = Caller(pool, timeout=20)
+    clock.until_waiting(2)
+    clock.advance(1)
+    impatient.failure(CheckoutTimeoutError)
     assert_ended(pool, works)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionClosed, ConnectionPool
+from connpool import ConnectionClosed, ConnectionPool, PoolState
+from connpool.pool import desk
+from connpool.pool.census import watch
 from connpool.testing import FakeClock, ScriptedServer
 from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, until
-from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, turn
+from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, the_reaper, turn
 
 AGELESS: dict[str, Any] = {"idle_timeout": None, "max_lifetime": None}
 TASKS = Path("/proc/self/task")
@@ -54,8 +56,7 @@ def test_lending_what_never_grows_old_needs_no_reaper() -> None:
 def test_the_first_thing_due_starts_one_daemon() -> None:
     with ConnectionPool("a:1", connector=Switchboard()) as pool:
         fill(pool, 3)
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         assert thread.daemon
         assert thread.name == REAPER
 
@@ -87,8 +88,7 @@ def test_fifty_pools_have_one_thread_that_ends_with_the_last() -> None:
             stack.enter_context(ConnectionPool("a:1", connector=Switchboard(), min_idle=1)) for _ in range(50)
         ]
         until(lambda: all(pool.stats().idle == 1 for pool in pools))
-        assert len(reapers()) == 1
-        (thread,) = reapers()
+        thread = the_reaper()
         for pool in pools[:-1]:
             pool.close()
         let_pass(0.05)
@@ -109,7 +109,7 @@ def test_many_pools_in_steady_use_cost_one_thread() -> None:
         brief = ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN)
         turn(stack.enter_context(brief))
         until(lambda: board.n_open == 0)
-        assert len(reapers()) == 1
+        the_reaper()
 
 
 def test_it_ends_when_nothing_is_left_to_do_and_begins_anew_when_there_is() -> None:
@@ -160,7 +160,7 @@ def forgotten(**settings: Any) -> tuple[weakref.ref[ConnectionPool], Switchboard
 )
 def test_the_running_reaper_keeps_no_forgotten_pool_alive(settings: dict[str, Any]) -> None:
     seen, board = forgotten(**settings)
-    (thread,) = reapers()
+    thread = the_reaper()
 
     def is_gone() -> bool:
         gc.collect()
@@ -284,8 +284,7 @@ def test_nothing_due_means_no_wake_up(settings: dict[str, Any]) -> None:
             stack.enter_context(pool)
             fill(pool, 2)
             stack.enter_context(pool.try_connect())
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         let_pass(0.05)
         before = wake_ups(thread)
         let_pass(0.15)
@@ -296,8 +295,7 @@ def test_nothing_due_means_no_wake_up(settings: dict[str, Any]) -> None:
 def test_steady_traffic_does_not_wake_it() -> None:
     with ConnectionPool("a:1", connector=Switchboard(), reap_interval=0.001) as pool:
         turn(pool)
-        until(reapers)
-        (thread,) = reapers()
+        thread = the_reaper()
         let_pass(0.1)
         before = wake_ups(thread)
         for _ in range(2_000):
@@ -382,3 +380,50 @@ def test_one_asked_for_something_as_it_ends_leaves_it_to_who_was_started_for_it(
     until(lambda: len(reapers()) == 1, "the end of one of two")
     reaper.watch(later, math.inf)
     until(lambda: not reapers())
+
+
+def test_a_turn_that_was_asked_for_at_once_is_given_though_nothing_is_due_any_more() -> None:
+    """A finaliser has found something just before upkeep says that it has nothing left to do."""
+    reaper = Reaper()
+
+    def find() -> None:
+        if ward.turns == 1:
+            reaper.wink(ward)
+            reaper.watch(ward, math.inf)
+
+    ward = Ward(find)
+    reaper.watch(ward, -math.inf)
+    until(lambda: ward.turns == 2, "the turn that was asked for")
+    until(lambda: not reapers())
+
+
+def test_what_becomes_due_while_upkeep_says_that_nothing_is_is_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board, lent = Switchboard(), []
+
+    def slow(kept: Any, at: float) -> bool:
+        if at == math.inf and board.lines and not lent:  # upkeep has closed it; another is opened just now
+            lent.append(turn(pool))
+        return watch(kept, at)
+
+    monkeypatch.setattr(desk, "watch", slow)
+    with ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN) as pool:
+        turn(pool)
+        until(lambda: len(board.lines) == 2 and board.n_open == 0, "the end of the second, too")
+    assert len(lent) == 1
+
+
+def test_a_pool_that_is_closed_while_upkeep_says_what_is_due_is_not_kept_in_mind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(kept: Any, at: float) -> bool:
+        if math.isfinite(at) and pool.stats().state is PoolState.OPEN:
+            pool.close()
+        return watch(kept, at)
+
+    monkeypatch.setattr(desk, "watch", slow)
+    pool = ConnectionPool("a:1", connector=Switchboard(), idle_timeout=600, reap_interval=OFTEN)
+    turn(pool)
+    until(lambda: not reapers(), "the end of a thread that has nothing left to do")
+    assert pool.stats().state is PoolState.CLOSED

@@ -29,6 +29,8 @@ from connpool import (
     Request,
     UsageError,
 )
+from connpool.pool import checkout
+from connpool.pool.failures import timed_out
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard, until
@@ -122,6 +124,23 @@ def test_above_the_most_sharers_another_is_opened_then_waited_for(
         for thread in threads:
             thread.join(5)
         assert order == [0, 1, 2]
+        end(shares)
+
+
+def test_who_has_given_up_gets_no_share_while_it_tells_why(
+    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell_why(*args: Any) -> CheckoutTimeoutError:
+        shares.pop().release()
+        return timed_out(*args)
+
+    monkeypatch.setattr(checkout, "timed_out", tell_why)
+    settings: dict[str, Any] = {"sharable": True, "max_sharers": 2, "max_size": 1}
+    with ConnectionPool("a:1", connector=board, **settings) as pool:
+        shares = [pool.share() for _ in range(2)]
+        with pytest.raises(CheckoutTimeoutError):
+            pool.share(timeout=0.01)
+        assert pool.stats().checkouts == 2, "a loan that nobody had is none"
         end(shares)
 
 

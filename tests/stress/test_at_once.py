@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, Endpoint, PoolConfig, Route, UsageError
+from connpool import (
+    CallPool,
+    CloseReason,
+    Connection,
+    ConnectionPool,
+    Endpoint,
+    PoolConfig,
+    Route,
+    UsageError,
+)
 from connpool.pool import core
 from connpool.pool.failures import timed_out
 from connpool.pool.record import Record
@@ -130,6 +140,29 @@ def test_two_who_begin_to_follow_a_pool_in_the_same_instant_are_both_told_of_its
         pool.route = "b:1"
         assert [str(follower.route) for follower in both] == ["b:1", "b:1"]
         pool.close()
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, CallPool])
+def test_two_who_stop_listening_in_the_same_instant_are_both_let(kind: type[Any]) -> None:
+    meeting, until = Meeting(), time.monotonic() + WHILE
+    stops: list[Callable[[], None]] = []
+    with kind() as pool:
+
+        def stop(me: int) -> None:
+            step = 0
+            try:
+                while me or time.monotonic() < until:
+                    if me == 0:
+                        stops.append(pool.listen(repr))
+                    step += 1
+                    meeting.meet(me, step)
+                    if len(stops) < step:
+                        return
+                    stops[step - 1]()
+            finally:
+                meeting.leave(me)
+
+        together(lambda: stop(0), lambda: stop(1), limit=60)
 
 
 def test_a_connection_that_breaks_in_the_instant_in_which_lifetimes_change_is_not_lent_again(

@@ -291,3 +291,15 @@ def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
 def waiting_of_this_thread(job: Job) -> Job:
     job.thread = threading.get_ident()
     return job
+
+
+def test_who_looks_at_a_desk_that_a_loner_leaves_in_that_very_moment_has_the_file() -> None:
+    class Left(deque[Job]):
+        """Whoever looks whether there is one finds it, and it has gone when looked at."""
+
+        def __bool__(self) -> bool:
+            return True
+
+    desk = Desk()
+    desk.loners = Left()
+    assert desk.do(Job(lambda _: 7), Runner(desk).run) == 7

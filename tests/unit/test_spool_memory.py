@@ -101,6 +101,27 @@ def test_messages_leave_the_midst_of_a_long_queue() -> None:
     assert spool.counts()["a"].bytes == 4 * (1_300 - len(gone))
 
 
+def test_a_queue_never_counts_less_than_what_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted without a lock, and who is told that nothing waits may send at once."""
+    told: list[int] = []
+
+    class Telling(backlog.Backlog):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "messages":
+                told.append(self.messages)
+
+    monkeypatch.setattr(memory_spool, "Backlog", Telling)
+    spool = filled(*(b"%d" % n for n in range(100)))
+    positions = [item.position for item in spool.peek("a", *ALL)]
+    told.clear()
+    spool.remove(positions[:1])
+    spool.remove(positions[50:51])
+    assert told == [99, 98]
+
+
 def test_unknown_positions_do_nothing_whatever_they_are() -> None:
     spool = many(3)
     spool.remove([0, -1, 4, 2**64, -(2**64)])

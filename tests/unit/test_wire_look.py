@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 
@@ -120,6 +121,29 @@ def test_a_foreign_object_is_closed_by_its_own_close() -> None:
 
     look.close(Client())
     assert calls == ["close"]
+
+
+def test_one_that_is_closed_by_another_thread_in_the_midst_of_it_is_described_as_far_as_it_was(
+    pair: Pair,
+) -> None:
+    class Closed(ssl.SSLSocket):
+        """Whoever looks whether it is open has another close it."""
+
+        @property
+        def _sslobj(self) -> object:
+            return self.__dict__.pop("layer", None)
+
+        @_sslobj.setter
+        def _sslobj(self, layer: object) -> None:
+            self.__dict__["layer"] = layer
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = Closed
+    local, peer = (end.getsockname()[1] for end in pair)
+    secure = context.wrap_socket(pair[0], do_handshake_on_connect=False, server_hostname="a")
+    secure._sslobj = object()
+    with secure:
+        assert look.describe(secure) == (f"127.0.0.1:{local}", f"127.0.0.1:{peer}", None)
 
 
 def test_both_ends_are_described(pair: Pair) -> None:

@@ -1,0 +1,44 @@
+"""Whose turn it is: asked without the lock, by who has taken a key without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from connpool import Endpoint, Route
+from connpool.pool.fleet import Fleet
+from connpool.pool.hosts import Host
+
+
+class Shown(Fleet):
+    """Keeps each rota that could be seen of it, and shows *others* first, one to each look."""
+
+    def __init__(self, *others: tuple[Host, ...]) -> None:
+        self.seen: list[tuple[Host, ...]] = []
+        self._others = list(others)
+        super().__init__()
+
+    def __getattribute__(self, name: str) -> Any:
+        return self._others.pop(0) if name == "rota" and self._others else super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "rota":
+            self.seen.append(value)
+
+
+def test_a_host_that_leaves_while_its_turn_is_asked_for_has_one_or_none() -> None:
+    host = Host(Endpoint("a", 1), now=0.0, on_route=True)
+    assert Shown((host,), ()).turn_of(host) == 0
+    assert Shown((), (host,)).turn_of(host) is None
+
+
+def test_who_looks_during_a_refresh_sees_the_hosts_of_before_or_those_of_after() -> None:
+    fleet = Shown()
+    fleet.follow(Route.parse("a:1, b:1 || c:1"), 0.0)
+    fleet.refresh(0.0, lends=True)
+    a, b, c = fleet.hosts.values()
+    a.blacklist(0.0, 9.0, by_hand=True)
+    fleet.refresh(1.0, lends=True)
+    b.blacklist(1.0, 9.0, by_hand=True)
+    fleet.refresh(2.0, lends=True)
+    assert fleet.seen == [(), (a, b), (b,), (c,)]
