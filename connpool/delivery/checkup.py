@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import codecs
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.books import Books, Tally
 from connpool.delivery.faults import Damaged
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["log_of", "refuse_what_sqlite_would_destroy", "set_up", "take_stock"]
 
 MAGIC: Final = b"SQLite format 3\0"
-CHUNK: Final = 65_536
-CONTROL: Final = bytes(
-    {*range(32), 127} - {*b"\t\n\f\r"}
-)  # what no text has; pages of a database are full of it
 LOG_PAGES: Final = 64  # in the write-ahead log before they go to their places
 HIGHEST_FORMAT: Final = 99  # what claims to be of a later format than that is damaged
 
@@ -50,16 +45,11 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
 
     Raises:
         Damaged: it would.
-        SpoolError: it is a text: nobody's spool, but somebody's file.
     """
     size, log_size = disk.size_of(path), disk.size_of(log_of(path)) or 0
     if size:
         with disk.reading(path) as file:
             if file.read(len(MAGIC)) != MAGIC:
-                if not log_size and _is_text(file):
-                    raise SpoolError(
-                        f"spool {path}: it is a text, and never was a spool; it is left as it is"
-                    )
                 raise Damaged("it does not begin as a SQLite file does")
     if log_size > LOG_HEADER.size:
         if not size:
@@ -67,23 +57,6 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
         with disk.reading(log_of(path)) as log:
             if not is_whole(log):
                 raise Damaged("its log holds commits that cannot be read")
-
-
-def _is_text(file: BinaryIO) -> bool:
-    """Whether there are lines in *file*, and nothing else: no damage makes a database look like that."""
-    file.seek(0)
-    has_lines = False
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        while chunk := file.read(CHUNK):
-            if len(chunk.translate(None, CONTROL)) < len(chunk):
-                return False
-            has_lines = has_lines or b"\n" in chunk
-            decoder.decode(chunk)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return has_lines
 
 
 def set_up(segment: Segment) -> None:

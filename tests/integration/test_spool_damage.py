@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -333,38 +332,18 @@ def test_what_is_the_operators_to_mend_is_refused_and_left_as_it_is(tmp_path, in
         connection.execute(statement)
         connection.close()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "notes").write_text("für später\n" * 30_000, encoding="utf-8")
 
     for path, words in (
         (later, "its format is 2, of a later release; this one reads 1"),
         (foreign, "the database of another program"),
         (tmp_path / "folder", "it is a directory"),
-        (tmp_path / "notes", "it is a text, and never was a spool"),
         (tmp_path / "nowhere" / "spool.db", "there is no directory .*nowhere"),
     ):
         before = path.read_bytes() if path.is_file() else None
         with pytest.raises(SpoolError, match=f"spool {path}: .*{words}"):
             SQLiteSpool(path)
         assert before == (path.read_bytes() if path.is_file() else None)
-    assert sorted(os.listdir(tmp_path)) == ["folder", "foreign.db", "later", "notes"]
-
-
-@pytest.mark.parametrize(
-    "damaged", [b"lines\n" * 20_000 + b"\0", b"lines\n" * 20_000 + b"\xff\n", b"lines\n" * 9 + b"\xc3"]
-)
-def test_what_is_no_text_to_its_end_is_damaged(tmp_path, damaged) -> None:
-    path = tmp_path / "spool.db"
-    path.write_bytes(damaged)
-    with closing(SQLiteSpool(path)) as spool:
-        assert spool.damage is not None
-
-
-def test_a_text_beside_a_log_is_damaged(in_log, folder) -> None:
-    path = copy(in_log.path, folder / "copy")
-    path.write_bytes(b"lines\n")
-    with closing(SQLiteSpool(path)) as spool:
-        assert spool.damage is not None
-        assert spool.counts()["a:1"].messages > 0
+    assert sorted(os.listdir(tmp_path)) == ["folder", "foreign.db", "later"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
