@@ -32,11 +32,6 @@ START_GRACE: Final = 1.0  # seconds after which a worker that does not run is mi
 logger = logging.getLogger("connpool.delivery")
 
 
-def _look_again(office: Office | None) -> None:
-    if office is not None:
-        office.on_strands()
-
-
 class Office:
     """The state of one broadcaster.
 
@@ -59,7 +54,7 @@ class Office:
         self._switches: deque[tuple[int, int | None]] = deque()  # of the active group, to be logged
         self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
         me = weakref.ref(self)  # a thread that waits at the mailbox must not keep a forgotten broadcaster
-        self.mailbox = Mailbox(self._lock, pool.name, lambda: _look_again(me()))
+        self.mailbox = Mailbox(self._lock, pool.name, lambda: (office := me()) and office.on_strands())
         self.kept: Kept | None = None  # who is given turns: the broadcaster
         self.start_worker: Callable[[Link], bool] = lambda link: False
         self.stop_worker: Callable[[], object] = lambda: None
