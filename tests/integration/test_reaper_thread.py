@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionClosed, ConnectionPool, PoolState
+from connpool import ConnectionClosed, ConnectionOpened, ConnectionPool, PoolClosedError, PoolState
 from connpool.pool import desk
 from connpool.pool.census import watch
 from connpool.testing import FakeClock, ScriptedServer
@@ -380,6 +380,15 @@ def test_one_asked_for_something_as_it_ends_leaves_it_to_who_was_started_for_it(
     until(lambda: len(reapers()) == 1, "the end of one of two")
     reaper.watch(later, math.inf)
     until(lambda: not reapers())
+
+
+def test_a_dial_that_ends_after_its_pool_was_closed_makes_nothing_due() -> None:
+    pool = ConnectionPool("a:1", connector=Switchboard(), idle_timeout=600, reap_interval=OFTEN)
+    pool.listen(lambda _: pool.close(timeout=0), ConnectionOpened)  # too late to call the dial off
+    with pytest.raises(PoolClosedError):
+        pool.try_connect(timeout=5)
+    until(lambda: pool.stats().size == 0, "the end of what it has brought")
+    until(lambda: not reapers(), "the end of a thread that has nothing left to do")
 
 
 def test_one_that_begins_when_another_has_taken_its_place_ends_though_that_one_goes_on() -> None:
