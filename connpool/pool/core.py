@@ -176,8 +176,8 @@ class Books:
                     record.live_until(end_of_life(self.config, record, self.rng))
 
     def expect(self, at: float) -> None:
-        """See to it that upkeep looks at this pool at *at*, or sooner."""
-        if at < self.alarm_at:
+        """See to it that upkeep looks at this pool at *at*, or sooner; nothing is due once it is closed."""
+        if at < self.alarm_at and self.state is not POOL_CLOSED:
             self.alarm_at = at
             self.is_alarm_new = True
 

@@ -26,6 +26,7 @@ logger = logging.getLogger("connpool.reaper")
 LEAP: Final = 30.0  # seconds that the thread wakes up too late: the machine slept, or the process was stopped
 MANY: Final = 16  # instants that hold no longer may lie in the heap
 EXIT_GRACE: Final = 0.05  # seconds that the end of a program waits for a turn to end
+TAKEOVER: Final = 0.1  # seconds between looks whether one that waits for another's end has still to wait
 BREATH: Final = 1.0  # seconds before one whose turn has failed gets the next
 
 
@@ -130,8 +131,14 @@ class Reaper:
 
     def _run(self) -> None:
         self._wake()  # one that another has taken the place of sees it, and ends
-        with self._at_it:
-            self._keep_up(threading.current_thread())
+        me = threading.current_thread()
+        while self._thread is me:  # looked at again and again: who has taken our place may be at it for hours
+            if self._at_it.acquire(timeout=TAKEOVER):
+                try:
+                    self._keep_up(me)
+                finally:
+                    self._at_it.release()
+                return
 
     def _keep_up(self, me: threading.Thread) -> None:
         while self._thread is me:

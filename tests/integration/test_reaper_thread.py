@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from connpool import ConnectionClosed, ConnectionPool, PoolState
+from connpool import ConnectionClosed, ConnectionOpened, ConnectionPool, PoolClosedError, PoolState
 from connpool.pool import desk
 from connpool.pool.census import watch
 from connpool.testing import FakeClock, ScriptedServer
@@ -382,6 +382,27 @@ def test_one_asked_for_something_as_it_ends_leaves_it_to_who_was_started_for_it(
     until(lambda: not reapers())
 
 
+def test_a_dial_that_ends_after_its_pool_was_closed_makes_nothing_due() -> None:
+    pool = ConnectionPool("a:1", connector=Switchboard(), idle_timeout=600, reap_interval=OFTEN)
+    pool.listen(lambda _: pool.close(timeout=0), ConnectionOpened)  # too late to call the dial off
+    with pytest.raises(PoolClosedError):
+        pool.try_connect(timeout=5)
+    until(lambda: pool.stats().size == 0, "the end of what it has brought")
+    until(lambda: not reapers(), "the end of a thread that has nothing left to do")
+
+
+def test_one_that_begins_when_another_has_taken_its_place_ends_though_that_one_goes_on() -> None:
+    reaper, ward = Reaper(), Ward()
+    reaper.watch(ward, time.monotonic() + 600)
+    late = threading.Thread(target=reaper._run, name=REAPER)
+    late.start()
+    late.join(5)
+    is_left = late.is_alive()
+    reaper.watch(ward, math.inf)
+    until(lambda: not reapers())
+    assert not is_left, "two threads for as long as anything is due"
+
+
 def test_a_turn_that_was_asked_for_at_once_is_given_though_nothing_is_due_any_more() -> None:
     """A finaliser has found something just before upkeep says that it has nothing left to do."""
     reaper = Reaper()
@@ -425,5 +446,5 @@ def test_a_pool_that_is_closed_while_upkeep_says_what_is_due_is_not_kept_in_mind
     monkeypatch.setattr(desk, "watch", slow)
     pool = ConnectionPool("a:1", connector=Switchboard(), idle_timeout=600, reap_interval=OFTEN)
     turn(pool)
+    until(lambda: pool.stats().state is PoolState.CLOSED, "the first that is due")
     until(lambda: not reapers(), "the end of a thread that has nothing left to do")
-    assert pool.stats().state is PoolState.CLOSED
