@@ -62,10 +62,11 @@ class Watch:
                 is_needed = any(link.strand is not None for link in office.roster.links.values())
                 if self._is_over or not is_needed:
                     return
-                poller = self._poller = Poller()
+                poller = Poller()
                 self._thread = threading.Thread(
                     target=self._run, args=(poller,), name=self._name, daemon=True
                 )
+                self._poller = poller  # last: an interrupt before leaves all of it to the next who looks
         self.start(office)
 
     def start(self, office: Office) -> None:
@@ -188,7 +189,7 @@ class Watch:
         with self._lock:
             if any(link.strand is not None for link in office.roster.links.values()):
                 return False
-            self._poller = self._thread = None
+            self._poller = None  # the thread stays known: the end waits for one that is leaving, too
             return True
 
     def _end(self, poller: Poller, watched: dict[int, tuple[Link, Strand]]) -> None:
@@ -201,5 +202,5 @@ class Watch:
                 strand.conn.terminate()  # forgotten, with nobody else left to do it
         with self._lock:
             if self._poller is poller:
-                self._poller = self._thread = None
+                self._poller = None
         poller.close()

@@ -108,11 +108,12 @@ def test_a_pool_is_described_while_endpoints_come_and_go() -> None:
 
 
 class Follower:
-    def __init__(self) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.pool = pool
         self.route: Route | None = None
 
-    def _follow(self, route: Route | None) -> None:
-        self.route = route
+    def _follow(self) -> None:
+        self.route = self.pool.route
 
 
 def test_two_who_begin_to_follow_a_pool_in_the_same_instant_are_both_told_of_its_new_route() -> None:
@@ -130,7 +131,7 @@ def test_two_who_begin_to_follow_a_pool_in_the_same_instant_are_both_told_of_its
                 meeting.meet(me, step)
                 if len(pools) < step:
                     return
-                followers[me].append(Follower())
+                followers[me].append(Follower(pools[step - 1]))
                 pools[step - 1]._lead(followers[me][-1])
         finally:
             meeting.leave(me)
