@@ -22,6 +22,8 @@ NOTHING: Final[deque[Key]] = (
     deque()
 )  # a stack that is always empty: its turn sends a checkout to the long way
 
+NOBODY: Final[frozenset[Host]] = frozenset()  # each empty one would be 200 bytes of its own
+
 
 class Missed(IndexError):
     """Nothing is idle at the host whose turn it was; carries the number of the turn."""
@@ -43,10 +45,10 @@ class Fleet:
         self.is_single = False  # one stack is all there is: who found it empty need not look elsewhere
         self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
         self.rota: tuple[Host, ...] = ()  # the hosts of the active group that may be dialled, in turn
-        self.poor: frozenset[Host] = frozenset()  # of a full pool: who came back and has no share yet
-        self.rich: frozenset[Host] = frozenset()  # who has more than its share
+        self.poor = NOBODY  # of a full pool: who came back and has no share yet
+        self.rich = NOBODY  # who has more than its share
         self._stacks: tuple[deque[Key], ...] = (NOTHING,)
-        self.lending: frozenset[Host] = frozenset()  # of whom a checkout without wishes may get one just now
+        self.lending = NOBODY  # of whom a checkout without wishes may get one just now
 
     def host(self, endpoint: Endpoint, now: float) -> Host:
         """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
@@ -115,7 +117,7 @@ class Fleet:
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""
         self.is_full = n_places >= max_size
-        poor: frozenset[Host] = frozenset()
+        poor = NOBODY
         if self.is_full and len(self.rota) > 1:
             share = max_size // len(self.rota)
             poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
