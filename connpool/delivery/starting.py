@@ -1,14 +1,18 @@
-"""Starting the one thread of its kind, whoever comes first."""
+"""Starting the one thread of its kind, whoever comes first, and waiting for its end."""
 
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
+from typing import Final
 
 from connpool.delivery.office import Office
 from connpool.pool.turns import Turns
 from connpool.wire import threads
 
-__all__ = ["start_once"]
+__all__ = ["join", "start_once"]
+
+GRACE: Final = 5.0  # seconds that the end waits for a thread, which may be in a handler of the user's
 
 
 def start_once(thread: threading.Thread | None, starts: Turns, office: Office) -> None:
@@ -31,3 +35,10 @@ def start_once(thread: threading.Thread | None, starts: Turns, office: Office) -
         turn.end()
         if thread.ident is None:
             office.expect_soon()
+
+
+def join(thread: threading.Thread | None) -> None:
+    """Wait a while for the end of *thread*, if there is one, unless that is the caller."""
+    if thread is not None and thread is not threading.current_thread():
+        with suppress(RuntimeError):  # it is only about to start: then it sees that it is over
+            thread.join(GRACE)

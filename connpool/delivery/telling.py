@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
 from connpool.delivery.office import Office
-from connpool.delivery.starting import start_once
+from connpool.delivery.starting import join, start_once
 from connpool.model.delivery import LinkEvent
 from connpool.pool.turns import Turns
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Telling"]
 
 GATHERING: Final = 0.005  # seconds for which events are gathered into one set
-GRACE: Final = 5.0  # seconds that the end waits for a handler
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -80,11 +79,8 @@ class Telling:
     def stop(self, *, waits: bool = True) -> None:
         """Tell nothing more. *waits*: a while for a handler that is at work, unless called by it."""
         self._office.mailbox.close()
-        thread = self._thread
-        if not waits or thread is None or thread is threading.current_thread():
-            return
-        if thread.ident is not None:
-            thread.join(GRACE)
+        if waits:
+            join(self._thread)
 
 
 def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:

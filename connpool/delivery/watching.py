@@ -6,12 +6,11 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.starting import start_once
+from connpool.delivery.starting import join, start_once
 from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
 from connpool.pool.turns import Turns
@@ -19,7 +18,6 @@ from connpool.wire.line import Poller
 
 __all__ = ["Watch"]
 
-GRACE: Final = 5.0  # seconds that the end waits for the thread, which may be in a listener of the user's
 MOST_READS: Final = 64  # of one connection before the others have their turn
 
 logger = logging.getLogger("connpool.delivery")
@@ -80,9 +78,8 @@ class Watch:
             poller, thread = self._poller, self._thread
             if poller is not None:
                 poller.wake()
-        if thread is not None and waits and thread is not threading.current_thread():
-            with suppress(RuntimeError):  # it is only about to start: then it sees that it is over
-                thread.join(GRACE)
+        if waits:
+            join(thread)
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

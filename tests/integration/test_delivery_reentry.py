@@ -106,7 +106,7 @@ def test_a_broadcaster_whose_spool_was_closed_first_comes_to_its_end(a):
 
 
 def test_a_listener_that_hangs_does_not_keep_the_end_from_coming(a, monkeypatch):
-    monkeypatch.setattr("connpool.delivery.watching.GRACE", 0.05)
+    monkeypatch.setattr("connpool.delivery.starting.GRACE", 0.05)
     over = threading.Event()
     with broadcasting(a) as sender:
         assert sender.wait_ready(GUARD)

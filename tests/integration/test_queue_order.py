@@ -200,14 +200,20 @@ def test_who_may_not_wait_is_refused_at_once_and_does_not_wait_for_those_who_do(
     assert_ended(pool, works)
 
 
-def test_a_waiter_that_times_out_leaves_the_queue_to_the_next():
-    works, clock = Works(prompt=True), FakeClock()
-    pool = make(works, clock)
-    held = pool.try_connect()
+def queue_of_two(pool, clock):
+    """One that waits for 1 s, and behind it one that waits for 20."""
     impatient = Caller(pool, timeout=1)
     clock.until_waiting(1)
     patient = Caller(pool, timeout=20)
     clock.until_waiting(2)
+    return impatient, patient
+
+
+def test_a_waiter_that_times_out_leaves_the_queue_to_the_next():
+    works, clock = Works(prompt=True), FakeClock()
+    pool = make(works, clock)
+    held = pool.try_connect()
+    impatient, patient = queue_of_two(pool, clock)
     clock.advance(1)
     impatient.failure(CheckoutTimeoutError)
     stats = balanced(pool)
@@ -227,10 +233,7 @@ def test_what_comes_back_while_one_that_has_timed_out_tells_why_goes_to_the_next
     works, clock = Works(prompt=True), FakeClock()
     pool = make(works, clock)
     held = pool.try_connect()
-    impatient = Caller(pool, timeout=1)
-    clock.until_waiting(1)
-    patient = Caller(pool, timeout=20)
-    clock.until_waiting(2)
+    impatient, patient = queue_of_two(pool, clock)
     clock.advance(1)
     impatient.failure(CheckoutTimeoutError)
     assert_ended(pool, works)
