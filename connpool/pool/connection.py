@@ -13,7 +13,7 @@ from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
-from connpool.wire.io import SHUT_RDWR, Socket, TLSSocket, is_socket, is_tls
+from connpool.wire.io import SHUT_RDWR, FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
 
 __all__ = ["Connection"]
 
@@ -213,6 +213,13 @@ class Connection(Traffic):
             return self._key.record
         except AttributeError:
             raise self._given_back() from None
+
+    def _stream(self) -> Stream | FileStream:
+        try:
+            stream = self._key.record.stream
+        except AttributeError:
+            raise self._given_back() from None
+        return self._held().streaming() if stream is None else stream
 
     def _exposed(self) -> Any:
         """The transport itself, which is not the pool's alone from now on."""

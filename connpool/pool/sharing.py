@@ -97,6 +97,8 @@ def form(books: Books, key: Key, now: float) -> Share:
     hold = notes.hold
     if hold is None:
         hold = notes.hold = Hold(key.record)
+        if key.record.stream is not None:
+            key.record.stream.expect_company()
     return add_share(books, hold, now, key)
 
 

@@ -33,6 +33,10 @@ class Traffic(Uncopied, abc.ABC):
     def _held(self) -> Record:
         """The record of a loan that has not been given back; UsageError if it has."""
 
+    @abc.abstractmethod
+    def _stream(self) -> Stream | FileStream:
+        """Its stream; UsageError also if it is no socket."""
+
     def writev_all(self, buffers: Iterable[Bytes], timeout: float | None = None) -> None:
         """Write all of *buffers*, in order, as one stretch of bytes.
 
@@ -165,9 +169,6 @@ class Traffic(Uncopied, abc.ABC):
         finally:
             record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
         record.pool._lender.upgraded(record)
-
-    def _stream(self) -> Stream | FileStream:
-        return self._held().streaming()
 
     def _fail(self, error: BaseException) -> None:
         if not is_misuse(error):

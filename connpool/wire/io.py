@@ -6,10 +6,12 @@ import os
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
+from connpool.clock import now
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
@@ -47,6 +49,10 @@ _EAGER: Final = int(socket.MSG_DONTWAIT)
 _QUIET: Final = int(socket.MSG_NOSIGNAL)
 _EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
+_timeval: Final = struct.Struct("ll").pack
+_TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
+_LONGEST: Final = 1e6  # seconds
+_PART: Final = 0.8  # of the time that a read has: it ends long ones up to an eighth late
 
 
 def is_stream(raw: object) -> bool:
@@ -84,11 +90,14 @@ class Stream(ByteStream):
     on one connection at once. Outside of calls the socket blocks without limit,
     unless nobody else has it: to switch there and back costs more than a call.
 
+    A plain socket that nobody else has is read in one system call instead of two,
+    each of which gives the GIL away: the system itself waits for bytes (SO_RCVTIMEO).
+
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_has_ended", "_is_private", "_tls_turn", "raw")
+    __slots__ = ("_has_ended", "_is_private", "_system_waits", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
@@ -96,6 +105,8 @@ class Stream(ByteStream):
         self._is_private = is_private
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
+        # Seconds for which the system waits in a read, 0: without end; None: it is not to be told.
+        self._system_waits: float | None = 0.0 if is_private and not is_tls(raw) else None
 
     def fileno(self) -> int:
         return self.raw.fileno()
@@ -107,6 +118,13 @@ class Stream(ByteStream):
                 if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
                     self.raw.settimeout(None)
                 self._is_private = False
+        self.expect_company()
+
+    def expect_company(self) -> None:
+        """Several threads may read from now on, each with a timeout of its own: the system has but one."""
+        if self._system_waits:
+            self._tell_system(0.0)
+        self._system_waits = None
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -200,12 +218,17 @@ class Stream(ByteStream):
 
     def _read(self, n: int, limit: float | None) -> bytes:
         raw = self.raw
-        if limit is None or isinstance(raw, ssl.SSLSocket):
+        if isinstance(raw, ssl.SSLSocket):
             return super()._read(n, limit)
-        _block_without_limit(raw)
-        self._wait(select.POLLIN, limit)
-        try:  # as a rule there is something now
-            data = raw.recv(n, _EAGER)
+        try:  # as a rule there is something before the time is up
+            if self._system_waits is not None and self._lets_system_wait(limit):
+                data = raw.recv(n)
+            elif limit is None:
+                return super()._read(n, None)
+            else:
+                _block_without_limit(raw)
+                self._wait(select.POLLIN, limit)
+                data = raw.recv(n, _EAGER)
         except BlockingIOError:
             data = b""
         except OSError as exc:
@@ -216,6 +239,31 @@ class Stream(ByteStream):
             return super()._read(n, limit)  # it says so again, to who knows what to do
         self.received = True
         return data
+
+    def _lets_system_wait(self, limit: float | None) -> bool:
+        """Whether a read may just begin: the system ends it before *limit*, and we wait for the rest.
+
+        Not on the main thread: after a signal the read would begin anew, with all of its time.
+        """
+        waits = self._system_waits
+        if limit is None:
+            return waits == 0.0 or self._tell_system(0.0)
+        left = limit - now()
+        if not _TICKS <= left <= _LONGEST or threading.get_ident() == threading.main_thread().ident:
+            return False
+        return (waits is not None and left / 2 <= waits <= left * _PART) or self._tell_system(left * _PART)
+
+    def _tell_system(self, seconds: float) -> bool:
+        """Let no read last longer than *seconds*; 0: without end. False: the system does not take it."""
+        try:
+            self.raw.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(int(seconds), int(seconds % 1 * 1e6))
+            )
+        except OSError:
+            self._system_waits = None
+            return False
+        self._system_waits = seconds
+        return True
 
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw

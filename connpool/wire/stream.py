@@ -58,6 +58,9 @@ class ByteStream(abc.ABC):
         """Whether the next holder would find it as a new one: nothing left to read, and not closed."""
         return not self.rest and self.fileno() >= 0
 
+    def expect_company(self) -> None:  # noqa: B027 - for most kinds there is nothing to do
+        """Several threads may read from now on."""
+
     # -- one attempt each, by the kind of transport -------------------------------
 
     @abc.abstractmethod

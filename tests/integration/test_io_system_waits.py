@@ -1,0 +1,274 @@
+"""Reads of a plain socket that nobody else has: the system waits, and nobody notices but the clock."""
+
+from __future__ import annotations
+
+import math
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from connpool import Connection, ConnectionPool
+from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
+from connpool.wire import stream
+from tests.helpers.certificates import Certificates
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+
+@pytest.fixture
+def echo() -> Iterator[ScriptedServer]:
+    with ScriptedServer(script=Echo()) as server:
+        yield server
+
+
+def apart(*jobs: Callable[[], Any]) -> Any:
+    """Run *jobs* on threads that are not the main one. Returns what the first does."""
+    return together(*jobs, limit=20)[0]
+
+
+def ask(conn: Connection, timeout: float | None = 5) -> None:
+    conn.sendall(b"ping", timeout=timeout)
+    assert conn.recv_exactly(4, timeout=timeout) == b"ping"
+
+
+def limit_of(raw: socket.socket) -> float:
+    """Seconds after which the system ends a read of *raw*; 0: it never does."""
+    seconds, microseconds = struct.unpack("ll", raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+    return float(seconds + microseconds / 1e6)
+
+
+def count_polls(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The seconds of each wait in front of a read or a write, from now on."""
+    waits: list[float | None] = []
+    wait = stream.wait_until_ready
+
+    def noting(fd: int, events: int, seconds: float | None) -> bool:
+        waits.append(seconds)
+        return wait(fd, events, seconds)
+
+    monkeypatch.setattr(stream, "wait_until_ready", noting)
+    return waits
+
+
+READS: dict[str, Callable[[Connection, float | None], bytes]] = {
+    "recv": lambda conn, timeout: conn.recv(5, timeout),
+    "recv_exactly": lambda conn, timeout: conn.recv_exactly(5, timeout),
+    "recv_until": lambda conn, timeout: conn.recv_until(b"\n", timeout=timeout),
+}
+every_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
+
+
+@every_read
+@pytest.mark.parametrize("timeout", [5, 0.5, None])
+def test_an_answer_is_read_without_a_look_before(
+    read: Callable[[Connection, float | None], bytes],
+    timeout: float | None,
+    echo: ScriptedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def turns() -> list[float | None]:
+        with ConnectionPool(echo.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            waits = count_polls(monkeypatch)
+            for _ in range(3):
+                conn.sendall(b"ping\n", timeout)
+                assert read(conn, timeout) == b"ping\n"
+            return waits
+
+    assert apart(turns) == []
+
+
+def test_one_timeout_after_another_is_told_to_the_system_once_each(echo: ScriptedServer) -> None:
+    def limits() -> list[float]:
+        found = []
+        with ConnectionPool(echo.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            raw = conn._record.raw
+            for timeout in (5, 5, 0.5, None, 1000, 4):
+                ask(conn, timeout)
+                found.append(limit_of(raw))
+        return found
+
+    first, second, short, without, long, last = apart(limits)
+    assert first == second
+    assert [first, short, long, last] == pytest.approx([4, 0.4, 800, 3.2], rel=0.02)
+    assert without == 0
+
+
+@every_read
+@pytest.mark.parametrize("timeout", [0.03, 0.3, 1.2])
+def test_silence_ends_a_read_in_time(
+    read: Callable[[Connection, float | None], bytes], timeout: float
+) -> None:
+    def wait() -> None:
+        with ConnectionPool(server.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            with taking(timeout, timeout + 0.3), pytest.raises(TimeoutError, match=f"{timeout:g} s passed"):
+                read(conn, timeout)
+            conn.release()
+
+    with ScriptedServer(script=Silence()) as server:
+        apart(wait)
+
+
+def test_a_short_timeout_holds_after_a_long_one_and_after_none(echo: ScriptedServer) -> None:
+    def wait() -> None:
+        with ConnectionPool(echo.endpoint) as pool:
+            for before in (60, None):
+                conn = pool.try_connect(timeout=5)
+                ask(conn, before)
+                with taking(0.2, 1), pytest.raises(TimeoutError):
+                    conn.recv(1, timeout=0.2)
+                conn.release()
+
+    apart(wait)
+
+
+def test_a_long_timeout_holds_after_a_short_one(echo: ScriptedServer) -> None:
+    def wait() -> None:
+        with ConnectionPool(server.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            assert conn.recv_exactly(1, timeout=0.2) == b"a"
+            assert conn.recv_exactly(1, timeout=5) == b"b"  # comes after 0.5 s
+            assert conn.recv_exactly(1, timeout=None) == b"c"
+
+    with ScriptedServer(script=[Send(b"a"), Pause(0.5), Send(b"b"), Pause(0.5), Send(b"c")]) as server:
+        apart(wait)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, math.nan, 1e-9, 1e7, 1e300, math.inf])
+def test_odd_timeouts_mean_what_they_do_elsewhere(timeout: float, echo: ScriptedServer) -> None:
+    def wait() -> float:
+        with ConnectionPool(echo.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            raw = conn._record.raw
+            conn.sendall(b"ping", timeout=5)
+            time.sleep(0.1)
+            assert conn.recv_exactly(4, timeout=timeout) == b"ping"
+            return limit_of(raw)
+
+    assert apart(wait) == 0
+
+
+def test_on_the_main_thread_signals_do_not_make_a_read_last(echo: ScriptedServer) -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with ConnectionPool(echo.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            with taking(0.4, 2), pytest.raises(TimeoutError):
+                conn.recv(1, timeout=0.4)
+            conn.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
+    "raw": lambda conn: conn.raw,
+    "socket": lambda conn: conn.socket,
+    "detach": lambda conn: conn.detach(),
+}
+
+
+@pytest.mark.parametrize("hand_out", HAND_OUTS.values(), ids=HAND_OUTS)
+def test_who_is_given_the_socket_itself_finds_it_without_a_limit(
+    hand_out: Callable[[Connection], Any], echo: ScriptedServer
+) -> None:
+    def take() -> float:
+        with ConnectionPool(echo.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            ask(conn)
+            raw = hand_out(conn)
+            assert raw.gettimeout() is None
+            limit = limit_of(raw)
+            if raw is not conn._record.raw:
+                raw.close()
+            else:
+                ask(conn)
+                limit += limit_of(raw)  # and it stays so
+            return limit
+
+    assert apart(take) == 0
+
+
+def test_a_socket_that_others_opened_is_left_alone(echo: ScriptedServer) -> None:
+    theirs = socket.create_connection((echo.endpoint.host, echo.endpoint.port))
+
+    def use() -> float:
+        with ConnectionPool.of(lambda: theirs) as pool, pool.try_connect(timeout=5) as conn:
+            ask(conn)
+            return limit_of(theirs)
+
+    assert apart(use) == 0
+
+
+def test_readers_who_share_each_have_their_own_timeout(echo: ScriptedServer) -> None:
+    pool = ConnectionPool(echo.endpoint, sharable=True, max_size=1)
+    apart(lambda: (conn := pool.try_connect(timeout=5), ask(conn, 60), conn.release()))
+    with pool, pool.share(timeout=5) as patient, pool.share(timeout=5) as hasty:
+        assert limit_of(patient._record.raw) == 0
+
+        def listen() -> bytes:
+            return patient.recv(1, timeout=10)
+
+        def give_up() -> None:
+            with taking(0.2, 1), pytest.raises(TimeoutError):
+                hasty.recv(1, timeout=0.2)
+            patient._record.raw.sendall(b"!")
+
+        assert apart(listen, give_up) == b"!"
+
+
+def test_a_read_that_waits_is_interrupted(echo: ScriptedServer) -> None:
+    pool = ConnectionPool(echo.endpoint)
+    conn = pool.try_connect(timeout=5)
+
+    def listen() -> None:
+        ask(conn, 30)
+        with taking(0, 5), pytest.raises(ConnectionAbortedError):
+            conn.recv(1, timeout=30)
+        conn.release()
+
+    def shut() -> None:
+        time.sleep(0.3)
+        pool.shutdown()
+
+    apart(listen, shut)
+    pool.close()
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()])
+def test_the_end_of_the_stream_is_told_as_ever(end: Close | Reset) -> None:
+    def listen() -> object:
+        with ConnectionPool(server.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            assert conn.recv_exactly(2, timeout=5) == b"ab"
+            try:
+                return conn.recv(1, timeout=5)
+            except OSError as error:
+                return type(error)
+            finally:
+                conn.release()
+                assert pool.stats().size == 0
+
+    with ScriptedServer(script=[Send(b"ab"), Pause(0.2), end]) as server:
+        assert apart(listen) == (b"" if isinstance(end, Close) else ConnectionResetError)
+
+
+def test_an_upgraded_connection_has_no_limit_of_the_systems(certificates: Certificates) -> None:
+    def upgrade() -> float:
+        context = certificates.client()
+        with ConnectionPool(server.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            conn.sendall(b"STARTTLS\n", timeout=5)
+            assert conn.recv_until(b"\n", timeout=5) == b"go ahead\n"
+            assert limit_of(conn._record.raw) > 0
+            conn.start_tls(context, timeout=5)
+            limit = limit_of(conn.socket)
+            conn.terminate()
+            return limit
+
+    script = [Answer(b"go ahead\n", times=1), StartTls(certificates.server()), Echo()]
+    with ScriptedServer(script=script) as server:
+        assert apart(upgrade) == 0
