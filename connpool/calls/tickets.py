@@ -69,7 +69,8 @@ class Ticket:
         if self.line is not None:
             return line is self.line
         is_let_through = self.verdicts is None or self.verdicts.get(line, False)
-        return is_let_through and self.method in line.took and self.may_use(line)
+        is_offered = is_let_through and self.method in line.took
+        return is_offered and (line.leaving is None or self.may_use(line))
 
     def unjudged(self) -> list[Line]:
         """Channels that could serve it, if its filter let them through."""

@@ -143,6 +143,10 @@ class RecentHistogram:
         """Count several durations."""
         self._current.record_all(many)
 
+    def is_full_at(self, at: float) -> bool:
+        """Whether a sample of that instant belongs to a new histogram."""
+        return at - self._began >= self.SPAN
+
     def turn(self, now: float, n_samples: int = 0) -> None:
         """Begin a new histogram if the current one is full of days.
 

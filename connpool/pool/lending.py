@@ -20,7 +20,7 @@ from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
 from connpool.pool.loan_events import InDraft
 from connpool.pool.piles import look_through
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import OPEN, Key, Phase, Record
 from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
@@ -91,8 +91,12 @@ class Lender(Desk):
     def take_back(self, key: Key) -> None:
         """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""
         record = key.record
-        record.check_may_return()
-        if record.fate is None and (self.connector.has_reset or record.stream is not None):
+        if record.phase is not OPEN:
+            record.check_may_return()
+        stream = record.stream
+        if record.fate is None and (
+            self.connector.has_reset or (stream is not None and not stream.is_clean())
+        ):
             try:
                 self._make_ready(record)
             except BaseException:  # a reset that was interrupted has its connection closed, not forgotten
@@ -146,20 +150,20 @@ class Lender(Desk):
             return
         with self._lock:
             now = self.now()
-            reason = self._fate_locked(record, now)
+            service, reason = self.service, self._fate_locked(record, now)
             is_brisk = now - record.since < BRIEF
             if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
                 reason = CloseReason.EVICTED
             if reason is None:
                 record.since = now
-                if not self.service.hand_over(key, now, is_brisk=is_brisk):
+                if not service.hand_over(key, now, is_brisk=is_brisk):
                     record.host.idle.append(key)
-                elif self.service.is_content(now):
+                elif service.is_content(now):
                     return
             todo = Todo()
             if reason is not None:
                 self.books.doom(key, reason, todo)
-            self.service.serve(now, todo, is_brisk=is_brisk)
+            service.serve(now, todo, is_brisk=is_brisk)
         self.carry_out(todo)
 
     def _settle_inside(self, key: Key) -> None:

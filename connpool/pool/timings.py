@@ -30,9 +30,12 @@ class Timings:
     def catch_up(self, now: float, n_checkouts: int) -> None:
         """Count in what is new. *n_checkouts*: all there ever were, those that did not wait included."""
         waits, self.new_waits = self.new_waits, []
-        for at, seconds in waits:
-            self.waits.turn(at, n_checkouts)
-            self.waits.record(seconds)
+        if waits and self.waits.is_full_at(waits[-1][0]):
+            for at, seconds in waits:
+                self.waits.turn(at, n_checkouts)
+                self.waits.record(seconds)
+        else:
+            self.waits.record_all([seconds for _, seconds in waits])
         holds, self.new_holds = self.new_holds, []
         self.holds.turn(min(now, self.count_at))  # they ended before that, however late it is now
         self.holds.record_all(holds)

@@ -111,6 +111,9 @@ class Stream(ByteStream):
     def fileno(self) -> int:
         return self.raw.fileno()
 
+    def is_clean(self) -> bool:
+        return not self.rest and self.raw.fileno() >= 0
+
     def hand_out(self) -> None:
         """Others will have the socket too: from now on it blocks without limit outside of calls."""
         if self._is_private:
