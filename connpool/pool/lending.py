@@ -18,7 +18,7 @@ from connpool.pool.failures import as_connect_error, drop_frames
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
-from connpool.pool.loan_events import InDraft
+from connpool.pool.loan_events import checked_in
 from connpool.pool.piles import look_through
 from connpool.pool.record import OPEN, Key, Phase, Record
 from connpool.pool.room import would_rather_dial
@@ -81,7 +81,7 @@ class Lender(Desk):
         if now >= timings.count_at or len(timings.new_holds) >= MANY:
             self._count_in(now)
         if handlers := self.listeners.by_kind[CheckedIn]:
-            self.listeners.tell(InDraft(self.pool.name, now, record.id, held), handlers)
+            self.listeners.tell(checked_in(self.pool.name, now, record.id, held), handlers)
 
     def _count_in(self, now: float) -> None:
         if not self.is_inside():

@@ -24,7 +24,7 @@ from connpool.model.request import Request
 from connpool.model.states import FailReason
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
-from connpool.pool.loan_events import OutDraft, StartDraft
+from connpool.pool.loan_events import checked_out, started
 from connpool.pool.origin import origin_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _told(
     conn: Connection | None = None
     began = now()
     if handlers := listeners.by_kind[CheckoutStarted]:
-        listeners.tell(StartDraft(pool.name, began), handlers)
+        listeners.tell(started(pool.name, began), handlers)
     try:
         conn = pool.__class__.try_connect(pool, req, timeout=timeout) if connect is None else connect()
     except BaseException as error:
@@ -110,7 +110,7 @@ def _told(
             record.noted().origin = origin_of(sys._getframe(1))
         if handlers := listeners.by_kind[CheckedOut]:
             at = now()
-            event = OutDraft(pool.name, at, record.id, record.host.endpoint, at - began)
+            event = checked_out(pool.name, at, record.id, record.host.endpoint, at - began)
             try:
                 listeners.tell(event, handlers)
             except BaseException:  # Ctrl-C in a handler
