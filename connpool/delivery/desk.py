@@ -52,23 +52,26 @@ class Call:
     Both end with ``end``, or when it is dropped: an interrupt leaves nobody waiting.
     """
 
-    __slots__ = ("_desk", "_job")
+    __slots__ = ("_desk", "_has_tried", "_is_over", "_job")
 
     def __init__(self, desk: Desk, job: Job) -> None:
         self._desk = desk
+        self._has_tried = self._is_over = False
         self._job = job
         desk.jobs[job.thread] = job
-        desk.note_arrival(job.thread)
+        if desk.missing:
+            desk.note_arrival(job.thread)
 
     def has_file(self) -> bool:
         """Try to have the file to itself; False: another has it, and will wake the job."""
-        users = self._desk.users
+        users, loners = self._desk.users, self._desk.loners
         try:
-            if self._desk.loners[0] is not self._job:
+            if loners and loners[0] is not self._job:
                 return False
-        except IndexError:  # nobody wants it alone, or not any more
+        except IndexError:  # nobody wants it alone any more
             pass
         while not users:
+            self._has_tried = True
             users.append(self._job)
             if users[0] is self._job:
                 return True
@@ -84,11 +87,12 @@ class Call:
             desk.loners.remove(job)
         if desk.jobs.get(job.thread) is job:
             del desk.jobs[job.thread]
-            if desk.jobs:
+            if desk.jobs and (self._has_tried or not job.is_done):  # else nobody waited for this one
                 desk.wake_next()
+        self._is_over = True
 
     def __del__(self) -> None:
-        if hasattr(self, "_job"):
+        if hasattr(self, "_job") and not self._is_over:
             self.end()
 
 
@@ -113,7 +117,7 @@ class Desk:
         self._served: frozenset[int] = frozenset()  # threads of the last two batches
         self._latest: frozenset[int] = frozenset()  # of the last one
         self._waits_until = 0.0  # for them to come again
-        self._missing: set[int] = set()  # those of them who have not come yet
+        self.missing: set[int] = set()  # those of them who have not come yet
         self._all_here: Gate = threading.Lock()  # opened by the last of them
         self._all_here.acquire()
 
@@ -149,7 +153,7 @@ class Desk:
         left = self._waits_until - clock.now()
         if left <= 0:
             return
-        missing = self._missing = set(self._served)  # said first, and looked after that: who comes does it
+        missing = self.missing = set(self._served)  # said first, and looked after that: who comes does it
         missing.difference_update([job.thread for job in self._undone()])  # the other way round
         until = clock.now() + min(left, PATIENCE)
         while missing and _wait(self._all_here, until - clock.now()):
@@ -157,11 +161,10 @@ class Desk:
 
     def note_arrival(self, thread: int) -> None:
         """*thread* has put its job on the desk: who waits for all to come may have waited enough."""
-        missing = self._missing
-        if missing:
-            missing.discard(thread)
-            if not missing:
-                open_gate(self._all_here)
+        missing = self.missing
+        missing.discard(thread)
+        if not missing:
+            open_gate(self._all_here)
 
     def _serve(self, run: Callable[[Sequence[Job]], None]) -> None:
         jobs = [job for job in self._undone() if job.work]

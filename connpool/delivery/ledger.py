@@ -34,6 +34,7 @@ class Ledger:
 
     def __init__(self, limits: Limits, name: str) -> None:
         self._limits = limits
+        self._is_limited = limits.are_any
         self._name = name
         self.claimed: dict[int, int] = {}
         self.late: set[int] = set()
@@ -43,8 +44,10 @@ class Ledger:
 
     def put(self, draft: Draft, queues: Sequence[str], message: bytes, id: bytes) -> list[int]:
         now = clock.wall()
-        self.expire(draft, now)
-        self._make_room(draft, len(queues), len(message))
+        if self._limits.max_age is not None:
+            self.expire(draft, now)
+        if self._is_limited:
+            self._make_room(draft, len(queues), len(message))
         return self._add(draft, queues, id, now, message)
 
     def peek(self, draft: Draft, queue: str, max_messages: int, max_bytes: int) -> list[Spooled]:
@@ -154,8 +157,6 @@ class Ledger:
         Raises:
             SpoolFullError: they cannot be, or nothing may be dropped.
         """
-        if not self._limits.are_any:
-            return
         books = draft.books
         can_ever = self._limits.holds(copies, copies * each)
         if not (can_ever and self._evict(draft, copies, copies * each)):

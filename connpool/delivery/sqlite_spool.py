@@ -192,11 +192,14 @@ class SQLiteSpool:
             raise SpoolError(f"spool {self.path} is closed")
 
     def _do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
-        self._require_open()
+        keeper = self._keeper
+        if keeper.is_closed:
+            self._require_open()
         try:
-            return self._keeper.do(work, is_durable=is_durable)
+            return keeper.do(work, is_durable=is_durable)
         finally:
-            self._tell()
+            if keeper.news:
+                self._tell()
 
     def _tell(self) -> None:
         """Tell what has happened, with nobody kept waiting."""
