@@ -18,7 +18,6 @@ from connpool import (
     LinkEvent,
     LinkState,
     MemorySpool,
-    NoEndpointError,
     PoolClosedError,
     SocketConnector,
     SpoolError,
@@ -151,7 +150,7 @@ def test_the_end_lets_a_sender_go_that_waits_for_a_peer(a):
         try:
             while True:
                 outcome.append(sender.broadcast(b"x" * MUCH))
-        except (NoEndpointError, PoolClosedError) as error:
+        except Exception as error:
             outcome.append(error)
 
     with broadcasting(a, spool=None, pool_settings={"connector": narrow()}) as sender:
@@ -162,7 +161,7 @@ def test_the_end_lets_a_sender_go_that_waits_for_a_peer(a):
         sender.close(0.1)
         thread.join(GUARD)
         assert not thread.is_alive()
-        assert isinstance(outcome[-1], Exception)
+        assert isinstance(outcome[-1], PoolClosedError)
 
 
 def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_delivered(a):
