@@ -181,7 +181,7 @@ class CallPool(Steering):
             NoResourceError: no channel offers *resource*.
             MethodNotSupportedError: some do, but none of them *method*.
             FilteredOutError: some offer both; *where* refused them all.
-            CallTimeoutError: no channel was free in time. Nothing was called.
+            CallTimeoutError: no channel was free in time, and nothing was called; or the channel raised it.
             PoolClosedError: the pool is closed, or was while the call waited.
             UsageError: it could only wait for the call that made it.
             Exception: what the channel raised, as it is.

@@ -116,7 +116,8 @@ class EndpointInfo:
         since: When its present state began.
         failures: Dials that failed since the last success.
         retry_at: When it may be dialled again; None: now, or not by itself.
-        last_error: Why the last dial failed; None: it did not.
+        last_error: Why the last dial failed, or what a loan was terminated for since;
+            None: neither.
         size: Connections to it, opening and closing ones included.
         idle: Those among them that are ready to be lent; likewise *in_use*,
             *opening* and *closing*.
