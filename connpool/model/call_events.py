@@ -44,8 +44,8 @@ class ChannelClosed(Event):
 
     Attributes:
         reason: EXPIRED: its ttl ended. BROKEN: a call on it failed so, or was interrupted. TERMINATED:
-            it said so itself, with an answer. LOST: a caller was interrupted before its call had
-            begun, or after. POOL_CLOSED.
+            it said so itself, with an answer. LOST: a caller was interrupted just before or after
+            the channel had its call. POOL_CLOSED.
     """
 
     id: int
