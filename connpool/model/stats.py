@@ -82,7 +82,7 @@ class ConnectionInfo:
         expires_at: When its lifetime ends; None: never.
         local: Own address of the transport as text, None if it has none;
             likewise *peer*.
-        tls: Version and cipher as text; None: not encrypted.
+        tls: Version as text, such as ``"TLSv1.3"``; None: not encrypted.
         extra: What its holders attached to it.
         holder: Name of the thread that holds it; None: nobody.
         since: When its present state began; of a lent one, when the loan did.
