@@ -114,17 +114,12 @@ def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
         assert pool.stats().size == 0
 
 
-def give_up(conn: Connection) -> None:
-    conn.terminate()
-    raise PermissionError("login refused")
-
-
 @pytest.mark.parametrize(
     ("hook", "said"),
     [
-        (give_up, "login refused"),
-        (Connection.release, "a hook cannot give back the connection that it greets"),
-        (Connection.detach, "a hook cannot give back the connection that it greets"),
+        (Connection.release, "connection 1 of pool '.*' cannot be given back here: it is opening"),
+        (Connection.terminate, "connection 1 of pool '.*' cannot be given back here: it is opening"),
+        (lambda conn: conn.detach().close(), "a hook cannot give back the connection that it greets"),
     ],
 )
 def test_a_login_that_gives_the_connection_back_is_told_so_and_closes(hook: Any, said: str) -> None:
