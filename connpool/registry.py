@@ -103,6 +103,7 @@ class Repository:
             ConfigError: a setting is unknown or out of range.
             UsageError: a listener or connector asks for the pool while that very pool is being made.
         """
+        require_text("name", name)
         wish = Wish(
             None if route is None else Route.coerce(route),
             self._defaults.evolve(**settings),
