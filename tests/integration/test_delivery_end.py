@@ -132,8 +132,10 @@ def test_the_end_does_not_wait_for_the_dead(a):
     a.stop()
     with broadcasting(a) as sender:
         sender.broadcast(b"hello")
+        until(lambda: sender.links()[0].retry_at is not None, "a plan")
         with taking(0, 3.0):
             assert sender.close() == 1
+        assert sender.links()[0].retry_at is None
 
 
 def test_the_end_breaks_off_a_dial_that_hangs(a):
