@@ -6,7 +6,7 @@ import difflib
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -86,7 +86,7 @@ class Repository:
     def new(
         self,
         name: str,
-        route: Route | Endpoint | str | None = None,
+        route: Route | Endpoint | str | Iterable[Endpoint | str] | None = None,
         *,
         connector: Connector | None = None,
         **settings: Any,
@@ -103,6 +103,7 @@ class Repository:
             ConfigError: a setting is unknown or out of range.
             UsageError: a listener or connector asks for the pool while that very pool is being made.
         """
+        require_text("name", name)
         wish = Wish(
             None if route is None else Route.coerce(route),
             self._defaults.evolve(**settings),

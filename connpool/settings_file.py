@@ -194,7 +194,7 @@ class _Reader:
         try:
             deed()
         except ConfigError as error:
-            self._complain(where, str(error).replace(", or None,", f", or {NOTHING!r},"))
+            self._complain(where, str(error).replace("or None, got", f"or {NOTHING!r}, got"))
             return False
         return True
 

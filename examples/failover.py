@@ -1,6 +1,6 @@
 """Ask a line server, or the next one if it is down.
 
-Start two servers, and kill one while this runs:
+Start two servers, each in a terminal of its own (they end with their input), and kill one while this runs:
 
     python -m connpool.cli.line_server --port 7001
     python -m connpool.cli.line_server --port 7002

@@ -17,7 +17,7 @@ from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import PLAIN_NUMBERS, handlers, require_seconds, require_text
+from connpool.model.checks import PLAIN_NUMBERS, handlers, require_methods, require_seconds, require_text
 from connpool.pool.census import keep
 
 __all__ = ["CallPool"]
@@ -62,7 +62,7 @@ class CallPool(Steering):
         require_seconds("revive_max", revive_max)
         self.name = f"calls-{next(_numbers)}" if name is None else require_text("name", name)
         self._reap_interval = reap_interval
-        clock = SystemClock() if clock is None else clock
+        clock = SystemClock() if clock is None else require_methods("clock", clock, "now", "wait")
         self._now = clock.now
         self._settle(Switch(self, clock, revive_initial, revive_max))
         for handler in handlers(listeners):
@@ -181,7 +181,7 @@ class CallPool(Steering):
             NoResourceError: no channel offers *resource*.
             MethodNotSupportedError: some do, but none of them *method*.
             FilteredOutError: some offer both; *where* refused them all.
-            CallTimeoutError: no channel was free in time. Nothing was called.
+            CallTimeoutError: no channel was free in time, and nothing was called; or the channel raised it.
             PoolClosedError: the pool is closed, or was while the call waited.
             UsageError: it could only wait for the call that made it.
             Exception: what the channel raised, as it is.

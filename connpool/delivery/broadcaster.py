@@ -133,7 +133,8 @@ class Broadcaster(Admin, Receiving):
             SpoolError: nobody takes it, and it cannot be spooled (SpoolFullError: for want of room).
             PoolClosedError: the broadcaster is closed.
 
-        Locking: one lock for each member; no wait for a peer unless there is no spool, or a ``confirm``.
+        Locking: one lock for each member; no wait for a peer unless there is no spool, or a ``confirm``, or a
+            link is being opened for the first time (a quarter of a second at most, once).
         Source: prelude_connection_pool_broadcast (libprelude).
         """
         return self._sending.deliver(message if type(message) is bytes else bytes_of(message))
@@ -156,11 +157,16 @@ class Broadcaster(Admin, Receiving):
     def flush(self, timeout: float | None = None) -> int:
         """Wait until nothing is unsent; dead members are tried at once.
 
+        What ``broadcast_async`` has not come to yet is not among it: its futures tell.
+
         Args:
             timeout: Seconds; None: until all that can be sent now is sent.
 
         Returns:
             How many messages are still unsent.
+
+        Raises:
+            UsageError: it would wait for the call from within which it comes, as in a signal handler.
         """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return self._keeping.flush(timeout)

@@ -27,6 +27,7 @@ __all__ = ["adopt"]
 logger = logging.getLogger("connpool.spool")
 
 CHUNK: Final = 500  # messages taken over in one transaction: callers do not wait for all of them
+CHUNK_BYTES: Final = 1 << 20
 
 
 def adopt(keeper: Keeper) -> Counter[str]:
@@ -110,7 +111,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
         while position < END:
             try:
                 with Told(path):
-                    rows = list(source.rows_of_all(position, CHUNK))
+                    rows = _chunk_of(source, position)
                     dropped = {note.name: note.number for note in source.notes() if note.kind == "dropped"}
             except Damaged as damage:
                 source.close()
@@ -124,6 +125,18 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
     remove_file(path)
     keeper.do(partial(_forget, keeper, name))
     return adopted
+
+
+def _chunk_of(source: Segment, position: int) -> list[Row]:
+    """The next messages to be taken over, from *position* on: one at least if there is any."""
+    rows: list[Row] = []
+    size = 0
+    for row in source.rows_of_all(position, CHUNK):
+        size += len(row.message)
+        if rows and size > CHUNK_BYTES:
+            break
+        rows.append(row)
+    return rows
 
 
 # -- jobs

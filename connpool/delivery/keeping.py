@@ -193,6 +193,8 @@ class Keeping:
             office.is_closed = True
             office.plan = None
             links = list(office.roster.links.values())
+            for link in links:
+                link.retry_at = None
             office.settled.notify_all()
         office.stop_worker()
         for link in links:

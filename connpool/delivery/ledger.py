@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Final, TypeAlias
 
 from connpool import clock
+from connpool.delivery.batch import BATCH_BYTES
 from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged
 from connpool.delivery.limits import Limits
@@ -105,7 +106,13 @@ class Ledger:
         tally = draft.books.tallies.get(source)
         if tally is None or max_messages < 1:
             return 0
-        leaving = list(islice(self._rows(draft, tally.lane), max_messages))
+        leaving: list[Row] = []
+        size = 0
+        for row in islice(self._rows(draft, tally.lane), max_messages):
+            size += len(row.message) * max(1, len(targets))
+            if leaving and size > BATCH_BYTES:
+                break  # all of it is written twice: to the log, and to the file
+            leaving.append(row)
         for row in leaving:
             self._add(draft, targets, row.id, row.spooled_at, row.message)
         sizes = {row.position: len(row.message) for row in leaving}

@@ -208,7 +208,7 @@ class Office:
         """Find the active group anew, and say whether messages may go the short way."""
         before = self.roster.active
         self.roster.refresh(self.clock.now())
-        if self.roster.active != before and before is not None:
+        if self.roster.active != before and before is not None and not self.is_closed:
             self._switches.append((before, self.roster.active))
         if self.roster.switch_at < math.inf:
             self.expect_locked(self.roster.switch_at)

@@ -15,8 +15,7 @@ from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
 from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
-from connpool.model.delivery import GLOBAL, Delivery, LinkState
-from connpool.model.endpoint import Endpoint
+from connpool.model.delivery import GLOBAL, Delivery, LinkInfo, LinkState
 from connpool.pool.census import wink
 
 __all__ = ["Sending"]
@@ -254,6 +253,7 @@ class Sending:
         office = self._office
         spool = office.spool
         if spool is None:
+            self._require_open(None)  # else who closes it has cut off the last link
             raise self._nobody()
         spool.put([GLOBAL], parcel.message, parcel.id)
         office.kick_all()
@@ -264,7 +264,7 @@ class Sending:
         infos = office.describe_links()
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
-        told = "; ".join(_named(*cause) for cause in causes) or "the route has no members"
+        told = "; ".join(map(_describe, infos)) or "the route has no members"
         return NoEndpointError(
             f"broadcaster {office.name!r}: no member takes the message, and there is no spool ({told})",
             pool=office.name,
@@ -304,6 +304,9 @@ class Sending:
         return self._origin + next(_numbers).to_bytes(8, "big")
 
 
-def _named(endpoint: Endpoint, error: BaseException) -> str:
-    """*error*, with its endpoint, which errors of a dial name themselves."""
-    return str(error) if str(endpoint) in str(error) else f"{endpoint}: {error}"
+def _describe(link: LinkInfo) -> str:
+    """What is the matter with *link*; the errors of a dial name its endpoint themselves."""
+    endpoint, error = str(link.endpoint), link.last_error
+    if error is None:
+        return f"{endpoint} is {'not tried yet' if link.state is LinkState.NEW else link.state.value}"
+    return str(error) if endpoint in str(error) else f"{endpoint}: {error}"

@@ -88,7 +88,7 @@ class Spool(Protocol):
         """Put the oldest of *source* at the tail of each of *targets*, in order, with the same id.
 
         Returns:
-            How many have left *source*, all in one step; 0: it is empty.
+            How many have left *source*, all in one step: fewer than may where they are large; 0: it is empty.
         """
 
     def count(self, queue: str) -> int:

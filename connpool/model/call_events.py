@@ -43,8 +43,9 @@ class ChannelClosed(Event):
     """A channel is closed. Of one that was taken out of the pool nothing is told.
 
     Attributes:
-        reason: EXPIRED: its ttl ended. BROKEN: a call on it failed so. TERMINATED: it said so
-            itself, with an answer. LOST: a caller was interrupted. POOL_CLOSED.
+        reason: EXPIRED: its ttl ended. BROKEN: a call on it failed so, or was interrupted. TERMINATED:
+            it said so itself, with an answer. LOST: a caller was interrupted just before or after
+            the channel had its call. POOL_CLOSED.
     """
 
     id: int

@@ -71,8 +71,10 @@ class PoolConfig:
         track_origin: Whether each loan remembers the calls that took it, for
             errors, warnings and ``ConnectionInfo.origin``. Costs each checkout
             some microseconds.
-        dial_in_caller: Dial on the thread that asks, for drivers bound to theirs.
-        required_permissions: What the connector's ``permissions`` hook must grant.
+        dial_in_caller: Dial on the thread that asks, for drivers that must. Others may
+            be lent what it has opened.
+        required_permissions: What the connector's ``permissions`` hook must grant;
+            where there is no hook nobody is asked.
 
     Raises:
         ConfigError: A value is out of range, or a name unknown; the sentence

@@ -47,7 +47,7 @@ class Delivery:
             of what no group could take.
         group: Number of the group that takes it, the first being 0; None: none could.
         refused: Members that got no copy, because it could neither be sent to them nor be spooled.
-        id: 16 bytes, the same in every copy that is or was spooled; b"" if none was.
+        id: 16 bytes, the same in every copy that is or was spooled, or sent with it; b"" if it needed none.
     """
 
     sent: tuple[Endpoint, ...] = ()

@@ -251,7 +251,7 @@ class MessagesDropped(Event):
     """A limit of the spool has cost messages: the oldest that nobody had claimed.
 
     Attributes:
-        queue: Whose they were: an endpoint's text, or ``""`` for nobody's in particular.
+        queue: Whose they were: a member's endpoints as a text, or ``""`` for nobody's in particular.
         count: How many.
     """
 

@@ -82,7 +82,7 @@ class ConnectionInfo:
         expires_at: When its lifetime ends; None: never.
         local: Own address of the transport as text, None if it has none;
             likewise *peer*.
-        tls: Version and cipher as text; None: not encrypted.
+        tls: Version as text, such as ``"TLSv1.3"``; None: not encrypted.
         extra: What its holders attached to it.
         holder: Name of the thread that holds it; None: nobody.
         since: When its present state began; of a lent one, when the loan did.
@@ -116,7 +116,8 @@ class EndpointInfo:
         since: When its present state began.
         failures: Dials that failed since the last success.
         retry_at: When it may be dialled again; None: now, or not by itself.
-        last_error: Why the last dial failed; None: it did not.
+        last_error: Why the last dial failed, or what a loan was terminated for since;
+            None: neither.
         size: Connections to it, opening and closing ones included.
         idle: Those among them that are ready to be lent; likewise *in_use*,
             *opening* and *closing*.

@@ -16,6 +16,7 @@ from connpool.errors import (
     ConnectTimeoutError,
     HandshakeError,
     PermissionDeniedError,
+    UsageError,
 )
 from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.pool.connection import Connection
@@ -183,9 +184,13 @@ class Dialler:
                     listed = ", ".join(sorted(missing))
                     raise PermissionDeniedError(f"{endpoint} does not grant: {listed}", endpoint=endpoint)
         finally:
-            del greeting._key  # a hook that kept it holds nothing
+            is_over = not hasattr(greeting, "_key")
+            if not is_over:
+                del greeting._key  # a hook that kept it holds nothing
             if stream is not None:
                 stream.deadline = None
+        if is_over:
+            raise UsageError("a hook cannot give back the connection that it greets")
 
     def is_usable(self, record: Record) -> bool:
         """Look at an idle transport. A look that fails finds it dead."""

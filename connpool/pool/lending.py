@@ -76,6 +76,8 @@ class Lender(Desk):
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return, with the key still in hand."""
+        if not record.id:
+            return  # a file: of its loan nothing was told, either
         timings = self.books.timings
         timings.new_holds.append(held)
         if now >= timings.count_at or len(timings.new_holds) >= MANY:

@@ -185,7 +185,10 @@ class ScriptedServer:
         self._mode = Mode.BLACK_HOLE
 
     def kill(self) -> None:
-        """Reset every open connection. Returns when that is done; new ones are served as before."""
+        """Reset every connection it has accepted. Returns when that is done; others are served as before.
+
+        A client may have connected before the server has accepted: ``until_accepts`` tells.
+        """
         with self._changed:
             doomed = list(self._live)
         for connection in doomed:

@@ -114,6 +114,25 @@ def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
         assert pool.stats().size == 0
 
 
+@pytest.mark.parametrize(
+    ("hook", "said"),
+    [
+        (Connection.release, "connection 1 of pool '.*' cannot be given back here: it is opening"),
+        (Connection.terminate, "connection 1 of pool '.*' cannot be given back here: it is opening"),
+        (lambda conn: conn.detach().close(), "a hook cannot give back the connection that it greets"),
+    ],
+)
+def test_a_login_that_gives_the_connection_back_is_told_so_and_closes(hook: Any, said: str) -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=hook), reconnect=False) as pool,
+    ):
+        with pytest.raises(HandshakeError, match=f"the login at .* failed: .*{said}"):
+            pool.try_connect(timeout=5)
+        pool.close()
+        assert pool.stats().size == 0
+
+
 def test_a_login_that_hangs_ends_with_the_dial() -> None:
     connector = SocketConnector(handshake=lambda conn: conn.recv(1))
     with (

@@ -286,6 +286,16 @@ def test_a_switch_is_logged_once_with_both_groups(a, c, caplog):
         until(lambda: [r.getMessage() for r in caplog.records].count(wanted) == 1, "the line in the log")
 
 
+def test_the_end_switches_to_no_group_and_logs_no_switch(a, c, caplog):
+    caplog.set_level("INFO", "connpool.delivery")
+    with broadcasting(a, "||", c) as sender:
+        all_alive(sender)
+        until(lambda: sender.broadcast(b"one").group == 0, "the first group")
+        caplog.clear()
+        sender.close()
+        assert not [r.getMessage() for r in caplog.records]
+
+
 def test_a_refusal_is_logged_once_with_the_address_and_the_reason(caplog, capsys):
     with refused() as nobody, broadcasting(nobody) as sender:
         until(lambda: sender.links()[0].failures >= 3, "three attempts")

@@ -107,6 +107,14 @@ def test_what_ended_a_link_is_told_with_its_endpoint(a):
             until(lambda: not sender.broadcast(b"again"), "an error")
 
 
+def test_a_member_that_was_taken_down_by_hand_is_told_as_dead(a):
+    with broadcasting(a, spool=None, reconnect=False) as sender:
+        sender.broadcast(b"hello")
+        sender.mark_dead(a.endpoint)
+        with pytest.raises(NoEndpointError, match=rf"there is no spool \({a.endpoint} is dead\)"):
+            sender.broadcast(b"again")
+
+
 def test_a_member_that_is_named_twice_gets_one_copy_over_one_connection(a):
     with broadcasting(a, a, "||", a) as sender:
         for message in numbered(5):

@@ -10,6 +10,7 @@ import pytest
 from connpool import (
     Connection,
     ConnectionPool,
+    Event,
     NoEndpointError,
     UsageError,
 )
@@ -39,6 +40,18 @@ def test_a_file_is_a_connection_that_is_not_counted(tmp_path: Path) -> None:
         with pytest.raises(NoEndpointError):
             pool.try_connect(timeout=0)
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("how", ["release", "terminate"])
+def test_who_listens_to_the_pool_hears_nothing_of_a_file(how: str) -> None:
+    heard: list[Event] = []
+    reader, writer = os.pipe()
+    with ConnectionPool() as pool:
+        stop = pool.listen(heard.append)
+        getattr(pool.open_file(writer), how)()
+        stop()
+        assert (heard, pool.stats().hold.max) == ([], 0)
+    os.close(reader)
 
 
 @pytest.mark.parametrize("how", ["release", "terminate", "with", "raise"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import socket
 import threading
 import weakref
@@ -37,6 +38,15 @@ def test_a_name_and_the_same_settings_give_the_same_pool() -> None:
         assert "orders" in repo
         assert "order" not in repo
         assert 7 not in repo
+
+
+def test_a_repository_takes_every_route_that_a_pool_takes() -> None:
+    kinds = [
+        inspect.signature(takes).parameters["route"].annotation for takes in (Repository.new, ConnectionPool)
+    ]
+    assert kinds[0] == kinds[1]
+    with Repository() as repo:
+        assert str(repo.new("orders", ["a:1", "b:1"]).route) == "a:1, b:1"
 
 
 @pytest.mark.parametrize(

@@ -257,5 +257,6 @@ def test_the_file_on_the_page_makes_its_pools(
 
 
 def test_what_stands_for_no_limit_is_told_in_the_words_of_the_file(write) -> None:
-    (problem,) = problems_of(write('[pools.a]\nroute = "a:1"\nmax_lifetime = "None"\n'))
-    assert problem.endswith("max_lifetime must be more than 0 seconds and finite, or 'none', got 'None'")
+    problems = problems_of(write('[pools.a]\nroute = "a:1"\nmax_lifetime = "None"\nmax_waiters = "None"\n'))
+    assert problems[0].endswith("max_lifetime must be more than 0 seconds and finite, or 'none', got 'None'")
+    assert problems[1].endswith("max_waiters must be a whole number of at least 0 or 'none', got 'None'")

@@ -8,15 +8,18 @@ import shutil
 import sqlite3
 import stat
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import books, heirs
+from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
-from connpool.delivery.rows import PAGE_SIZE
+from connpool.delivery.ledger import Ledger
+from connpool.delivery.rows import PAGE_SIZE, Row
 from tests.conftest import open_files
 from tests.helpers.scripts import run_program
 from tests.helpers.together import together
@@ -455,6 +458,40 @@ def test_a_limit_of_10_mb_keeps_the_directory_below_12_mb(path: Path, size: int,
     held = sum(count.bytes for count in spool.counts().values())
     assert 0.6 * limit < held <= limit
     spool.close()
+
+
+def test_messages_that_move_to_another_queue_hardly_take_more_space_meanwhile(path: Path) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    for _ in range(300):
+        spool.put(["a"], bytes(10_000), ID)
+    largest = full = size_of(path.parent)
+    while spool.move("a", ["b"], 512):
+        largest = max(largest, size_of(path.parent))
+
+    assert spool.count("b") == 300
+    assert largest < full + 1_500_000
+    spool.close()
+
+
+def test_large_messages_are_taken_over_a_few_at_a_time(path: Path, monkeypatch) -> None:
+    heir, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    messages = [n.to_bytes(100_000, "big") for n in range(40)]
+    for message in messages:
+        other.put(["a"], message, ID)
+    other.close()
+    in_hand: list[int] = []
+    real = Ledger.take_in
+
+    def take_in(self: Ledger, draft: Draft, leftovers: list[Row]) -> Counter[str]:
+        in_hand.append(sum(len(row.message) for row in leftovers))
+        return real(self, draft, leftovers)
+
+    monkeypatch.setattr(Ledger, "take_in", take_in)
+    assert heir.adopt() == {"a": 40}
+
+    assert max(in_hand) < 1_200_000
+    assert [item.message for item in heir.peek("a", 100, 10_000_000)] == messages
+    heir.close()
 
 
 def test_space_is_given_back_while_it_runs(path: Path) -> None:
