@@ -27,8 +27,8 @@ QUICK = Plan(
     idle=500,
     backlog=5_000,
     pools=1_000,
-    strikes=12,
-    stride=3,
+    strikes=8,
+    stride=4,
     peers=True,
 )
 FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, backlog=100_000, peers=True)
