@@ -117,7 +117,7 @@ class Chores:
         for host in self._hosts():
             if not host.on_route or self._books.fleet.is_full:
                 host.owed = 0  # nobody misses it
-            while host.owed and self._may_open_at(host, now):
+            while host.owed and self._books.warm_reserve.may_open_at(host, now):
                 host.owed -= 1
                 self._dial_locked(host, now, todo).is_owed = True
 
@@ -149,15 +149,11 @@ class Chores:
 
     def _best_host(self, now: float, preferred: Host | None = None) -> Host | None:
         """Where one more connection may be opened; None: nowhere."""
-        if preferred is not None and preferred.on_route and self._may_open_at(preferred, now):
+        reserve = self._books.warm_reserve
+        if preferred is not None and preferred.on_route and reserve.may_open_at(preferred, now):
             return preferred
-        rota = [host for host in self._books.fleet.rota if self._may_open_at(host, now)]
+        rota = [host for host in self._books.fleet.rota if reserve.may_open_at(host, now)]
         return min(rota, key=lambda host: len(host.records), default=None)
-
-    def _may_open_at(self, host: Host, now: float) -> bool:
-        books = self._books
-        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
-        return may_dial and host.is_up() and books.has_place(host, now)
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
@@ -245,9 +241,12 @@ class Chores:
         due = NEVER
         if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
             due = soon
+        if books.warm_reserve.can_grow(now):  # what was served after the refill has made it possible
+            due = soon
         for host in self._hosts():
             due = min([due, *(books.hangs_at(record) for record in host.opening)])
-            if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
+            is_probed = self._is_probed(host) and books.state is PoolState.OPEN
+            if not host.is_up() and (host.by_hand or is_probed):
                 due = min(due, max(soon, host.retry_at or 0.0))
         idle = idle_ones(books)
         has_spare = len(idle) > config.min_idle
