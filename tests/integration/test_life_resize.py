@@ -8,6 +8,7 @@ from connpool import CloseReason, ConfigError, ConnectionPool, PoolExhaustedErro
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.together import together
+from tests.stress.works import Works, door
 
 
 def test_a_lower_limit_closes_idle_ones_now_and_lent_ones_as_they_come_back() -> None:
@@ -29,6 +30,25 @@ def test_a_lower_limit_closes_idle_ones_now_and_lent_ones_as_they_come_back() ->
         assert pool.stats().closed == {CloseReason.SURPLUS: 6}
         assert pool.stats().max_size == pool.config.max_size == 2
         check_books(pool)
+
+
+@pytest.mark.parametrize("n_lent", [0, 2])
+def test_a_lower_limit_closes_no_more_than_it_must_though_closing_takes_long(
+    n_lent: int,
+) -> None:
+    works = Works()
+    with door() as closing, ConnectionPool("a:1", connector=works, max_size=4, reap_interval=None) as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        for loan in loans[n_lent:]:
+            loan.release()
+        works.closing = closing
+        pool.resize(max_size=2)
+        for loan in loans[:n_lent]:
+            loan.release()
+        assert (pool.stats().idle, pool.stats().closing) == (2, 2)
+        closing.let_go()
+        until(lambda: pool.stats().size == 2)
+        assert pool.stats().closed == {CloseReason.SURPLUS: 2}
 
 
 def test_above_a_lowered_limit_nothing_more_is_opened(clock: FakeClock) -> None:
