@@ -65,7 +65,7 @@ class Listeners:
         left = dict(self.by_kind)
         for kind in kinds:
             handlers = left[kind]
-            at = handlers.index(handler)
+            at = next(i for i, known in enumerate(handlers) if known is handler)  # others may be equal to it
             left[kind] = (*handlers[:at], *handlers[at + 1 :])
         self.by_kind = left
 
