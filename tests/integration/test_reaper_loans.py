@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, LoanHeldLong, LoanLost
+from connpool import CloseReason, ConnectionClosed, ConnectionPool, LoanHeldLong, LoanLost
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, let_pass, settle, sweep_until, turn
@@ -264,6 +264,19 @@ def test_a_long_loan_is_logged_once_with_the_stack_of_its_holder_and_once_when_i
         assert len(back) == 2
         assert "35.1" in back[1]
         assert len(told) == 1
+
+
+def test_a_long_loan_that_comes_back_while_it_is_told_is_told_as_it_was(clock: FakeClock) -> None:
+    told: list[LoanHeldLong] = []
+    settings: dict[str, Any] = {"warn_after": 5, "idle_timeout": 5, "clock": clock}
+    with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
+        pool.listen(told.append, LoanHeldLong)
+        loan = pool.try_connect()
+        turn(pool)
+        stop = pool.listen(lambda _: [stop(), loan.release()], ConnectionClosed)
+        clock.advance(6)
+        settle(pool)
+        assert [event.seconds for event in told] == [6]
 
 
 def test_each_long_loan_is_logged_anew(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
