@@ -243,6 +243,8 @@ class Checkout(Fitting):
             if not waiter.is_waiting():
                 return  # served at the last moment
             if is_refused:
+                if books.state is not POOL_OPEN:
+                    self._check_state_locked()
                 self._refuse_locked("nothing is free, and it may not wait")
                 return
             waiter.outcome = Outcome.LEFT  # nobody gives it anything while it tells why

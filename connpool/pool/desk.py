@@ -152,6 +152,8 @@ class Desk:
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
+                if key.record.fate is CloseReason.EVICTED:
+                    self.service.eviction_is_over(key.record)
             self.service.serve(self.now(), todo)
         _strike(blows)
 
