@@ -109,6 +109,17 @@ def test_stopping_ends_the_listening_of_that_handler_and_not_of_one_that_is_equa
     assert (first.n, second.n) == (1, 0)
 
 
+def test_a_kind_that_is_named_twice_is_heard_once(stage):
+    s = stage()
+    heard = []
+    stop = s.pool.listen(heard.append, CheckedOut, CheckedIn, CheckedOut)
+    s.pool.try_connect().release()
+    assert [type(event) for event in heard] == [CheckedOut, CheckedIn]
+    stop()
+    s.pool.try_connect().release()
+    assert len(heard) == 2
+
+
 def test_a_handler_may_stop_itself_while_it_is_told(stage):
     s = stage()
     heard = []
