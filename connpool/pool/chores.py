@@ -89,17 +89,19 @@ class Chores:
 
     def _expire_locked(self, now: float, todo: Todo) -> None:
         books = self._books
-        spare = books.n_idle() - books.config.min_idle
+        ready, spare = books.warm_reserve.hosts(), books.warm_reserve.n_ready() - books.config.min_idle
         for host in self._hosts():
+            counts = host in ready
             for key in look_through(host.idle):
                 reason = verdict(books.config, key.record, now)
-                if reason is None and spare > 0 and books.was_idle_long(key.record, now):
+                is_spare = spare > 0 or not counts
+                if reason is None and is_spare and books.was_idle_long(key.record, now):
                     reason = CloseReason.IDLE
                 if reason is None or not host.withdraw(key):
                     continue
-                spare -= 1
+                spare -= counts
                 books.doom(key, reason, todo)
-                self._replace_locked(key, now, todo, is_needed=spare < 0)
+                self._replace_locked(key, now, todo, is_needed=counts and spare < 0)
         evict_surplus(books, todo)
 
     def _replace_locked(self, key: Key, now: float, todo: Todo, *, is_needed: bool) -> None:
@@ -259,13 +261,14 @@ class Chores:
             if not host.is_up() and (host.by_hand or is_probed):
                 due = min(due, max(soon, host.retry_at or 0.0))
         idle = idle_ones(books)
-        has_spare = len(idle) > config.min_idle
+        ready, has_spare = books.warm_reserve.hosts(), books.warm_reserve.n_ready() > config.min_idle
         for record in books.records():
             if record.phase is Phase.OPEN:
-                due = min(due, self._due_of(record, now, is_idle=record in idle, has_spare=has_spare))
+                is_spare = has_spare or record.host not in ready
+                due = min(due, self._due_of(record, now, is_idle=record in idle, is_spare=is_spare))
         return max(due, soon)
 
-    def _due_of(self, record: Record, now: float, *, is_idle: bool, has_spare: bool) -> float:
+    def _due_of(self, record: Record, now: float, *, is_idle: bool, is_spare: bool) -> float:
         config = self._books.config
         if not is_idle:  # it may come back this instant, or be lent on
             due = now + self._books.horizon
@@ -276,7 +279,7 @@ class Chores:
             return min([due, *(since + config.warn_after for since, _, _ in loans)])
         due = record.expires_at
         if config.idle_timeout is not None:
-            due = min(due, (record.since if has_spare else now) + config.idle_timeout)
+            due = min(due, (record.since if is_spare else now) + config.idle_timeout)
         if config.keepalive_interval is not None:
             due = min(due, _seen_at(record) + config.keepalive_interval)
         return min(due, now + config.warn_after) if config.warn_after is not None else due

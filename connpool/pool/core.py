@@ -226,7 +226,7 @@ class Books:
     def idle_verdict(self, record: Record, now: float) -> CloseReason | None:
         """Why an idle one must not be lent: as ``verdict``, or because it was idle for too long."""
         reason = verdict(self.config, record, now)
-        if reason is None and self.was_idle_long(record, now) and self.n_idle() >= self.config.min_idle:
+        if reason is None and self.was_idle_long(record, now) and self.warm_reserve.can_spare(record.host):
             return CloseReason.IDLE
         return reason
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from connpool.pool.census import wink
@@ -29,12 +30,24 @@ class Reserve:
         self._plain: Take | None = None  # what ``_watchful`` takes from
         self._watchful: Take | None = None
 
+    def hosts(self) -> Collection[Host]:
+        """Whose idle ones are of use: those that checkouts go to just now; if they go nowhere, all."""
+        fleet = self._books.fleet
+        return fleet.lending or fleet.hosts.values()
+
+    def n_ready(self) -> int:
+        """Idle ones that count. May be asked without the lock."""
+        return sum(len(host.idle) for host in list(self.hosts()))
+
+    def can_spare(self, host: Host) -> bool:
+        """Whether one that was idle at *host*, and has been taken from there, is not needed."""
+        return host not in self.hosts() or self.n_ready() >= self._books.config.min_idle
+
     def n_missing(self) -> int:
         """How many are to be opened, beside those that are being opened."""
-        books = self._books
         # What is only being looked at will be idle again.
-        n_coming = sum(len(host.opening) + len(host.looks) for host in books.fleet.hosts.values())
-        return max(0, books.config.min_idle - books.n_idle() - n_coming)
+        n_coming = sum(len(host.opening) + len(host.looks) for host in self.hosts())
+        return max(0, self._books.config.min_idle - self.n_ready() - n_coming)
 
     def look_again(self) -> None:
         """Upkeep has come. With the pool's lock held."""
@@ -79,7 +92,7 @@ class Reserve:
 
         def take_and_look() -> Key:
             key = take()
-            if not self._is_told and books.n_idle() < books.config.min_idle:
+            if not self._is_told and self.n_ready() < books.config.min_idle:
                 self._is_told = True
                 wink(books.pool)
             return key

@@ -139,6 +139,29 @@ def test_what_is_to_be_ready_is_opened_as_soon_as_its_endpoint_has_a_place_again
         loans.pop().release()
 
 
+def test_what_is_to_be_ready_is_so_where_checkouts_go(clock: FakeClock) -> None:
+    def n_idle() -> list[int]:
+        return [info.idle for info in pool.endpoints()]
+
+    settings: dict[str, Any] = {"min_idle": 2, "idle_timeout": 60, "max_lifetime": 500, "lifetime_jitter": 0}
+    with ConnectionPool("a:1 || b:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        settle(pool)
+        assert n_idle() == [2, 0]
+        pool.blacklist("a:1")
+        settle(pool)
+        assert n_idle() == [2, 2], "those at an endpoint that is out serve no burst"
+        pool.unblacklist("a:1")
+        clock.advance(61)
+        settle(pool)
+        assert n_idle() == [2, 0], "and those at the one that filled in are not kept for ever"
+        pool.blacklist("a:1")
+        settle(pool)
+        pool.unblacklist("a:1")
+        clock.advance(440)
+        settle(pool)
+        assert n_idle() == [2, 0], "nor replaced when they expire"
+
+
 def test_one_killed_by_the_server_is_replaced_though_nobody_asks() -> None:
     settings: dict[str, Any] = {"min_idle": 2, "keepalive_interval": 0.05, "reap_interval": OFTEN}
     with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
