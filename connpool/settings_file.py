@@ -29,6 +29,7 @@ NOTHING: Final = "none"  # stands for None, which TOML has no word for
 SETTINGS: Final = frozenset(field.name for field in attrs.fields(PoolConfig))
 SOCKET_OPTIONS: Final = frozenset({"nodelay", "keepalive", "source_address"})
 TLS_OPTIONS: Final = frozenset({"ca", "certificate", "key", "key_password", "server_hostname", "verify"})
+ROOMY: Final = {"max_size": sys.maxsize, "blacklist_initial": 0, "blacklist_max": TIMEOUT_MAX}
 REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)\})")
 
 
@@ -53,10 +54,8 @@ def read_pools(path: Path) -> list[WantedPool]:
 
 
 def _roomy(**one: Any) -> PoolConfig:
-    """A configuration with *one* setting that is compared with no other: it may be the file that has the other."""
-    return PoolConfig(
-        **{"max_size": sys.maxsize, "blacklist_initial": 0, "blacklist_max": TIMEOUT_MAX, **one}
-    )
+    """A configuration where *one* setting contradicts no other: what goes with it may be in another table."""
+    return PoolConfig(**{**ROOMY, **one})
 
 
 class _Reader:
