@@ -140,6 +140,14 @@ def test_origins_are_kept_only_if_asked_for(clock: FakeClock) -> None:
         assert pool.connections()[0].origin is None
 
 
+def test_origins_that_are_no_longer_kept_are_not_those_of_later_loans(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, track_origin=True) as pool:
+        turn(pool)
+        pool.configure(track_origin=False)
+        with pool.try_connect():
+            assert pool.connections()[0].origin is None
+
+
 def test_the_origin_of_a_loan_is_the_line_of_the_user_who_took_it(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock, track_origin=True) as pool:
         for _ in range(2):  # a new connection, then the fast path
