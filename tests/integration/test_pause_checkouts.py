@@ -337,6 +337,27 @@ def test_who_may_not_wait_is_told_when_its_dial_ends_in_a_paused_pool(stage):
     until(lambda: s.pool.stats().idle == 1)
 
 
+@pytest.mark.parametrize("end", ["pause", "close"])
+def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_look_at(end):
+    class Treacherous(FakeClock):
+        def now(self) -> float:
+            if ends and not pool.endpoints()[0].idle:  # the checkout has just taken it
+                ends.pop()()
+            return super().now()
+
+    ends = []
+    settings = {"connector": Works(), "look_after_idle": 0, "clock": Treacherous()}
+    with ConnectionPool("a:1", **settings) as pool:
+        pool.try_connect().release()
+        ends.append(pool.close if end == "close" else lambda: pool.pause(fail=True))
+        with pytest.raises((PoolPausedError, PoolClosedError)) as kept:
+            pool.try_connect()
+        assert kept.tb is not None
+        until(lambda: pool.stats().closing == 0)
+        stats = pool.stats()
+        assert (stats.in_use, stats.lost, stats.idle) == (0, 0, end == "pause")
+
+
 def test_of_can_be_born_paused_too():
     with ConnectionPool.of(object, paused=True) as pool:
         with pytest.raises(PoolPausedError):
