@@ -143,8 +143,13 @@ class Chores:
                 continue
             if not books.fleet.is_full:
                 self._dial_locked(host, now, todo)
-            elif not todo.doomed:
+            elif not todo.doomed and not self._makes_room():
                 self._make_room_locked(host, todo)  # and the next turn dials
+
+    def _makes_room(self) -> bool:
+        """Whether one that was to make room is still being closed."""
+        records = self._books.records()
+        return any(r.phase is Phase.CLOSING and r.fate is CloseReason.EVICTED for r in records)
 
     def _make_room_locked(self, host: Host, todo: Todo) -> None:
         others = [other for other in self._hosts() if other is not host and len(other.records) > 1]
