@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any, Final
 
 import attrs
@@ -27,6 +29,7 @@ NOTHING: Final = "none"  # stands for None, which TOML has no word for
 SETTINGS: Final = frozenset(field.name for field in attrs.fields(PoolConfig))
 SOCKET_OPTIONS: Final = frozenset({"nodelay", "keepalive", "source_address"})
 TLS_OPTIONS: Final = frozenset({"ca", "certificate", "key", "key_password", "server_hostname", "verify"})
+ROOMY: Final = {"max_size": sys.maxsize, "blacklist_initial": 0, "blacklist_max": TIMEOUT_MAX}
 REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)\})")
 
 
@@ -48,6 +51,11 @@ def read_pools(path: Path) -> list[WantedPool]:
         OSError: the file cannot be read.
     """
     return _Reader(path).read()
+
+
+def _roomy(**one: Any) -> PoolConfig:
+    """A configuration where *one* setting contradicts no other: what goes with it may be in another table."""
+    return PoolConfig(**{**ROOMY, **one})
 
 
 class _Reader:
@@ -99,7 +107,7 @@ class _Reader:
                 value = None if value == NOTHING else value
                 if name in SOCKET_OPTIONS and isinstance(value, list):
                     value = tuple(value)
-                kind: Callable[..., object] = SocketConnector if name in SOCKET_OPTIONS else PoolConfig
+                kind: Callable[..., object] = SocketConnector if name in SOCKET_OPTIONS else _roomy
                 if self._try(f"{where} {name}", partial(kind, **{name: value})):
                     good[name] = value
         tls_where = f"{where[:-1]}.tls]"

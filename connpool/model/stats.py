@@ -84,7 +84,7 @@ class ConnectionInfo:
             likewise *peer*.
         tls: Version as text, such as ``"TLSv1.3"``; None: not encrypted.
         extra: What its holders attached to it.
-        holder: Name of the thread that holds it; None: nobody.
+        holder: Name of the thread that holds it, of several the one that has for longest; None: nobody.
         since: When its present state began; of a lent one, when the loan did.
         origin: The calls that led to the loan, as a traceback lists them; None
             unless ``track_origin`` is set.

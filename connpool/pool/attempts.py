@@ -103,8 +103,16 @@ class Attempts:
         for waiter in self._queue:
             if waiter.attempt is record:
                 waiter.attempt = None
+                if not waiter.may_wait:
+                    waiter.wake()  # it leaves, unless that has brought it something
                 return waiter
         return None
+
+    def eviction_is_over(self, record: Record) -> None:
+        """*record* was closed to make room: who may not wait for more leaves, unless there is room now."""
+        for waiter in self._queue:
+            if waiter.eviction is record and not waiter.may_wait:
+                waiter.wake()
 
     def call_off(self, dial: Dial) -> None:
         """Nobody will run *dial*: all is as it was before."""

@@ -137,6 +137,9 @@ class Checkout(Fitting):
         todo: Todo | None = None
         with lender._lock:
             if books.state is not POOL_OPEN:
+                if key is not None:  # an error's traceback would keep it for as long as the error is kept
+                    key.record.host.put_back(key)
+                    key = None
                 self._check_state_locked()
             waiter.outcome = WAITING
             books.queue.join(waiter)
@@ -243,6 +246,8 @@ class Checkout(Fitting):
             if not waiter.is_waiting():
                 return  # served at the last moment
             if is_refused:
+                if books.state is not POOL_OPEN:
+                    self._check_state_locked()
                 self._refuse_locked("nothing is free, and it may not wait")
                 return
             waiter.outcome = Outcome.LEFT  # nobody gives it anything while it tells why

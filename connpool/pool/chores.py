@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypeAlias
 
 from connpool.model.events import LoanHeldLong
 from connpool.model.states import CloseReason, PoolState
@@ -16,13 +16,16 @@ from connpool.pool.lending import Lender
 from connpool.pool.lifetimes import is_to_be_replaced, verdict
 from connpool.pool.origin import describe_thread
 from connpool.pool.piles import look_through
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import Key, Phase, Record, Tenure
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_surplus, longest_idle
-from connpool.pool.snapshots import describe_holder, idle_ones, thread_name
+from connpool.pool.sharing import loans_of
+from connpool.pool.snapshots import describe_tenure, idle_ones, is_held, thread_name
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Chores"]
+
+Loan: TypeAlias = tuple[Record, int]  # of a shared one, with the number of the share; else 0
 
 logger = logging.getLogger("connpool.pool")
 
@@ -36,7 +39,7 @@ class Chores:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
-        self._warned: list[tuple[Record, float]] = []  # loans that last long, and since when
+        self._warned: list[tuple[Loan, float]] = []  # loans that last long, and since when
 
     def turn(self, *, apart: bool = False, is_leap: bool = False) -> int:
         """Do what is due. Returns how many connections are closed for it.
@@ -70,7 +73,7 @@ class Chores:
         for record in hung:
             self._lender.interrupt(record, SHUT_RDWR, "looking at it took too long")
         self._lender.carry_out(todo, apart=apart)
-        self._warn(overdue, back)
+        self._warn(overdue, back, now)
         return n_doomed
 
     # -- expiry
@@ -86,17 +89,19 @@ class Chores:
 
     def _expire_locked(self, now: float, todo: Todo) -> None:
         books = self._books
-        spare = books.n_idle() - books.config.min_idle
+        ready, spare = books.warm_reserve.hosts(), books.warm_reserve.n_ready() - books.config.min_idle
         for host in self._hosts():
+            counts = host in ready
             for key in look_through(host.idle):
                 reason = verdict(books.config, key.record, now)
-                if reason is None and spare > 0 and books.was_idle_long(key.record, now):
+                is_spare = spare > 0 or not counts
+                if reason is None and is_spare and books.was_idle_long(key.record, now):
                     reason = CloseReason.IDLE
                 if reason is None or not host.withdraw(key):
                     continue
-                spare -= 1
+                spare -= counts
                 books.doom(key, reason, todo)
-                self._replace_locked(key, now, todo, is_needed=spare < 0)
+                self._replace_locked(key, now, todo, is_needed=counts and spare < 0)
         evict_surplus(books, todo)
 
     def _replace_locked(self, key: Key, now: float, todo: Todo, *, is_needed: bool) -> None:
@@ -117,7 +122,7 @@ class Chores:
         for host in self._hosts():
             if not host.on_route or self._books.fleet.is_full:
                 host.owed = 0  # nobody misses it
-            while host.owed and self._may_open_at(host, now):
+            while host.owed and self._books.warm_reserve.may_open_at(host, now):
                 host.owed -= 1
                 self._dial_locked(host, now, todo).is_owed = True
 
@@ -138,8 +143,13 @@ class Chores:
                 continue
             if not books.fleet.is_full:
                 self._dial_locked(host, now, todo)
-            elif not todo.doomed:
+            elif not todo.doomed and not self._makes_room():
                 self._make_room_locked(host, todo)  # and the next turn dials
+
+    def _makes_room(self) -> bool:
+        """Whether one that was to make room is still being closed."""
+        records = self._books.records()
+        return any(r.phase is Phase.CLOSING and r.fate is CloseReason.EVICTED for r in records)
 
     def _make_room_locked(self, host: Host, todo: Todo) -> None:
         others = [other for other in self._hosts() if other is not host and len(other.records) > 1]
@@ -149,15 +159,11 @@ class Chores:
 
     def _best_host(self, now: float, preferred: Host | None = None) -> Host | None:
         """Where one more connection may be opened; None: nowhere."""
-        if preferred is not None and preferred.on_route and self._may_open_at(preferred, now):
+        reserve = self._books.warm_reserve
+        if preferred is not None and preferred.on_route and reserve.may_open_at(preferred, now):
             return preferred
-        rota = [host for host in self._books.fleet.rota if self._may_open_at(host, now)]
+        rota = [host for host in self._books.fleet.rota if reserve.may_open_at(host, now)]
         return min(rota, key=lambda host: len(host.records), default=None)
-
-    def _may_open_at(self, host: Host, now: float) -> bool:
-        books = self._books
-        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
-        return may_dial and host.is_up() and books.has_place(host, now)
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
@@ -199,37 +205,44 @@ class Chores:
 
     # -- loans
 
-    def _review_loans_locked(self, now: float) -> tuple[list[Record], list[tuple[Record, float]]]:
+    def _review_loans_locked(
+        self, now: float
+    ) -> tuple[list[tuple[Record, Tenure]], list[tuple[Loan, float]]]:
         """Loans that have become long since the last turn, and long ones that have ended."""
         limit = self._books.config.warn_after
         idle = idle_ones(self._books)
-        apart = idle.union(*(host.looks for host in self._hosts()))
-        held = {record: record.since for record in self._books.records() if _is_held(record, apart)}
-        back = [(record, since) for record, since in self._warned if held.get(record) != since]
-        self._warned = [loan for loan in self._warned if loan not in back]
+        held: dict[Loan, Tenure] = {}
+        for record in self._books.records() if limit is not None or self._warned else ():
+            if is_held(record, idle):
+                held |= {(record, number): tenure for number, tenure in loans_of(record).items()}
+        back = [(loan, since) for loan, since in self._warned if loan not in held or held[loan][0] != since]
+        self._warned = [known for known in self._warned if known not in back]
         overdue = []
         if limit is not None:
-            known = {record for record, _ in self._warned}
-            overdue = [r for r, since in held.items() if now - since >= limit and r not in known]
-        self._warned += [(record, held[record]) for record in overdue]
-        return overdue, back
+            known = {loan for loan, _ in self._warned}
+            overdue = [loan for loan in held if now - held[loan][0] >= limit and loan not in known]
+        self._warned += [(loan, held[loan][0]) for loan in overdue]
+        return [(loan[0], held[loan]) for loan in overdue], back
 
-    def _warn(self, overdue: list[Record], back: list[tuple[Record, float]]) -> None:
+    def _warn(
+        self, overdue: list[tuple[Record, Tenure]], back: list[tuple[Loan, float]], seen_at: float
+    ) -> None:
+        """Tell of loans, as they were when they were reviewed: some may be back by now."""
         name, now = self._lender.pool.name, self._lender.now()
-        for record in overdue:
-            seconds = now - record.since
+        for record, tenure in overdue:
+            since, thread, _ = tenure
             logger.warning(
                 "pool %r: connection %d has been held for %.1f s by %s, which is here:\n%s",
                 name,
                 record.id,
-                seconds,
-                describe_holder(record),
-                describe_thread(record.holder),
+                seen_at - since,
+                describe_tenure(tenure),
+                describe_thread(thread),
             )
-            where = thread_name(record.holder)
             if self._lender.listeners.by_kind[LoanHeldLong]:
-                self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seconds, where))
-        for record, since in back:
+                where = thread_name(thread)
+                self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seen_at - since, where))
+        for (record, _), since in back:
             logger.warning(
                 "pool %r: connection %d is back after at most %.1f s", name, record.id, now - since
             )
@@ -245,28 +258,33 @@ class Chores:
         due = NEVER
         if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
             due = soon
+        if books.warm_reserve.can_grow(now):  # what was served after the refill has made it possible
+            due = soon
         for host in self._hosts():
             due = min([due, *(books.hangs_at(record) for record in host.opening)])
-            if not host.is_up() and self._is_probed(host) and books.state is PoolState.OPEN:
+            is_probed = self._is_probed(host) and books.state is PoolState.OPEN
+            if not host.is_up() and (host.by_hand or is_probed):
                 due = min(due, max(soon, host.retry_at or 0.0))
         idle = idle_ones(books)
-        has_spare = len(idle) > config.min_idle
+        ready, has_spare = books.warm_reserve.hosts(), books.warm_reserve.n_ready() > config.min_idle
         for record in books.records():
             if record.phase is Phase.OPEN:
-                due = min(due, self._due_of(record, now, is_idle=record in idle, has_spare=has_spare))
+                is_spare = has_spare or record.host not in ready
+                due = min(due, self._due_of(record, now, is_idle=record in idle, is_spare=is_spare))
         return max(due, soon)
 
-    def _due_of(self, record: Record, now: float, *, is_idle: bool, has_spare: bool) -> float:
+    def _due_of(self, record: Record, now: float, *, is_idle: bool, is_spare: bool) -> float:
         config = self._books.config
         if not is_idle:  # it may come back this instant, or be lent on
             due = now + self._books.horizon
-            is_known = any(loan[0] is record for loan in self._warned)
-            return (
-                due if config.warn_after is None or is_known else min(due, record.since + config.warn_after)
-            )
+            if config.warn_after is None:
+                return due
+            known = {number for (held, number), _ in self._warned if held is record}
+            loans = [tenure for number, tenure in loans_of(record).items() if number not in known]
+            return min([due, *(since + config.warn_after for since, _, _ in loans)])
         due = record.expires_at
         if config.idle_timeout is not None:
-            due = min(due, (record.since if has_spare else now) + config.idle_timeout)
+            due = min(due, (record.since if is_spare else now) + config.idle_timeout)
         if config.keepalive_interval is not None:
             due = min(due, _seen_at(record) + config.keepalive_interval)
         return min(due, now + config.warn_after) if config.warn_after is not None else due
@@ -278,8 +296,3 @@ class Chores:
 def _seen_at(record: Record) -> float:
     """When *record* was in use or validated last."""
     return record.since if record.notes is None else max(record.since, record.notes.looked_at)
-
-
-def _is_held(record: Record, apart: set[Record]) -> bool:
-    """Whether it is lent. *apart*: those that are idle, or being looked at."""
-    return record.phase is Phase.OPEN and record.uses > 0 and record not in apart

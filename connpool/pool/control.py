@@ -89,8 +89,8 @@ class Control:
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         with self._lock:
-            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
             hosts = self._known_locked(endpoint)
+            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
     def _renew(self, hosts: list[Host], *, interrupt: bool, why: str) -> None:
@@ -132,6 +132,8 @@ class Control:
         with self._lock:
             config = self._books.config.evolve(**settings)
             self._books.adopt_config(config)
+            if not config.track_origin:
+                self._forget_origins_locked()
             observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
             self._lender.service.looks_are_prompt = (
                 self._lender.connector.looks_promptly or config.dial_in_caller
@@ -140,6 +142,12 @@ class Control:
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
+
+    def _forget_origins_locked(self) -> None:
+        """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""
+        for record in self._books.records():
+            if record.notes is not None:
+                record.notes.origin = None
 
     # -- endpoints by hand
 

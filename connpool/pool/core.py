@@ -226,7 +226,7 @@ class Books:
     def idle_verdict(self, record: Record, now: float) -> CloseReason | None:
         """Why an idle one must not be lent: as ``verdict``, or because it was idle for too long."""
         reason = verdict(self.config, record, now)
-        if reason is None and self.was_idle_long(record, now) and self.n_idle() >= self.config.min_idle:
+        if reason is None and self.was_idle_long(record, now) and self.warm_reserve.can_spare(record.host):
             return CloseReason.IDLE
         return reason
 
@@ -291,9 +291,9 @@ class Books:
 
     def count_places(self) -> None:
         """After a place was taken or freed."""
-        size = self.size()
-        self.fleet.weigh(size, self.config.max_size)
-        self.is_oversized = size > self.config.max_size
+        size, most = self.size(), self.config.max_size
+        self.fleet.weigh(size, most)
+        self.is_oversized = size > most and sum(r.phase is not Phase.CLOSING for r in self.records()) > most
         is_open = self.state is PoolState.OPEN
         self._all_returns_are_long = self._has_reset or not is_open or self.is_oversized
         self.is_strict = self.config.max_uses is not None or not is_open or self.is_oversized

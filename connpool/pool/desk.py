@@ -19,9 +19,9 @@ from connpool.pool.core import Books
 from connpool.pool.dialing import Dialler
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.listeners import Listeners, Teller
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key, Record, Tenure
 from connpool.pool.service import Service
-from connpool.pool.snapshots import describe_holder
+from connpool.pool.snapshots import describe_tenure
 from connpool.wire.connector import FullConnector
 from connpool.wire.look import interrupt
 
@@ -93,8 +93,8 @@ class Desk:
                 if not self.dialler.start(dial):
                     self._send_on_errand(dial, todo)
                 del dial
-            for record in todo.lost:
-                _do(blows, self._tell_lost, record)
+            for record, tenure in todo.lost:
+                _do(blows, self._tell_lost, record, tenure)
             for record in todo.gone:
                 _do(blows, self.tell_closed, record)
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
@@ -152,6 +152,8 @@ class Desk:
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
+                if key.record.fate is CloseReason.EVICTED:
+                    self.service.eviction_is_over(key.record)
             self.service.serve(self.now(), todo)
         _strike(blows)
 
@@ -195,9 +197,9 @@ class Desk:
             reason = record.fate or CloseReason.BROKEN  # without one: its dial failed
             self.listeners.tell(ConnectionClosed(name, self.now(), record.id, endpoint, reason))
 
-    def _tell_lost(self, record: Record) -> None:
-        where = describe_holder(record)
-        stack = "" if record.notes is None or record.notes.origin is None else record.notes.origin.stack()
+    def _tell_lost(self, record: Record, tenure: Tenure) -> None:
+        where, origin = describe_tenure(tenure), tenure[2]
+        stack = "" if origin is None else origin.stack()
         logger.warning(
             "pool %r: connection %d was not given back by %s%s",
             self.pool.name,

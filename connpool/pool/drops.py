@@ -54,13 +54,17 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
     """The same of one of several holders."""
     if sys.is_finalizing():
         return
+    since, thread, origin = hold.sharers.get(share.number, (share.since, get_ident(), None))
+    if thread == get_ident():  # once it has ended, a thread has no name any more
+        share.is_of(thread := current_thread().name, origin)
     pool._lender.books.lost.append((hold, share.number))
     pool._lender.nudge()
     wink(pool)
     record = share.record
     warnings.warn(
         f"a share of connection {record.id} of pool {pool.name!r} to {record.host.endpoint}"
-        " was not given back",
+        f" was not given back: it was dropped {pool._now() - since:.1f} s after thread {thread!r} took it"
+        + (f" at {origin}" if origin is not None else ""),
         ResourceWarning,
         stacklevel=2,
         source=record.raw,

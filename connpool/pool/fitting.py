@@ -72,6 +72,8 @@ class Fitting:
             with lender._lock:
                 key = form(self._books, key, now)
                 lender.service.serve(now, todo)  # others may join at once
+        else:
+            key.is_of(threading.get_ident())  # another thread may have made it for us
         conn = SharedConnection()
         conn._record = key.record
         conn._key = key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key, Record, Tenure
 from connpool.wire.waiting import Cancel
 
 __all__ = ["Dial", "Todo"]
@@ -47,7 +47,7 @@ class Todo:
         self.dials: list[Dial] = []
         self.doomed: list[Key] = []  # CLOSING, to be closed and then forgotten
         self.gone: list[Record] = []  # their places are free: to be told
-        self.lost: list[Record] = []  # loans that were dropped: to be told
+        self.lost: list[tuple[Record, Tenure]] = []  # loans that were dropped: to be told
 
     def __bool__(self) -> bool:
         return bool(self.dials or self.doomed or self.gone or self.lost)

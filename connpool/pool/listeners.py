@@ -53,19 +53,19 @@ class Listeners:
         if not callable(handler):
             raise ConfigError(f"pool {self._pool!r}: a listener must be callable, got {handler!r}")
         for kind in kinds:
-            if kind not in self.by_kind:
+            if kind not in tuple(self.by_kind):  # it may be anything, be it unhashable
                 raise ConfigError(f"pool {self._pool!r}: {kind!r} is not a kind of event")
         more = dict(self.by_kind)
-        for kind in kinds:
+        for kind in dict.fromkeys(kinds):
             more[kind] = (*more[kind], handler)
         self.by_kind = more
 
     def remove(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
         """Undo one ``add``. With the pool's lock held."""
         left = dict(self.by_kind)
-        for kind in kinds:
+        for kind in dict.fromkeys(kinds):
             handlers = left[kind]
-            at = handlers.index(handler)
+            at = next(i for i, known in enumerate(handlers) if known is handler)  # others may be equal to it
             left[kind] = (*handlers[:at], *handlers[at + 1 :])
         self.by_kind = left
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import get_ident
 from types import MethodType
 from typing import TYPE_CHECKING, Final
 
@@ -24,8 +25,14 @@ from connpool.model.request import Request
 from connpool.model.states import FailReason
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
+<<<<<<< HEAD
 from connpool.pool.loan_events import checked_out, started
 from connpool.pool.origin import origin_of
+=======
+from connpool.pool.loan_events import OutDraft, StartDraft
+from connpool.pool.origin import Origin, origin_of
+from connpool.pool.sharing import Share
+>>>>>>> upkeep
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -64,8 +71,16 @@ def _tracked(
 ) -> Connection:
     """As ``ConnectionPool.try_connect``, and remember who asked."""
     conn = type(pool).try_connect(pool, req, timeout=timeout)
-    conn._key.record.noted().origin = origin_of(sys._getframe(1))
+    _keep_origin(conn, origin_of(sys._getframe(1)))
     return conn
+
+
+def _keep_origin(conn: Connection, origin: Origin) -> None:
+    key = conn._key
+    if isinstance(key, Share):
+        key.is_of(get_ident(), origin)
+    else:
+        key.record.noted().origin = origin
 
 
 def lend_fresh(lender: Lender, request: Request) -> Connection:
@@ -107,7 +122,7 @@ def _told(
     try:
         record = conn._record
         if lender.books.config.track_origin:
-            record.noted().origin = origin_of(sys._getframe(1))
+            _keep_origin(conn, origin_of(sys._getframe(1)))
         if handlers := listeners.by_kind[CheckedOut]:
             at = now()
             event = checked_out(pool.name, at, record.id, record.host.endpoint, at - began)

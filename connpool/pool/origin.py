@@ -53,7 +53,7 @@ def _is_own(frame: FrameType) -> bool:
     return name == OWN or str(name).startswith(OWN + ".")
 
 
-def describe_thread(ident: int) -> str:
+def describe_thread(ident: int | str) -> str:
     """What a thread is doing at this moment, as a traceback lists it; empty if it has ended."""
-    frame = sys._current_frames().get(ident)
+    frame = None if isinstance(ident, str) else sys._current_frames().get(ident)
     return "" if frame is None else "".join(traceback.format_stack(frame))

@@ -6,7 +6,7 @@ import enum
 import math
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from connpool.errors import UsageError
 from connpool.model.states import CloseReason
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
     from connpool.pool.sharing import Hold
 
-__all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record"]
+__all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record", "Tenure"]
+
+#: One loan: since when, by the thread of which number (or name, if it may end), taken where, if that is kept.
+Tenure: TypeAlias = tuple[float, int | str, Origin | None]
 
 
 class Phase(enum.Enum):
@@ -123,6 +126,14 @@ class Record:
     def is_shared(self) -> bool:
         hold = None if self.notes is None else self.notes.hold
         return hold is not None and hold.key is not None
+
+    @property
+    def tenure(self) -> Tenure:
+        """Its present loan, where nobody shares it."""
+        notes = self.notes
+        if notes is None:
+            return self.since, self.holder, None
+        return self.since, notes.taker or self.holder, notes.origin
 
     def noted(self) -> Notes:
         """The notes on it, to be written."""

@@ -27,8 +27,8 @@ def _recover_share(books: Books, hold: Hold, number: int, todo: Todo) -> None:
     if number in hold.sharers:
         record.condemn(CloseReason.LOST)  # whoever dropped it may have left half a message on it
         books.tally.lost += 1
-        todo.lost.append(record)
-    hold.sharers.discard(number)
+        todo.lost.append((record, hold.sharers[number]))
+    hold.sharers.pop(number, None)
     key = dissolve(books, hold)
     if key is not None and record.phase is Phase.OPEN:
         books.doom(key, CloseReason.LOST, todo)
@@ -43,7 +43,7 @@ def _recover_one(books: Books, record: Record, todo: Todo) -> None:
             waiter.attempt = None
     if record.notes is not None and record.notes.was_forgotten and record.phase is Phase.OPEN:
         books.tally.lost += 1
-        todo.lost.append(record)
+        todo.lost.append((record, record.tenure))
     if record.raw is None:  # nothing was opened, or it is closed already
         books.forget(record)
         todo.gone.append(record)

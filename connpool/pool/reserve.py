@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from connpool.pool.census import wink
 from connpool.pool.fleet import Take
+from connpool.pool.hosts import Host
 from connpool.pool.record import Key
 
 if TYPE_CHECKING:
@@ -18,7 +20,8 @@ __all__ = ["Reserve"]
 class Reserve:
     """Sees to it that upkeep comes when fewer than ``min_idle`` are left, and not before.
 
-    Upkeep is told once; it looks again from its next turn on.
+    Upkeep is told once of what is taken; it looks again from its next turn on. What it could not
+    open then, because no endpoint was up or had a place, it is told of when that changes.
     """
 
     def __init__(self, books: Books) -> None:
@@ -27,23 +30,52 @@ class Reserve:
         self._plain: Take | None = None  # what ``_watchful`` takes from
         self._watchful: Take | None = None
 
+    def hosts(self) -> Collection[Host]:
+        """Whose idle ones are of use: those that checkouts go to just now; if they go nowhere, all."""
+        fleet = self._books.fleet
+        return fleet.lending or fleet.hosts.values()
+
+    def n_ready(self) -> int:
+        """Idle ones that count. May be asked without the lock."""
+        return sum(len(host.idle) for host in list(self.hosts()))
+
+    def can_spare(self, host: Host) -> bool:
+        """Whether one that was idle at *host*, and has been taken from there, is not needed."""
+        return host not in self.hosts() or self.n_ready() >= self._books.config.min_idle
+
     def n_missing(self) -> int:
         """How many are to be opened, beside those that are being opened."""
-        books = self._books
         # What is only being looked at will be idle again.
-        n_coming = sum(len(host.opening) + len(host.looks) for host in books.fleet.hosts.values())
-        return max(0, books.config.min_idle - books.n_idle() - n_coming)
+        n_coming = sum(len(host.opening) + len(host.looks) for host in self.hosts())
+        return max(0, self._books.config.min_idle - self.n_ready() - n_coming)
 
     def look_again(self) -> None:
         """Upkeep has come. With the pool's lock held."""
         self._is_told = False
 
-    def mind(self) -> None:
+    def mind(self, now: float) -> None:
         """Have upkeep come if too few are left and more may be opened. With the pool's lock held."""
-        books = self._books
-        if books.config.min_idle and not self._is_told and not books.fleet.is_full and self.n_missing():
+        if self._is_short():
             self._is_told = True
-            books.expect(-math.inf)
+            if self._may_open(now):
+                self._books.expect(-math.inf)
+
+    def can_grow(self, now: float) -> bool:
+        """Whether too few are left, and one more may be opened at once."""
+        return self._is_short() and self._may_open(now)
+
+    def may_open_at(self, host: Host, now: float) -> bool:
+        """Whether upkeep may open one more connection to *host*."""
+        books = self._books
+        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
+        return may_dial and host.is_up() and books.has_place(host, now)
+
+    def _is_short(self) -> bool:
+        books = self._books
+        return books.config.min_idle > 0 and not books.fleet.is_full and self.n_missing() > 0
+
+    def _may_open(self, now: float) -> bool:
+        return any(self.may_open_at(host, now) for host in self._books.fleet.rota)
 
     def guard(self, take: Take) -> Take:
         """*take*, which has the fast path notice as well; *take* itself where nothing is to be noticed."""
@@ -60,7 +92,7 @@ class Reserve:
 
         def take_and_look() -> Key:
             key = take()
-            if not self._is_told and books.n_idle() < books.config.min_idle:
+            if not self._is_told and self.n_ready() < books.config.min_idle:
                 self._is_told = True
                 wink(books.pool)
             return key

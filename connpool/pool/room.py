@@ -15,8 +15,9 @@ __all__ = ["evict_for", "evict_from", "evict_surplus", "longest_idle", "would_ra
 
 
 def evict_surplus(books: Books, todo: Todo) -> None:
-    """Let what is idle and more than ``max_size`` be closed."""
-    surplus = books.size() - len(todo.doomed) - books.config.max_size
+    """Let what is idle and more than ``max_size`` be closed. What is being closed already makes room."""
+    n_staying = sum(record.phase is not Phase.CLOSING for record in books.records())
+    surplus = n_staying - books.config.max_size
     while surplus > 0 and (found := longest_idle(books.fleet.hosts.values())) is not None:
         key, host = found
         if host.withdraw(key):

@@ -61,7 +61,7 @@ class Service(Attempts):
             oldest = self._queue.oldest
             self._announce(now, is_brisk=is_brisk)
             self._serve_queue(now, todo)
-        books.warm_reserve.mind()
+        books.warm_reserve.mind(now)
         books.publish_queue()
 
     def _serve_queue(self, now: float, todo: Todo) -> None:

@@ -7,15 +7,16 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from connpool.model.states import CloseReason
-from connpool.pool.record import CLOSED, OPEN, Key, Record
+from connpool.pool.record import CLOSED, OPEN, Key, Record, Tenure
 from connpool.pool.turns import Turns
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
     from connpool.pool.lending import Lender
+    from connpool.pool.origin import Origin
     from connpool.pool.waiters import Waiter
 
-__all__ = ["BROKEN_OFF", "Hold", "Share", "add_share", "dissolve", "form", "leave", "pick"]
+__all__ = ["BROKEN_OFF", "Hold", "Share", "add_share", "dissolve", "form", "leave", "loans_of", "pick"]
 
 
 BROKEN_OFF: Final = 0  # stands for a thread; no thread has this number
@@ -33,7 +34,8 @@ class Hold:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.key: Key | None = None  # while it is shared
-        self.sharers: set[int] = set()  # the numbers of the shares, so that one cannot leave twice
+        # By the numbers of the shares, so that one cannot leave twice; the oldest first.
+        self.sharers: dict[int, Tenure] = {}
         self.joined = 0  # the number of the latest
         self.turns = Turns()  # at writing on it
         self.amid: int | None = None  # the thread that writes or exchanges, in its turn; or BROKEN_OFF
@@ -47,6 +49,11 @@ class Share(Key):
     hold: Hold | None  # None: it has ended
     number: int
     since: float
+
+    def is_of(self, thread: int | str, origin: Origin | None = None) -> None:
+        """Write down whose it is, where that was not known when it was made, or may not be known for long."""
+        if self.hold is not None and self.number in self.hold.sharers:
+            self.hold.sharers[self.number] = (self.since, thread, origin)
 
     def __init__(self) -> None:
         """Nothing yet: ``add_share`` fills it in, without the cost of a call."""
@@ -74,7 +81,7 @@ def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> S
     The share is there before the hold has the key: an interrupt in between drops either, and it is found.
     """
     record, most = hold.record, books.config.max_uses
-    record.holder = get_ident()
+    record.holder = holder = get_ident()
     record.uses += 1
     if most is not None and record.uses >= most:
         record.condemn(CloseReason.USED_UP)
@@ -83,7 +90,7 @@ def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> S
     share.since = now
     share.number = hold.joined = number = next(_numbers)
     share.hold = hold
-    hold.sharers.add(number)
+    hold.sharers[number] = (now, holder, None)
     if key is not None:
         record.since = now
         hold.key = key
@@ -100,6 +107,12 @@ def form(books: Books, key: Key, now: float) -> Share:
         if key.record.stream is not None:
             key.record.stream.expect_company()
     return add_share(books, hold, now, key)
+
+
+def loans_of(record: Record) -> dict[int, Tenure]:
+    """All present loans of *record*, which is lent: its shares by their numbers, the oldest first, or one."""
+    hold = None if record.notes is None else record.notes.hold
+    return {0: record.tenure} if hold is None or hold.key is None else hold.sharers.copy()
 
 
 def dissolve(books: Books, hold: Hold) -> Key | None:
@@ -171,7 +184,7 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
             now = lender.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:
-        hold.sharers.discard(share.number)
+        hold.sharers.pop(share.number, None)
         if not hold.sharers:
             with lender._lock:
                 # In one go: a connection that somebody else could share is at no moment out of sight.

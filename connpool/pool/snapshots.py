@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.pool.piles import look_through
-from connpool.pool.record import Phase, Record
+from connpool.pool.record import Phase, Record, Tenure
+from connpool.pool.sharing import loans_of
 from connpool.wire.look import describe
 
 if TYPE_CHECKING:
@@ -18,35 +19,43 @@ if TYPE_CHECKING:
 
 __all__ = [
     "connection_info",
-    "describe_holder",
     "describe_loans",
+    "describe_tenure",
     "endpoint_infos",
     "idle_ones",
+    "is_held",
     "pool_stats",
     "thread_name",
 ]
 
 
-def thread_name(ident: int) -> str:
-    """The name of a running thread; one that has ended is named by its number."""
+def thread_name(ident: int | str) -> str:
+    """The name of a running thread; one that has ended is named by its number, if its name is not known."""
+    if isinstance(ident, str):
+        return ident
     for thread in threading.enumerate():
         if thread.ident == ident:
             return thread.name
     return f"ended thread {ident}"
 
 
-def describe_holder(record: Record) -> str:
-    """Which thread took it last, and from where, if that is tracked."""
-    origin = None if record.notes is None else record.notes.origin
+def describe_tenure(tenure: Tenure) -> str:
+    """Which thread took it, and from where, if that is tracked."""
+    _, thread, origin = tenure
     taken = "" if origin is None else f", taken at {origin}"
-    known = None if record.notes is None else record.notes.taker
-    return f"thread {(known or thread_name(record.holder))!r}{taken}"
+    return f"thread {thread_name(thread)!r}{taken}"
 
 
 def idle_ones(books: Books) -> set[Record]:
     """The records whose key lies in a stack at this moment."""
     hosts = list(books.fleet.hosts.values())  # asked without the lock, too
     return {key.record for host in hosts for key in look_through(host.idle)}
+
+
+def is_held(record: Record, idle: set[Record]) -> bool:
+    """Whether it is lent: neither idle, nor on its way to its first holder, nor being looked at."""
+    is_out = record.phase is Phase.OPEN and record not in idle
+    return is_out and record.uses > 0 and record not in record.host.looks
 
 
 def state_of(record: Record, *, is_idle: bool) -> ConnState:
@@ -61,7 +70,10 @@ def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
     """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
     state = state_of(record, is_idle=is_idle)
     is_out = state in (ConnState.IN_USE, ConnState.SHARED)
-    is_lent = is_out and record.uses > 0  # one on its way to its first holder has none
+    # One on its way to its first holder has none, and one that is looked at has none any more.
+    is_lent = is_out and record.uses > 0 and record not in record.host.looks
+    loans = loans_of(record) if is_lent else {}
+    _, thread, origin = next(iter(loans.values()), (0.0, None, None))  # of several the one that lasts longest
     local, peer, tls = describe(record.raw)
     return ConnectionInfo(
         id=record.id,
@@ -75,15 +87,10 @@ def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
         peer=peer,
         tls=tls,
         extra=None if record.notes is None else record.notes.extra,
-        origin=_origin(record) if is_lent else None,
-        holder=thread_name(record.holder) if is_lent else None,
+        origin=None if origin is None else origin.stack(),
+        holder=None if thread is None else thread_name(thread),
         since=record.since,
     )
-
-
-def _origin(record: Record) -> str | None:
-    """The calls that led to the present loan, where that is tracked."""
-    return None if record.notes is None or record.notes.origin is None else record.notes.origin.stack()
 
 
 def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
@@ -162,10 +169,15 @@ def pool_stats(books: Books) -> PoolStats:
 def describe_loans(books: Books, now: float) -> str:
     """Who holds what since when, longest first: for an error or a person. Called without the lock."""
     idle = idle_ones(books)
-    lent = [r for r in list(books.records()) if r.phase is Phase.OPEN and r not in idle]
-    lent.sort(key=lambda record: record.since)
+    lent = [
+        (tenure, record)
+        for record in list(books.records())
+        if is_held(record, idle)
+        for tenure in loans_of(record).values()
+    ]
+    lent.sort(key=lambda loan: loan[0][0])
     return "; ".join(
-        f"connection {record.id} to {record.host.endpoint} for {now - record.since:.1f} s"
-        f" by {describe_holder(record)}"
-        for record in lent
+        f"connection {record.id} to {record.host.endpoint} for {now - tenure[0]:.1f} s"
+        f" by {describe_tenure(tenure)}"
+        for tenure, record in lent
     )

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 import connpool
-from connpool import ConnectionPool, ConnPoolError, PoolConfig, Request
+from connpool import ConnectionPool, ConnPoolError, PoolConfig, Request, UnknownEndpointError
 from connpool.testing import FakeClock
 from tests.stress.stage import FIELDS, Ears, make_stage  # noqa: F401 - make_stage is a fixture
 from tests.stress.works import A, B, Works
@@ -149,6 +149,14 @@ def test_clearing_tells_what_was_cleared_and_how(stage, endpoint, interrupt):
     s.pool.clear(endpoint, interrupt=interrupt)
     event = s.ears.only("PoolCleared")
     assert (event.endpoint, event.interrupt) == (endpoint, interrupt)
+
+
+def test_clearing_an_endpoint_that_is_not_known_tells_nothing(stage):
+    s = stage()
+    with pytest.raises(UnknownEndpointError):
+        s.pool.clear("elsewhere:1")
+    s.pool.pause()
+    assert s.ears.of("PoolCleared") == []
 
 
 def test_clearing_an_endpoint_given_as_text_tells_an_endpoint(stage):

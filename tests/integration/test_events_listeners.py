@@ -7,6 +7,7 @@ import gc
 import weakref
 
 import pytest
+from attrs import define
 
 import connpool
 from connpool import (
@@ -30,6 +31,16 @@ from tests.stress.stage import FIELDS, Ears, check_lives, make_stage  # noqa: F4
 from tests.stress.works import A, Caller, Works, assert_whole, door
 
 # -- listening and leaving ------------------------------------------------------------------------
+
+
+@define
+class Counts:
+    """A handler that is equal to any other that has heard as much."""
+
+    n: int = 0
+
+    def __call__(self, _: Event) -> None:
+        self.n += 1
 
 
 def test_who_names_no_kind_hears_everything_and_who_names_some_hears_those(stage):
@@ -87,6 +98,26 @@ def test_stopping_ends_one_listening_of_a_handler_and_not_its_others(stage):
     stop()
     s.pool.try_connect().release()
     assert ears.kinds() == ["CheckedIn"]
+
+
+def test_stopping_ends_the_listening_of_that_handler_and_not_of_one_that_is_equal_to_it(stage):
+    s = stage()
+    first, second = Counts(), Counts()
+    s.pool.listen(first, CheckedOut)
+    s.pool.listen(second, CheckedOut)()
+    s.pool.try_connect().release()
+    assert (first.n, second.n) == (1, 0)
+
+
+def test_a_kind_that_is_named_twice_is_heard_once(stage):
+    s = stage()
+    heard = []
+    stop = s.pool.listen(heard.append, CheckedOut, CheckedIn, CheckedOut)
+    s.pool.try_connect().release()
+    assert [type(event) for event in heard] == [CheckedOut, CheckedIn]
+    stop()
+    s.pool.try_connect().release()
+    assert len(heard) == 2
 
 
 def test_a_handler_may_stop_itself_while_it_is_told(stage):

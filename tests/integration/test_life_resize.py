@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from connpool import CloseReason, ConfigError, ConnectionPool, PoolExhaustedError
+from connpool import CloseReason, ConfigError, ConnectionPool, PoolExhaustedError, PoolPausedError
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.together import together
+from tests.stress.works import A, B, Caller, Works, door
 
 
 def test_a_lower_limit_closes_idle_ones_now_and_lent_ones_as_they_come_back() -> None:
@@ -29,6 +30,50 @@ def test_a_lower_limit_closes_idle_ones_now_and_lent_ones_as_they_come_back() ->
         assert pool.stats().closed == {CloseReason.SURPLUS: 6}
         assert pool.stats().max_size == pool.config.max_size == 2
         check_books(pool)
+
+
+@pytest.mark.parametrize("n_lent", [0, 2])
+def test_a_lower_limit_closes_no_more_than_it_must_though_closing_takes_long(
+    n_lent: int,
+) -> None:
+    works = Works()
+    with door() as closing, ConnectionPool("a:1", connector=works, max_size=4, reap_interval=None) as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        for loan in loans[n_lent:]:
+            loan.release()
+        works.closing = closing
+        pool.resize(max_size=2)
+        for loan in loans[:n_lent]:
+            loan.release()
+        assert (pool.stats().idle, pool.stats().closing) == (2, 2)
+        closing.let_go()
+        until(lambda: pool.stats().size == 2)
+        assert pool.stats().closed == {CloseReason.SURPLUS: 2}
+
+
+def test_who_may_not_wait_is_told_when_what_was_dialled_for_it_is_too_much(clock: FakeClock) -> None:
+    works = Works()
+    with ConnectionPool("a:1", connector=works, clock=clock, max_size=2) as pool, door() as dial:
+        loan = pool.try_connect()
+        works.opening = dial
+        caller = Caller(pool, timeout=0)
+        dial.until_entered()
+        pool.resize(max_size=1)
+        dial.let_go()
+        caller.failure(PoolExhaustedError)
+        loan.release()
+
+
+def test_who_may_not_wait_is_told_when_what_makes_room_for_it_is_closed_too_late(clock: FakeClock) -> None:
+    works = Works()
+    with ConnectionPool("a:1, b:1", connector=works, clock=clock, max_size=1) as pool, door() as closing:
+        pool.try_connect(A).release()
+        works.closing = closing
+        caller = Caller(pool, B, timeout=0)
+        closing.until_entered()
+        pool.pause()
+        closing.let_go()
+        caller.failure(PoolPausedError)
 
 
 def test_above_a_lowered_limit_nothing_more_is_opened(clock: FakeClock) -> None:

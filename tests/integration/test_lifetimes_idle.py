@@ -11,7 +11,7 @@ import pytest
 from connpool import CloseReason, ConnectionPool
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
-from tests.helpers.upkeep import OFTEN, fill, reapers, settle, sweep_until, turn
+from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
 
 # -- L5: nobody asks, and they go nevertheless -------------------------------------------------
 
@@ -110,6 +110,56 @@ def test_what_is_lent_is_made_good_up_to_the_maximum(clock: FakeClock) -> None:
             loan.release()
         settle(pool)
         assert (len(board.dialled), pool.stats().idle) == (5, 5)
+
+
+@pytest.mark.parametrize("is_lifted_by_hand", [True, False])
+def test_what_was_to_be_ready_while_nothing_could_be_dialled_is_opened_when_it_can(
+    is_lifted_by_hand: bool,
+) -> None:
+    settings: dict[str, Any] = {"min_idle": 2, "reap_interval": OFTEN, "reconnect": False}
+    with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
+        until(lambda: pool.stats().idle == 2)
+        pool.blacklist("a:1", None if is_lifted_by_hand else 0.2)
+        pool.clear()
+        let_pass(5 * OFTEN)
+        assert pool.stats().size == 0
+        if is_lifted_by_hand:
+            pool.unblacklist("a:1")
+        until(lambda: pool.stats().idle == 2, "what is to be ready")
+
+
+def test_what_is_to_be_ready_is_opened_as_soon_as_its_endpoint_has_a_place_again() -> None:
+    settings: dict[str, Any] = {"min_idle": 1, "max_per_endpoint": 2, "reap_interval": OFTEN}
+    with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
+        loans = [pool.try_connect(), pool.try_connect()]
+        let_pass(5 * OFTEN)  # upkeep has come, and found no place
+        assert pool.stats().size == 2
+        loans.pop().terminate()
+        until(lambda: pool.stats().idle == 1, "what is to be ready")
+        loans.pop().release()
+
+
+def test_what_is_to_be_ready_is_so_where_checkouts_go(clock: FakeClock) -> None:
+    def n_idle() -> list[int]:
+        return [info.idle for info in pool.endpoints()]
+
+    settings: dict[str, Any] = {"min_idle": 2, "idle_timeout": 60, "max_lifetime": 500, "lifetime_jitter": 0}
+    with ConnectionPool("a:1 || b:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        settle(pool)
+        assert n_idle() == [2, 0]
+        pool.blacklist("a:1")
+        settle(pool)
+        assert n_idle() == [2, 2], "those at an endpoint that is out serve no burst"
+        pool.unblacklist("a:1")
+        clock.advance(61)
+        settle(pool)
+        assert n_idle() == [2, 0], "and those at the one that filled in are not kept for ever"
+        pool.blacklist("a:1")
+        settle(pool)
+        pool.unblacklist("a:1")
+        clock.advance(440)
+        settle(pool)
+        assert n_idle() == [2, 0], "nor replaced when they expire"
 
 
 def test_one_killed_by_the_server_is_replaced_though_nobody_asks() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool
+from connpool import CheckoutTimeoutError, CloseReason, ConnectionPool
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, fill, settle, sweep_until, turn
@@ -241,5 +241,17 @@ def test_one_that_hung_and_was_well_is_lent_again_and_serves_who_waits() -> None
         board.go_on.set()
         waiter.join(10)
         assert got == [board.lines[0]]
+        for loan in loans:
+            loan.release()
+
+
+def test_who_had_it_last_does_not_hold_what_is_being_validated() -> None:
+    with stuck_pool(max_size=4) as (_, pool):
+        loans = [pool.try_connect(timeout=5) for _ in range(3)]
+        looked_at = min(pool.connections(), key=lambda info: info.id)
+        assert (looked_at.id, looked_at.uses, looked_at.holder) == (1, 1, None)
+        with pytest.raises(CheckoutTimeoutError, match="longest held: connection") as caught:
+            pool.try_connect(timeout=0.01)
+        assert "connection 1 to" not in str(caught.value)
         for loan in loans:
             loan.release()

@@ -23,7 +23,7 @@ from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.stress.house import make_house, served  # noqa: F401 - make_house is a fixture
 from tests.stress.stage import make_stage  # noqa: F401 - a fixture
-from tests.stress.works import AT_ONCE, A, Caller, TellingClock, Works, assert_whole, balanced
+from tests.stress.works import AT_ONCE, A, Caller, TellingClock, Works, assert_whole, balanced, door
 
 WARM = pytest.mark.parametrize("warm", [True, False], ids=["idle", "empty"])
 
@@ -322,6 +322,40 @@ def test_a_pool_born_paused_lets_wait():
     pool.resume()
     caller.loan().release()
     pool.close()
+
+
+def test_who_may_not_wait_is_told_when_its_dial_ends_in_a_paused_pool(stage):
+    s = stage(max_size=1)
+    with door() as dial:
+        s.works.opening = dial
+        caller = Caller(s.pool, timeout=0)
+        dial.until_entered()
+        s.pool.pause()
+        assert caller.is_waiting
+        dial.let_go()
+        caller.failure(PoolPausedError)
+    until(lambda: s.pool.stats().idle == 1)
+
+
+@pytest.mark.parametrize("end", ["pause", "close"])
+def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_look_at(end):
+    class Treacherous(FakeClock):
+        def now(self) -> float:
+            if ends and not pool.endpoints()[0].idle:  # the checkout has just taken it
+                ends.pop()()
+            return super().now()
+
+    ends = []
+    settings = {"connector": Works(), "look_after_idle": 0, "clock": Treacherous()}
+    with ConnectionPool("a:1", **settings) as pool:
+        pool.try_connect().release()
+        ends.append(pool.close if end == "close" else lambda: pool.pause(fail=True))
+        with pytest.raises((PoolPausedError, PoolClosedError)) as kept:
+            pool.try_connect()
+        assert kept.tb is not None
+        until(lambda: pool.stats().closing == 0)
+        stats = pool.stats()
+        assert (stats.in_use, stats.lost, stats.idle) == (0, 0, end == "pause")
 
 
 def test_of_can_be_born_paused_too():

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, LoanHeldLong, LoanLost
+from connpool import CloseReason, ConnectionClosed, ConnectionPool, LoanHeldLong, LoanLost
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, let_pass, settle, sweep_until, turn
@@ -140,6 +140,14 @@ def test_origins_are_kept_only_if_asked_for(clock: FakeClock) -> None:
         assert pool.connections()[0].origin is None
 
 
+def test_origins_that_are_no_longer_kept_are_not_those_of_later_loans(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, track_origin=True) as pool:
+        turn(pool)
+        pool.configure(track_origin=False)
+        with pool.try_connect():
+            assert pool.connections()[0].origin is None
+
+
 def test_the_origin_of_a_loan_is_the_line_of_the_user_who_took_it(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock, track_origin=True) as pool:
         for _ in range(2):  # a new connection, then the fast path
@@ -264,6 +272,19 @@ def test_a_long_loan_is_logged_once_with_the_stack_of_its_holder_and_once_when_i
         assert len(back) == 2
         assert "35.1" in back[1]
         assert len(told) == 1
+
+
+def test_a_long_loan_that_comes_back_while_it_is_told_is_told_as_it_was(clock: FakeClock) -> None:
+    told: list[LoanHeldLong] = []
+    settings: dict[str, Any] = {"warn_after": 5, "idle_timeout": 5, "clock": clock}
+    with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
+        pool.listen(told.append, LoanHeldLong)
+        loan = pool.try_connect()
+        turn(pool)
+        stop = pool.listen(lambda _: [stop(), loan.release()], ConnectionClosed)
+        clock.advance(6)
+        settle(pool)
+        assert [event.seconds for event in told] == [6]
 
 
 def test_each_long_loan_is_logged_anew(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from connpool import (
     CloseReason,
     ConnectionPool,
     ConnPoolError,
+    Endpoint,
     EndpointDown,
     EndpointState,
     EndpointUp,
@@ -24,6 +25,7 @@ from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, fill, let_pass, settle, sweep_until, turn
 from tests.helpers.wire import taking
+from tests.stress.works import A, Works, door
 
 STEP = 0.005  # seconds between two turns
 
@@ -272,6 +274,26 @@ def test_in_a_full_pool_an_idle_one_elsewhere_makes_room_for_the_probe(clock: Fa
         assert pool.stats().closed == {CloseReason.EVICTED: 1}
         assert (pool.stats().size, board.n_open) == (2, 2)
         check_books(pool)
+
+
+def test_one_makes_room_for_the_probe_however_long_closing_it_takes(clock: FakeClock) -> None:
+    def refuse(endpoint: Endpoint) -> None:
+        if endpoint == A:
+            raise ConnectionRefusedError
+
+    works, settings = Works(), {"max_size": 4, "clock": clock}
+    works.opening = refuse
+    with ConnectionPool("a:1 || c:1", connector=works, **settings) as pool, door() as closing:
+        fill(pool, 4)
+        works.opening = lambda _: None
+        works.closing = closing
+        clock.advance(2)
+        for _ in range(3):
+            pool.sweep()
+        assert (pool.stats().closing, pool.stats().idle) == (1, 3)
+        closing.let_go()
+        sweep_until(pool, lambda: info_of(pool, "a:1").idle == 1)
+        assert pool.stats().closed == {CloseReason.EVICTED: 1}
 
 
 def test_in_a_pool_full_of_loans_the_probe_waits_for_a_place(clock: FakeClock) -> None:

@@ -80,6 +80,30 @@ def test_every_setting_can_be_said(write) -> None:
         assert (sorted(found) if isinstance(found, frozenset) else found) == expected, name
 
 
+def test_settings_that_go_together_may_each_be_beyond_the_default_of_the_other(write) -> None:
+    path = write("""
+        [defaults]
+        min_idle = 20
+        blacklist_max = 0.5
+
+        [pools.orders]
+        route = "a:1"
+        max_size = 30
+        blacklist_initial = 0.1
+        reap_interval = "none"
+
+        [pools.ledger]
+        route = "b:1"
+        max_size = 20
+        blacklist_initial = 100
+        blacklist_max = 200
+        reap_interval = "none"
+    """)
+    with Repository.from_toml(path) as repo:
+        assert (repo["orders"].config.min_idle, repo["orders"].config.blacklist_initial) == (20, 0.1)
+        assert (repo["ledger"].config.min_idle, repo["ledger"].config.blacklist_initial) == (20, 100)
+
+
 def test_all_problems_are_told_at_once_each_with_its_place(write) -> None:
     assert problems_of(
         write(

@@ -22,6 +22,8 @@ from connpool import (
     Connection,
     ConnectionPool,
     ConnState,
+    LoanHeldLong,
+    LoanLost,
     NotSharableError,
     PoolClosedError,
     PoolExhaustedError,
@@ -378,6 +380,79 @@ def test_a_share_that_is_dropped_is_found_and_the_connection_closed(pool: Connec
     assert numbers(pool) == (0, 0, 1)
     rest.release()
     assert pool.stats().closed == {CloseReason.LOST: 1}
+
+
+def apart(work: Callable[[], object], name: str) -> None:
+    """Do *work* on a thread of that name, to its end."""
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    thread.join(10)
+
+
+def test_of_a_share_that_is_dropped_its_own_holder_is_named(board: Switchboard, clock: FakeClock) -> None:
+    told: list[LoanLost] = []
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, track_origin=True) as pool:
+        pool.listen(told.append, LoanLost)
+        rest = [pool.share()]
+
+        def forget() -> None:
+            share = pool.share()
+            apart(lambda: rest.append(pool.share()), "another")  # and is not the one who took it last
+            clock.advance(5)
+            del share
+
+        text = "dropped 5.0 s after thread 'forgetful' took it at .* forget"
+        with pytest.warns(ResourceWarning, match=text):
+            apart(forget, "forgetful")
+        pool.sweep()
+        (event,) = told
+        assert "'forgetful'" in event.where
+        assert "in forget" in event.where
+        end(rest)
+
+
+def test_who_has_shared_it_for_longest_is_named_as_its_holder(pool: ConnectionPool, clock: FakeClock) -> None:
+    taken: list[Any] = []
+    over = threading.Event()
+
+    def hold_on() -> None:
+        with pool.share() as share:
+            taken.append(share)
+            assert over.wait(10)
+
+    holder = threading.Thread(target=hold_on, name="holder")
+    first = pool.share()
+    clock.advance(1)
+    holder.start()
+    until(lambda: taken)
+    clock.advance(2)
+    apart(lambda: pool.share().release(), "brief")
+    assert pool.connections()[0].holder == threading.current_thread().name
+    first.release()
+    assert pool.connections()[0].holder == "holder"
+    error = timed_out(pool._lender.books, 1, clock.now())
+    assert "longest held: connection 1 to a:1 for 2.0 s by thread 'holder')" in str(error)
+    over.set()
+    holder.join(10)
+
+
+@pytest.mark.parametrize("n_long", [0, 1, 2])
+def test_each_share_that_lasts_is_warned_of_and_not_a_connection_that_is_always_shared(
+    n_long: int, board: Switchboard, clock: FakeClock
+) -> None:
+    told: list[LoanHeldLong] = []
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, warn_after=10) as pool:
+        pool.listen(told.append, LoanHeldLong)
+        long_ones = [pool.share() for _ in range(n_long)]
+        brief = pool.share()
+        for _ in range(10):
+            clock.advance(3)
+            after = pool.share()
+            brief.release()
+            brief = after
+            pool.sweep()
+        assert [(event.id, event.seconds) for event in told] == [(1, 12)] * n_long
+        end([*long_ones, brief])
 
 
 def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: FakeClock) -> None:
