@@ -214,15 +214,19 @@ class Lender(Desk):
 
     def record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
+        try:
+            if error is not None and not dial.is_look and dial.key.record.raw is None:
+                self.tell_closed(dial.key.record)
+        finally:  # Ctrl-C in a handler: it is over all the same
+            self._record_dial(dial, error, began)
+
+    def _record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         key, record, books = dial.key, dial.key.record, self.books
         todo, failure = Todo(), None
-        if error is not None and not dial.is_look:
-            if record.raw is None:
-                self.tell_closed(record)
-            if not self._was_called_off(dial, error):
-                failure = as_connect_error(error, self.pool.name, record.host.endpoint)
-                if dial.is_errand:
-                    drop_frames(failure)
+        if error is not None and not dial.is_look and not self._was_called_off(dial, error):
+            failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+            if dial.is_errand:
+                drop_frames(failure)
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)

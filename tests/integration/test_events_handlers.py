@@ -173,6 +173,22 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_loses_nothing(stage, n
     check_lives(s.ears.heard)
 
 
+def test_an_interrupt_in_a_handler_of_a_failed_dial_keeps_no_place_though_it_is_itself_kept(stage):
+    s = stage(max_size=1, dial_in_caller=True, blacklist_initial=0, blacklist_max=0)
+    doom = Doom("ConnectionClosed")
+    s.pool.listen(doom)
+    s.down.add(A)
+    doom.is_armed = True
+    with pytest.raises(KeyboardInterrupt) as kept:
+        borrow(s)
+    assert (s.pool.stats().size, s.info().failures) == (0, 1)
+    s.down.clear()
+    borrow(s)
+    assert s.ears.only("CheckoutFailed").error is kept.value
+    assert_whole(s.pool, s.works)
+    assert_ended(s.pool, s.works)
+
+
 def test_an_interrupt_in_a_handler_of_the_end_leaves_the_pool_closed(stage):
     s = stage()
     borrow(s)
