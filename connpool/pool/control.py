@@ -89,8 +89,8 @@ class Control:
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         with self._lock:
-            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
             hosts = self._known_locked(endpoint)
+            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
         self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
 
     def _renew(self, hosts: list[Host], *, interrupt: bool, why: str) -> None:
