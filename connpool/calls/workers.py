@@ -155,9 +155,9 @@ class Workers:
                 until = switch.ledger.not_opened(key, retry_after(error), switch.clock.now())
             again = "for good" if until is None else f"next try in {until - switch.clock.now():.1f} s"
             logger.info("call pool %r: channel %d is down (%s): %r", switch.name, line.id, again, error)
-            switch.tell(ChannelDown, line.id, line.home().name, error, until)
             if until is not None:
                 switch.remind(until)
+            switch.tell(ChannelDown, line.id, line.home().name, error, until)
             return
         line.unclosed.append(None)
         now = switch.clock.now()

@@ -64,6 +64,7 @@ class Watch:
                 self._thread = threading.Thread(
                     target=self._run, args=(poller,), name=self._name, daemon=True
                 )
+                self._starts = Turns()  # of its own: somebody may still be at the start of the one before
                 self._poller = poller  # last: an interrupt before leaves all of it to the next who looks
         self.start(office)
 
@@ -80,6 +81,8 @@ class Watch:
                 poller.wake()
         if waits:
             join(thread)
+        if poller is not None and thread is not None and thread.ident is None:
+            poller.close()  # nobody has started it; if somebody does by now, it ends at once
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

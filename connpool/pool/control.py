@@ -106,10 +106,12 @@ class Control:
             if interrupt:
                 cut += [record for record in records if record.phase is Phase.OPEN]
             self._lender.service.serve(self._lender.now(), todo)
-        self._lender.flush()  # before its consequences are heard of
-        for record in cut:
-            self._lender.interrupt(record, SHUT_RDWR, why)
-        self._lender.carry_out(todo)
+        try:
+            self._lender.flush()  # before its consequences are heard of
+        finally:  # Ctrl-C in a handler: what was decided is done all the same
+            for record in cut:
+                self._lender.interrupt(record, SHUT_RDWR, why)
+            self._lender.carry_out(todo)
 
     def follow(self, route: Route | None, *, is_first: bool = False) -> None:
         self.reroute(lambda _: route, is_first=is_first)
@@ -201,8 +203,13 @@ class Control:
                     f"pool {self._name!r}: no place is free ({books.summary()})", pool=self._name
                 )
             key = books.adopt(host, raw, now)
-        self._lender.dialler.tell_opening(key.record)
-        self._lender.dialler.tell_opened(key.record, 0.0)
+        try:
+            self._lender.dialler.tell_opening(key.record)
+            self._lender.dialler.tell_opened(key.record, 0.0)
+        except BaseException:  # Ctrl-C in a handler: as with a dial that is struck there
+            key.record.condemn(CloseReason.BROKEN)
+            self._lender.take_back(key)
+            raise
         with self._lock:
             host.idle.append(key)
             self._lender.service.serve(now, todo)

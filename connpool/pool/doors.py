@@ -55,8 +55,10 @@ class Doors:
                 self._books.listeners.post(PoolResumed, self._name, self._lender.now())
                 self._go_locked(PoolState.OPEN)
                 self._books.expect(-math.inf)
-        self._lender.flush()  # before anybody tells what it got
-        self._lender.serve()
+        try:
+            self._lender.flush()  # before anybody tells what it got
+        finally:  # Ctrl-C in a handler: who waits is served all the same
+            self._lender.serve()
 
     # -- the end of a pool
 

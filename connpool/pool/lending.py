@@ -95,10 +95,8 @@ class Lender(Desk):
         record = key.record
         if record.phase is not OPEN:
             record.check_may_return()
-        stream = record.stream
-        if record.fate is None and (
-            self.connector.has_reset or (stream is not None and not stream.is_clean())
-        ):
+        stream, has_reset = record.stream, self.connector.has_reset
+        if record.fate is None and (has_reset or (stream is not None and not stream.is_clean())):
             try:
                 self._make_ready(record)
             except BaseException:  # a reset that was interrupted has its connection closed, not forgotten
@@ -220,15 +218,19 @@ class Lender(Desk):
 
     def record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         """A dial or look is over: its connection is idle, or its place is free, and waiters are told."""
+        try:
+            if error is not None and not dial.is_look and dial.key.record.raw is None:
+                self.tell_closed(dial.key.record)
+        finally:  # Ctrl-C in a handler: it is over all the same
+            self._record_dial(dial, error, began)
+
+    def _record_dial(self, dial: Dial, error: BaseException | None, began: float) -> None:
         key, record, books = dial.key, dial.key.record, self.books
         todo, failure = Todo(), None
-        if error is not None and not dial.is_look:
-            if record.raw is None:
-                self.tell_closed(record)
-            if not self._was_called_off(dial, error):
-                failure = as_connect_error(error, self.pool.name, record.host.endpoint)
-                if dial.is_errand:
-                    drop_frames(failure)
+        if error is not None and not dial.is_look and not self._was_called_off(dial, error):
+            failure = as_connect_error(error, self.pool.name, record.host.endpoint)
+            if dial.is_errand:
+                drop_frames(failure)
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)
@@ -291,8 +293,7 @@ class Lender(Desk):
         """Whether a dial failed for our own reasons, and says nothing of the endpoint."""
         is_cancelled = dial.cancel.is_set() or isinstance(error, CancelledError)
         is_haste = dial.is_hurried and isinstance(error, TimeoutError)
-        is_interrupt = dial.is_errand and not isinstance(error, Exception)
-        return is_cancelled or is_haste or is_interrupt
+        return is_cancelled or is_haste or (dial.is_errand and not isinstance(error, Exception))
 
     def abandon(self, waiter: Waiter) -> None:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""

@@ -25,14 +25,9 @@ from connpool.model.request import Request
 from connpool.model.states import FailReason
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
-<<<<<<< HEAD
 from connpool.pool.loan_events import checked_out, started
-from connpool.pool.origin import origin_of
-=======
-from connpool.pool.loan_events import OutDraft, StartDraft
 from connpool.pool.origin import Origin, origin_of
 from connpool.pool.sharing import Share
->>>>>>> upkeep
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender

@@ -14,6 +14,7 @@ from connpool import (
     CallRefused,
     CallStarted,
     ChannelClosed,
+    ChannelClosedError,
     ChannelDown,
     ChannelOpened,
     ChannelState,
@@ -147,6 +148,30 @@ def test_a_listener_may_use_the_pool_and_its_failure_is_logged(pool, caplog):
     pool.listen(handler, CallStarted)
     assert pool.call(RESOURCE, "get", 1) == 1
     assert "a listener failed" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_listener_that_ends_the_thread_of_a_failed_opening_keeps_nobody_from_trying_again():
+    tape, failures = Tape(), [ConnectionError("down")]
+
+    def opening():
+        if failures:
+            raise failures.pop()
+
+    def end_the_thread(event):
+        raise SystemExit
+
+    with CallPool("still", revive_initial=0.01, reap_interval=0.01) as pool:
+        pool.init(tape, revive=True)
+        pool.listen(end_the_thread, ChannelDown)
+        tape.opening = opening
+        tape.doing = Held()
+        tape.doing.result = ChannelClosedError("gone")
+        tape.doing.may_end.release()
+        with pytest.raises(ChannelClosedError):
+            pool.call(RESOURCE, "get")
+        until(lambda: tape.attempts == 3, "the second attempt to open it again")
+        until(lambda: pool.resources() == [RESOURCE])
 
 
 def test_listeners_hear_only_what_they_asked_for_and_nothing_else_can_be_asked_for(pool):

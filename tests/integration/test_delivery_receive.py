@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from connpool import Broadcaster, ConnectionPool, LengthPrefixed, Lines, LinkEvent, LinkState, Raw, UsageError
 from connpool.testing import Close, Reset, ScriptedServer, Send, ServedConnection, Silence
+from connpool.wire import threads
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -326,3 +328,45 @@ def test_a_member_that_is_added_later_raises_input_like_any_other():
         b.until_accepts(1).send(b"hello\n")
         diary.until(1)
         assert diary.told == [(LinkEvent.INPUT, str(b.endpoint))]
+
+
+def test_input_is_read_while_who_started_the_thread_before_is_still_at_it(monkeypatch, clock):
+    """The thread ends with the last link, and the next link may come before that thread's start returns."""
+    lingers, may_return = threading.Event(), threading.Event()
+    start = threads.start
+
+    def linger(thread: threading.Thread) -> bool:
+        is_started = start(thread)
+        if thread.name.startswith("connpool-watch") and not lingers.is_set():
+            lingers.set()
+            may_return.wait(GUARD)
+        return is_started
+
+    monkeypatch.setattr(threads, "start", linger)
+    with (
+        Sink(answers=True) as a,
+        Sink(answers=True) as b,
+        broadcasting(a, pool_settings={"clock": clock}) as sender,  # without upkeep, which would start it
+    ):
+        try:
+            sender.broadcast(b"one")
+            assert sender.recv(GUARD) == (a.endpoint, b"got one")
+            assert lingers.wait(GUARD)
+            sender.remove(a.endpoint)
+            until(lambda: sender._watch._poller is None, "the end of the thread")
+            sender.add(b.endpoint)
+            sender.broadcast(b"two")
+            assert sender.recv(GUARD) == (b.endpoint, b"got two")
+        finally:
+            may_return.set()
+
+
+def test_a_thread_that_could_not_be_started_leaves_no_socket_open(monkeypatch):
+    start = threads.start
+    monkeypatch.setattr(
+        threads, "start", lambda thread: not thread.name.startswith("connpool-watch") and start(thread)
+    )
+    with Sink() as a, broadcasting(a) as sender:
+        sender.broadcast(b"one")
+        until(lambda: sender._watch._poller is not None, "somebody who wants the thread")
+        assert sender._watch._thread.ident is None

@@ -165,6 +165,15 @@ def test_clearing_an_endpoint_given_as_text_tells_an_endpoint(stage):
     assert s.ears.only("PoolCleared").endpoint == A
 
 
+def test_clearing_an_endpoint_that_the_pool_does_not_know_is_not_told(stage):
+    s = stage()
+    with pytest.raises(connpool.UsageError, match="no endpoint b:1"):
+        s.pool.clear("b:1")
+    s.pool.pause()
+    assert s.story("PoolCleared", "PoolPaused") == [("PoolPaused",)]
+    s.pool.resume()
+
+
 def test_pausing_and_resuming_are_told_once_each(stage):
     s = stage()
     for _ in range(2):

@@ -173,6 +173,66 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_loses_nothing(stage, n
     check_lives(s.ears.heard)
 
 
+def test_an_interrupt_in_a_handler_of_a_failed_dial_keeps_no_place_though_it_is_itself_kept(stage):
+    s = stage(max_size=1, dial_in_caller=True, blacklist_initial=0, blacklist_max=0)
+    doom = Doom("ConnectionClosed")
+    s.pool.listen(doom)
+    s.down.add(A)
+    doom.is_armed = True
+    with pytest.raises(KeyboardInterrupt) as kept:
+        borrow(s)
+    assert (s.pool.stats().size, s.info().failures) == (0, 1)
+    s.down.clear()
+    borrow(s)
+    assert s.ears.only("CheckoutFailed").error is kept.value
+    assert_whole(s.pool, s.works)
+    assert_ended(s.pool, s.works)
+
+
+def test_an_interrupt_in_a_handler_of_a_clear_stops_nothing_of_it(stage):
+    s = stage(max_size=2)
+    doom = Doom("PoolCleared")
+    s.pool.listen(doom)
+    with s.pool.try_connect():
+        borrow(s)
+        doom.is_armed = True
+        with pytest.raises(KeyboardInterrupt) as kept:
+            s.pool.clear()
+        assert (s.pool.stats().size, s.works.n_open) == (1, 1)
+    assert kept.value.__traceback__ is not None
+    assert (s.pool.stats().size, s.works.n_open) == (0, 0)
+    assert_whole(s.pool, s.works)
+
+
+@pytest.mark.parametrize("name", ["ConnectionOpening", "ConnectionOpened"])
+def test_an_interrupt_in_a_handler_of_an_adoption_has_it_closed_and_is_no_lost_loan(stage, name):
+    s = stage(max_size=1)
+    doom = Doom(name)
+    s.pool.listen(doom)
+    doom.is_armed = True
+    with pytest.raises(KeyboardInterrupt) as kept:
+        s.pool.add_connection(s.works.open(A, None, None))
+    stats = s.pool.stats()
+    assert kept.value.__traceback__ is not None
+    assert (stats.size, stats.lost, s.works.n_open) == (0, 0, 0)
+    assert s.ears.only("ConnectionClosed").reason is connpool.CloseReason.BROKEN
+    assert_whole(s.pool, s.works)
+
+
+def test_an_interrupt_in_a_handler_of_the_end_of_a_pause_leaves_nobody_asleep(stage):
+    s = stage(max_size=1)
+    borrow(s)
+    doom = Doom("PoolResumed")
+    s.pool.listen(doom)
+    s.pool.pause()
+    caller = Caller(s.pool)
+    s.clock.until_waiting(1)
+    doom.is_armed = True
+    with pytest.raises(KeyboardInterrupt):
+        s.pool.resume()
+    caller.loan().release()
+
+
 def test_an_interrupt_in_a_handler_of_the_end_leaves_the_pool_closed(stage):
     s = stage()
     borrow(s)

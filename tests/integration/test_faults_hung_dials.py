@@ -99,10 +99,12 @@ def test_who_waits_for_a_probe_that_hangs_is_served_by_the_next_one(clock: FakeC
         def go_on() -> None:
             until(lambda: pool.stats().waiting == 4)
             until(lambda: info_of(pool, server.endpoint).failures == 1)
-            server.start()
+            until(lambda: pool.stats().opening == 0, "the end of a second dial that began with the first")
+            n_dials = connector.n_dials()
             connector.hang(1)
+            server.start()
             clock.advance(0.6)
-            connector.until_dials(2)
+            connector.until_dials(n_dials + 1)
             until(passes_and_all_are_served, "everybody's turn")
 
         def passes_and_all_are_served() -> bool:
