@@ -186,7 +186,7 @@ def test_real_signals_in_one_thread_cost_the_others_nothing(folder: Path) -> Non
     tried = [0]
 
     def put_some() -> None:
-        for _ in range(2_000):  # far more than there is time for, or it would be luck to be struck
+        for _ in range(500):  # far more than there is time for, or it would be luck to be struck
             tried[0] += 1
             spool.put(["a"], b"main %d" % tried[0], bytes(16))
             main.append(tried[0])
