@@ -11,7 +11,7 @@ from connpool.errors import (
     UnknownEndpointError,
     UsageError,
 )
-from connpool.model.checks import require_seconds
+from connpool.model.checks import require_flag, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import EVENTS, Event, PoolCleared
 from connpool.model.request import Request
@@ -88,6 +88,7 @@ class Control:
     # -- new beginnings
 
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
+        require_flag("interrupt", interrupt)
         with self._lock:
             hosts = self._known_locked(endpoint)
             self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)

@@ -35,14 +35,22 @@ class Doors:
 
     def pause(self, *, fail: bool) -> None:
         require_flag("fail", fail)
-        todo = Todo()
         with self._lock:
             self._lender.check_open_locked()
             if self._books.state is PoolState.OPEN:
                 self._books.listeners.post(PoolPaused, self._name, self._lender.now())
                 self._go_locked(PoolState.PAUSED)
             self._books.pause_fails = fail
-            if fail:
+        try:
+            self._lender.flush()  # before anybody tells what became of it
+        finally:
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """Those who wait while the pool is paused fail, if that is what was said."""
+        todo = Todo()
+        with self._lock:
+            if self._books.state is PoolState.PAUSED and self._books.pause_fails:
                 error = PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
                 self._lender.service.fail_all(error)
             self._lender.service.serve(self._lender.now(), todo)

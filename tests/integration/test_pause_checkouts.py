@@ -9,11 +9,13 @@ import pytest
 
 from connpool import (
     CancelledError,
+    CheckoutFailed,
     CheckoutTimeoutError,
     ConnectionPool,
     ConnPoolError,
     PoolClosedError,
     PoolExhaustedError,
+    PoolPaused,
     PoolPausedError,
     PoolState,
     Request,
@@ -188,6 +190,51 @@ def test_with_fail_those_who_wait_fail_at_once(house):
         assert waiter.done_at - began < AT_ONCE
     held.release()
     h.pool.resume()
+    assert_whole(h.pool, h.works)
+
+
+def test_a_pause_is_heard_of_before_those_fail_who_wait(house):
+    h = house()
+    told = []
+
+    def hear(event):
+        if isinstance(event, PoolPaused):
+            time.sleep(0.2)  # whoever is woken before has time to fail
+        told.append(type(event))
+
+    held = h.pool.try_connect()
+    h.pool.listen(hear, PoolPaused, CheckoutFailed)
+    waiter = h.waiter()
+    h.pool.pause(fail=True)
+    waiter.failure(PoolPausedError)
+    until(lambda: len(told) == 2, "both")
+    assert told == [PoolPaused, CheckoutFailed]
+    held.release()
+
+
+def test_an_interrupt_in_a_handler_of_a_pause_leaves_nobody_waiting(house):
+    h = house()
+
+    def strike(event):
+        raise KeyboardInterrupt
+
+    held = h.pool.try_connect()
+    waiter = h.waiter()
+    h.pool.listen(strike, PoolPaused)
+    with pytest.raises(KeyboardInterrupt):
+        h.pool.pause(fail=True)
+    waiter.failure(PoolPausedError)
+    held.release()
+
+
+def test_a_pause_that_ends_in_a_handler_of_it_turns_nobody_away(house):
+    h = house()
+    held = h.pool.try_connect()
+    waiter = h.waiter()
+    h.pool.listen(lambda event: h.pool.resume(), PoolPaused)
+    h.pool.pause(fail=True)
+    held.release()
+    waiter.loan().release()
     assert_whole(h.pool, h.works)
 
 

@@ -54,6 +54,7 @@ def make_pool() -> Iterator[ConnectionPool]:
         (lambda: ConnectionPool("a:1", rng=5), "rng must be a Random, got 5"),
         (lambda: ConnectionPool("a:1", paused="no"), "paused must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").pause("no"), "fail must be True or False, got 'no'"),
+        (lambda: ConnectionPool("a:1").clear(interrupt="no"), "interrupt must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").run(print, idempotent="no"), "idempotent must be True or False, got"),
         (lambda: ConnectionPool("a:1").listen(print, [PoolClosed]), "PoolClosed'>] is not a kind of event"),
         (lambda: ConnectionPool(b"a:1"), "or several, got b'a:1'"),
