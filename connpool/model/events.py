@@ -207,6 +207,8 @@ class LoanHeldLong(Event):
 class EndpointDown(Event):
     """An endpoint is left alone from now on. Told once, however often it fails after that.
 
+    Of one that leaves the route nothing more is told; should it come back, it comes as one that is up.
+
     Attributes:
         error: What happened; None: it was blacklisted by hand.
         until: When it is tried again; None: not by itself.
