@@ -85,7 +85,7 @@ class Fleet:
             self.adopted.dialable = False
         return self.adopted
 
-    def refresh(self, now: float, *, lends: bool) -> float:
+    def refresh(self, now: float, max_connecting: int, *, lends: bool) -> float:
         """Set ``take`` for *now*. Returns the instant at which it must be done again.
 
         Blacklistings made by hand end by themselves; others end with a probe,
@@ -96,7 +96,7 @@ class Fleet:
                 host.lift(now)
         rota: tuple[Host, ...] = ()
         for group in self.groups if lends else ():
-            rota = tuple(host for host in group if host.is_up() or host.is_due(now))
+            rota = tuple(host for host in group if host.may_serve(now, max_connecting))
             if rota:
                 break
         self.rota = rota  # in one go, for ``turn_of`` is asked without the lock
