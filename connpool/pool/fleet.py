@@ -114,6 +114,12 @@ class Fleet:
                 return number
         return None
 
+    def next_lending(self) -> list[Host]:
+        """Who lends as soon as the pool does: whoever is up in the active group, and what was adopted."""
+        active = self.active_group()
+        hosts = [] if active is None else [host for host in self.groups[active] if host.is_up()]
+        return hosts if self.adopted is None else [*hosts, self.adopted]
+
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""
         self.is_full = n_places >= max_size
