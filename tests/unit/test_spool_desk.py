@@ -162,6 +162,33 @@ def test_a_call_that_is_dropped_ends() -> None:
     assert not desk.loners
 
 
+def test_an_interrupt_of_who_leaves_just_before_it_wakes_the_next_leaves_nobody_waiting() -> None:
+    class Struck(Desk):
+        def wake_next(self) -> None:
+            if strikes:
+                raise strikes.pop()
+            super().wake_next()
+
+    strikes = [KeyboardInterrupt()]
+    desk = Struck()
+    runner = Runner(desk, wait_for=2)
+
+    def first() -> None:
+        try:
+            desk.do(Job(lambda _: 1), runner.run)
+        except KeyboardInterrupt:
+            return
+        raise AssertionError("it was not struck")
+
+    def later() -> None:
+        assert runner.begun.wait(10)
+        desk.do(Job(lambda _: 2), runner.run)
+
+    together(first, later, lambda: runner.let_go_when(2))
+    assert not desk.jobs
+    assert not desk.users
+
+
 def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -> None:
     desk = Desk()
     other, mine = Call(desk, Job(None)), Call(desk, job := Job(None))
