@@ -127,6 +127,16 @@ def test_who_wants_the_file_alone_comes_before_those_who_come_later() -> None:
     assert order == ["first", "alone", "later"]
 
 
+def test_who_comes_while_another_wants_the_file_alone_does_not_have_it_though_nobody_has() -> None:
+    desk = Desk()
+    alone, later = Call(desk, job := Job(None)), Call(desk, Job(None))
+    desk.loners.append(job)
+    assert not later.has_file()
+    assert alone.has_file()
+    alone.end()
+    assert later.has_file()
+
+
 def test_who_waits_for_it_alone_may_give_up_and_leaves_it_to_the_others() -> None:
     desk = Desk()
     mine = desk.hold()
