@@ -80,6 +80,8 @@ class Call:
 
     def end(self) -> None:
         """Let another have the file, and take the job off the desk; more than once does nothing."""
+        if self._is_over:
+            return
         desk, job = self._desk, self._job
         if job in desk.users:
             desk.users.remove(job)
@@ -87,12 +89,12 @@ class Call:
             desk.loners.remove(job)
         if desk.jobs.get(job.thread) is job:
             del desk.jobs[job.thread]
-            if desk.jobs and (self._has_tried or not job.is_done):  # else nobody waited for this one
-                desk.wake_next()
-        self._is_over = True
+        if desk.jobs and (self._has_tried or not job.is_done):  # else nobody waited for this one
+            desk.wake_next()
+        self._is_over = True  # last: an interrupt before leaves the rest to the finaliser
 
     def __del__(self) -> None:
-        if hasattr(self, "_job") and not self._is_over:
+        if hasattr(self, "_job"):
             self.end()
 
 

@@ -17,10 +17,10 @@ def candidates(books: Books, waiter: Waiter, now: float) -> tuple[Host, ...]:
     if not books.config.fail_fast:
         _retry_what_is_due(books, waiter, now)
     if waiter.pinned is not None:
-        return tuple(h for h in (fleet.host(waiter.pinned, now),) if _may_serve(h, waiter, now))
+        return tuple(h for h in (fleet.host(waiter.pinned, now),) if _may_serve(books, h, waiter, now))
     hosts: tuple[Host, ...] = ()
     for group in fleet.groups:
-        hosts = tuple(host for host in group if _may_serve(host, waiter, now))
+        hosts = tuple(host for host in group if _may_serve(books, host, waiter, now))
         if hosts:
             break
     if fleet.adopted is not None:
@@ -29,8 +29,8 @@ def candidates(books: Books, waiter: Waiter, now: float) -> tuple[Host, ...]:
     return hosts[start:] + hosts[:start]
 
 
-def _may_serve(host: Host, waiter: Waiter, now: float) -> bool:
-    return host.endpoint not in waiter.tried and (host.is_up() or host.is_due(now))
+def _may_serve(books: Books, host: Host, waiter: Waiter, now: float) -> bool:
+    return host.endpoint not in waiter.tried and host.may_serve(now, books.config.max_connecting)
 
 
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:

@@ -258,9 +258,9 @@ class Books:
 
     def publish(self, now: float) -> None:
         """Tell the fast path how things stand, after anything but the queue has changed."""
-        board: Board = self.pool
-        config = self.config
-        self.next_change = min(self.fleet.refresh(now, lends=self.state is PoolState.OPEN), self.hang_at)
+        board, config = self.pool, self.config
+        changes_at = self.fleet.refresh(now, config.max_connecting, lends=self.state is PoolState.OPEN)
+        self.next_change = min(changes_at, self.hang_at)
         self._note_news(now)
         limits = (config.look_after_idle, config.idle_timeout)
         board._fresh_for = min((limit for limit in limits if limit is not None), default=math.inf)

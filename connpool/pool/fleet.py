@@ -85,7 +85,7 @@ class Fleet:
             self.adopted.dialable = False
         return self.adopted
 
-    def refresh(self, now: float, *, lends: bool) -> float:
+    def refresh(self, now: float, max_connecting: int, *, lends: bool) -> float:
         """Set ``take`` for *now*. Returns the instant at which it must be done again.
 
         Blacklistings made by hand end by themselves; others end with a probe,
@@ -96,7 +96,7 @@ class Fleet:
                 host.lift(now)
         rota: tuple[Host, ...] = ()
         for group in self.groups if lends else ():
-            rota = tuple(host for host in group if host.is_up() or host.is_due(now))
+            rota = tuple(host for host in group if host.may_serve(now, max_connecting))
             if rota:
                 break
         self.rota = rota  # in one go, for ``turn_of`` is asked without the lock
@@ -113,6 +113,12 @@ class Fleet:
             if any(host.is_up() for host in group):
                 return number
         return None
+
+    def next_lending(self) -> list[Host]:
+        """Who lends as soon as the pool does: whoever is up in the active group, and what was adopted."""
+        active = self.active_group()
+        hosts = [] if active is None else [host for host in self.groups[active] if host.is_up()]
+        return hosts if self.adopted is None else [*hosts, self.adopted]
 
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""

@@ -105,6 +105,10 @@ class Host:
         """Blacklisted, but the time is up and nobody probes it yet."""
         return self.retry_at is not None and now >= self.retry_at and not self.opening
 
+    def may_serve(self, now: float, max_connecting: int) -> bool:
+        """Whether checkouts may turn to it: it is up, or due with a dial to spare beside those that hang."""
+        return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
+
     def blacklist(self, now: float, delay: float, *, by_hand: bool) -> None:
         if self.retry_at is None:
             self.since = now

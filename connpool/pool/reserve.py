@@ -31,9 +31,9 @@ class Reserve:
         self._watchful: Take | None = None
 
     def hosts(self) -> Collection[Host]:
-        """Whose idle ones are of use: those that checkouts go to just now; if they go nowhere, all."""
+        """Whose idle ones are of use: those that checkouts go to, or will after a pause; if none, all."""
         fleet = self._books.fleet
-        return fleet.lending or fleet.hosts.values()
+        return fleet.lending or fleet.next_lending() or fleet.hosts.values()
 
     def n_ready(self) -> int:
         """Idle ones that count. May be asked without the lock."""

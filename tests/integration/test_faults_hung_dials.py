@@ -22,6 +22,7 @@ from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.faults import WatchedConnector, turn
 from tests.helpers.switchboard import Switchboard, check_books, info_of, until
 from tests.helpers.together import together
+from tests.helpers.upkeep import sweep_until
 
 LIMITS = {"connect_timeout": 2, "blacklist_initial": 0.5, "blacklist_max": 1}
 
@@ -181,6 +182,38 @@ def test_a_warm_up_dial_that_hangs_stops_no_refill(clock: FakeClock) -> None:
         until(is_warm, "the warm-up")
         turn(pool, timeout=0)
         check_books(pool)
+
+
+def test_who_finds_all_dials_of_an_endpoint_hanging_goes_on_to_the_next_group(clock: FakeClock) -> None:
+    connector = WatchedConnector(clock=clock)
+    settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": 1, **LIMITS}
+    with (
+        ScriptedServer() as deaf,
+        ScriptedServer() as other,
+        ConnectionPool(f"{deaf.endpoint} || {other.endpoint}", **settings) as pool,
+    ):
+        connector.hang(1)
+
+        def go_on() -> None:
+            connector.until_dials(1)
+            until(passes_and_it_is_served, "its turn")
+
+        def passes_and_it_is_served() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
+
+        together(lambda: turn(pool, timeout=100), go_on, limit=20)
+        pass_time(clock, pool, 3, sweeps=True)
+        assert info_of(pool, deaf.endpoint).retry_at < clock.now(), "due, and nobody can probe it"
+        with pool.try_connect(timeout=0) as first, pool.try_connect(timeout=0) as second:
+            assert {first.endpoint, second.endpoint} == {other.endpoint}
+        with pytest.raises(NoEndpointError, match="goes on after"):
+            pool.try_connect(deaf.endpoint)
+        connector.let_go()
+        until(lambda: connector.n_under_way == 0)
+        sweep_until(pool, lambda: info_of(pool, deaf.endpoint).state is EndpointState.UP)
+        with pool.try_connect(timeout=0) as conn:
+            assert conn.endpoint == deaf.endpoint
 
 
 @pytest.mark.parametrize("reconnect", [True, False])

@@ -139,27 +139,112 @@ def test_what_is_to_be_ready_is_opened_as_soon_as_its_endpoint_has_a_place_again
         loans.pop().release()
 
 
-def test_what_is_to_be_ready_is_so_where_checkouts_go(clock: FakeClock) -> None:
-    def n_idle() -> list[int]:
-        return [info.idle for info in pool.endpoints()]
+def idle_at(pool: ConnectionPool) -> list[int]:
+    """How many lie idle at each endpoint."""
+    return [info.idle for info in pool.endpoints()]
 
+
+def after_failover(pool: ConnectionPool) -> None:
+    """The first endpoint goes and comes back: as many lie idle at the one that filled in."""
+    settle(pool)
+    pool.blacklist("a:1")
+    settle(pool)
+    pool.unblacklist("a:1")
+    ready = pool.stats().min_idle
+    assert idle_at(pool) == [ready, ready]
+
+
+def test_what_is_to_be_ready_is_so_where_checkouts_go(clock: FakeClock) -> None:
     settings: dict[str, Any] = {"min_idle": 2, "idle_timeout": 60, "max_lifetime": 500, "lifetime_jitter": 0}
     with ConnectionPool("a:1 || b:1", connector=Switchboard(), clock=clock, **settings) as pool:
         settle(pool)
-        assert n_idle() == [2, 0]
+        assert idle_at(pool) == [2, 0]
         pool.blacklist("a:1")
         settle(pool)
-        assert n_idle() == [2, 2], "those at an endpoint that is out serve no burst"
+        assert idle_at(pool) == [2, 2], "those at an endpoint that is out serve no burst"
         pool.unblacklist("a:1")
         clock.advance(61)
         settle(pool)
-        assert n_idle() == [2, 0], "and those at the one that filled in are not kept for ever"
+        assert idle_at(pool) == [2, 0], "and those at the one that filled in are not kept for ever"
+        assert pool.stats().closed == {CloseReason.IDLE: 2}, "at the cost of nobody"
         pool.blacklist("a:1")
         settle(pool)
         pool.unblacklist("a:1")
         clock.advance(440)
         settle(pool)
-        assert n_idle() == [2, 0], "nor replaced when they expire"
+        assert idle_at(pool) == [2, 0], "nor replaced when they expire"
+
+
+def test_what_expires_where_no_checkout_goes_is_not_replaced_though_too_few_are_ready(
+    clock: FakeClock,
+) -> None:
+    board = Switchboard()
+    settings: dict[str, Any] = {"min_idle": 2, "max_lifetime": 500, "lifetime_jitter": 0}
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, **settings) as pool:
+        after_failover(pool)
+        loans = [pool.try_connect(), pool.try_connect()]
+        clock.advance(501)
+        settle(pool)
+        assert idle_at(pool) == [2, 0]
+        assert Counter(board.dialled) == {"a:1": 4, "b:1": 2}
+        for loan in loans:
+            loan.release()
+
+
+def test_a_burst_is_made_good_where_checkouts_go_though_enough_lie_idle_elsewhere() -> None:
+    settings: dict[str, Any] = {"min_idle": 2, "reap_interval": OFTEN}
+    with ConnectionPool("a:1 || b:1", connector=Switchboard(), **settings) as pool:
+        until(lambda: idle_at(pool) == [2, 0])
+        pool.blacklist("a:1")
+        until(lambda: idle_at(pool) == [2, 2])
+        pool.unblacklist("a:1")
+        let_pass(5 * OFTEN)
+        began = time.monotonic()
+        loans = [pool.try_connect(), pool.try_connect()]
+        until(lambda: idle_at(pool) == [2, 2], "what is to be ready")
+        assert time.monotonic() - began < 3, "it is told, and does not come by chance"
+        for loan in loans:
+            loan.release()
+
+
+def test_the_probe_of_an_endpoint_that_is_out_makes_nothing_ready(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings: dict[str, Any] = {"min_idle": 2, "connect_timeout": 100, "blacklist_max": 1}
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, **settings) as pool:
+        settle(pool)
+        assert idle_at(pool) == [0, 2]
+        board.hold("a:1")
+        clock.advance(2)
+        pool.sweep()
+        board.until_dialling("a:1")
+        with pool.try_connect(), pool.try_connect():
+            sweep_until(pool, lambda: idle_at(pool) == [0, 2], "what is to be ready")
+        board.let_go("a:1")
+
+
+def test_a_pause_lets_those_go_that_no_checkout_will_come_to(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings: dict[str, Any] = {"min_idle": 2, "idle_timeout": 60, "max_lifetime": None}
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, **settings) as pool:
+        after_failover(pool)
+        pool.pause()
+        for _ in range(2):
+            clock.advance(61)
+            settle(pool)
+            assert idle_at(pool) == [2, 0]
+        pool.resume()
+        with pool.try_connect(timeout=0) as conn:
+            assert conn.raw in board.lines[:2]
+
+
+def test_while_every_endpoint_is_out_as_many_as_are_to_be_ready_are_kept(clock: FakeClock) -> None:
+    settings: dict[str, Any] = {"min_idle": 2, "idle_timeout": 60, "max_lifetime": None}
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        settle(pool)
+        pool.blacklist("a:1")
+        clock.advance(61)
+        settle(pool)
+        assert idle_at(pool) == [2]
 
 
 def test_one_killed_by_the_server_is_replaced_though_nobody_asks() -> None:
@@ -214,6 +299,26 @@ def test_one_kept_ready_is_lent_however_long_it_was_idle(clock: FakeClock) -> No
         assert lent is board.lines[0]
         assert board.looked_at == [lent], "but it is looked at first"
         assert pool.stats().closed == {}
+
+
+def test_a_checkout_finds_too_long_idle_what_is_more_than_is_to_be_ready(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, idle_timeout=5, min_idle=1) as pool:
+        fill(pool, 2)
+        clock.advance(6)
+        turn(pool)
+        assert (pool.stats().closed, len(board.dialled)) == ({CloseReason.IDLE: 1}, 2)
+
+
+def test_what_lies_idle_elsewhere_is_not_ready_and_makes_nothing_too_long_idle(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, idle_timeout=60, min_idle=1) as pool:
+        after_failover(pool)
+        clock.advance(61)
+        with pool.try_connect() as kept_ready, pool.try_connect("b:1") as pinned:
+            assert kept_ready.raw is board.lines[0]
+            assert pinned.raw is not board.lines[1]
+        assert pool.stats().closed == {CloseReason.IDLE: 1}
 
 
 def test_one_kept_ready_and_found_dead_after_long_idleness_is_not_lent(clock: FakeClock) -> None:

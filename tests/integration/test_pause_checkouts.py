@@ -405,6 +405,27 @@ def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_
         assert (stats.in_use, stats.lost, stats.idle) == (0, 0, end == "pause")
 
 
+def test_what_a_checkout_was_about_to_look_at_is_lent_once_after_a_pause_that_begins_just_then():
+    class Treacherous(FakeClock):
+        def now(self) -> float:
+            if ends and not pool.endpoints()[0].idle:  # the checkout has just taken it
+                ends.pop()()
+            return super().now()
+
+    ends = []
+    settings = {"connector": Works(), "look_after_idle": 0, "clock": Treacherous()}
+    with ConnectionPool("a:1", **settings) as pool:
+        pool.try_connect().release()
+        ends.append(pool.pause)
+        caller = Caller(pool)
+        until(lambda: pool.stats().waiting == 1)
+        assert (pool.stats().idle, pool.stats().in_use) == (1, 0)
+        pool.resume()
+        with caller.loan() as first, pool.try_connect() as second:
+            assert first.raw is not second.raw
+            assert (first.uses, second.uses) == (1, 0)
+
+
 def test_of_can_be_born_paused_too():
     with ConnectionPool.of(object, paused=True) as pool:
         with pytest.raises(PoolPausedError):

@@ -82,7 +82,7 @@ def test_a_probe_that_finds_its_endpoint_back_serves_the_oldest_waiter(house):
 
     with door() as dial:
         h.works.opening = opening
-        waiters = [h.waiter() for _ in range(3)]
+        waiters = [h.waiter(timeout=100) for _ in range(3)]  # for longer than the leap
         until(lambda: h.pool.endpoints()[0].failures == 1)
         assert all(waiter.is_waiting for waiter in waiters)
         down.clear()

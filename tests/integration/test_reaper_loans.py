@@ -287,6 +287,21 @@ def test_a_long_loan_that_comes_back_while_it_is_told_is_told_as_it_was(clock: F
         assert [event.seconds for event in told] == [6]
 
 
+def test_a_long_loan_is_not_said_to_be_back_when_nobody_is_warned_any_more(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, warn_after=5) as pool:
+        loan = pool.try_connect()
+        clock.advance(6)
+        settle(pool)
+        pool.configure(warn_after=None)
+        settle(pool)
+        assert len(warned(caplog)) == 1
+        loan.release()
+        settle(pool)
+        assert ["is back after" in line for line in warned(caplog)] == [False, True]
+
+
 def test_each_long_loan_is_logged_anew(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", "connpool.pool")
     told: list[LoanHeldLong] = []

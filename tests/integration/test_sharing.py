@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -453,6 +454,63 @@ def test_each_share_that_lasts_is_warned_of_and_not_a_connection_that_is_always_
             pool.sweep()
         assert [(event.id, event.seconds) for event in told] == [(1, 12)] * n_long
         end([*long_ones, brief])
+
+
+def test_a_share_that_lasts_is_warned_of_after_another_of_the_same_connection(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    told: list[tuple[float, float]] = []
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, warn_after=10) as pool:
+        pool.listen(lambda event: told.append((clock.now() - began, event.seconds)), LoanHeldLong)
+        began, shares = clock.now(), []
+        for _ in range(3):
+            shares.append(pool.share())
+            clock.advance(3)
+        for _ in range(4):
+            clock.advance(3)
+            pool.sweep()
+        assert told == [(12, 12), (15, 12), (18, 12)]
+        end(shares)
+
+
+def test_a_share_that_another_thread_hands_over_is_its_holders(board: Switchboard, clock: FakeClock) -> None:
+    settings: dict[str, Any] = {"sharable": True, "max_size": 1, "max_sharers": 2}
+    taken: list[Any] = []
+    over = threading.Event()
+
+    def hold_on() -> None:
+        with pool.share() as share:
+            taken.append(share)
+            assert over.wait(10)
+
+    holder = threading.Thread(target=hold_on, name="holder")
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        first, second = pool.share(), pool.share()
+        holder.start()
+        until(lambda: pool.stats().waiting == 1)
+        first.release()
+        until(lambda: taken)
+        second.release()
+        assert pool.connections()[0].holder == "holder"
+        over.set()
+        holder.join(10)
+
+
+def test_who_waited_in_vain_is_told_of_loans_longest_first(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=8) as pool:
+        loans = []
+        for _ in range(8):
+            loans.append(pool.try_connect())
+            clock.advance(1)
+        loans.append(loans.pop(0))  # nobody knows its place by its number
+        loans[-1].release()
+        loans[-1] = pool.try_connect()
+        clock.advance(1)
+        told = str(timed_out(pool._lender.books, 1, clock.now()))
+        seconds = [float(text) for text in re.findall(r"for ([\d.]+) s by", told)]
+        assert seconds == sorted(seconds, reverse=True)
+        assert "longest held: connection 2 to a:1 for 8.0 s" in told
+        end(loans)
 
 
 def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: FakeClock) -> None:

@@ -494,6 +494,21 @@ def test_large_messages_are_taken_over_a_few_at_a_time(path: Path, monkeypatch) 
     heir.close()
 
 
+def test_a_message_larger_than_what_is_taken_over_or_moved_at_a_time_is_so_by_itself(path: Path) -> None:
+    heir, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    messages = [b"first", *(n.to_bytes(heirs.CHUNK_BYTES + 1, "big") for n in range(2)), b"last"]
+    for message in messages:
+        other.put(["a"], message, ID)
+    other.close()
+    assert heir.adopt() == {"a": 4}
+    assert [item.message for item in heir.peek("a", 100, 10_000_000)] == messages
+
+    assert [heir.move("a", ["b", "c"], 512) for _ in range(5)] == [1, 1, 1, 1, 0]
+    for queue in ("b", "c"):
+        assert [item.message for item in heir.peek(queue, 100, 10_000_000)] == messages
+    heir.close()
+
+
 def test_space_is_given_back_while_it_runs(path: Path) -> None:
     spool = SQLiteSpool(path, durable=False)
     for _ in range(400):

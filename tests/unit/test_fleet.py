@@ -35,10 +35,10 @@ def test_a_host_that_leaves_while_its_turn_is_asked_for_has_one_or_none() -> Non
 def test_who_looks_during_a_refresh_sees_the_hosts_of_before_or_those_of_after() -> None:
     fleet = Shown()
     fleet.follow(Route.parse("a:1, b:1 || c:1"), 0.0)
-    fleet.refresh(0.0, lends=True)
+    fleet.refresh(0.0, 2, lends=True)
     a, b, c = fleet.hosts.values()
     a.blacklist(0.0, 9.0, by_hand=True)
-    fleet.refresh(1.0, lends=True)
+    fleet.refresh(1.0, 2, lends=True)
     b.blacklist(1.0, 9.0, by_hand=True)
-    fleet.refresh(2.0, lends=True)
+    fleet.refresh(2.0, 2, lends=True)
     assert fleet.seen == [(), (a, b), (b,), (c,)]

@@ -127,6 +127,16 @@ def test_who_wants_the_file_alone_comes_before_those_who_come_later() -> None:
     assert order == ["first", "alone", "later"]
 
 
+def test_who_comes_while_another_wants_the_file_alone_does_not_have_it_though_nobody_has() -> None:
+    desk = Desk()
+    alone, later = Call(desk, job := Job(None)), Call(desk, Job(None))
+    desk.loners.append(job)
+    assert not later.has_file()
+    assert alone.has_file()
+    alone.end()
+    assert later.has_file()
+
+
 def test_who_waits_for_it_alone_may_give_up_and_leaves_it_to_the_others() -> None:
     desk = Desk()
     mine = desk.hold()
@@ -160,6 +170,33 @@ def test_a_call_that_is_dropped_ends() -> None:
     assert not desk.users
     assert not desk.jobs
     assert not desk.loners
+
+
+def test_an_interrupt_of_who_leaves_just_before_it_wakes_the_next_leaves_nobody_waiting() -> None:
+    class Struck(Desk):
+        def wake_next(self) -> None:
+            if strikes:
+                raise strikes.pop()
+            super().wake_next()
+
+    strikes = [KeyboardInterrupt()]
+    desk = Struck()
+    runner = Runner(desk, wait_for=2)
+
+    def first() -> None:
+        try:
+            desk.do(Job(lambda _: 1), runner.run)
+        except KeyboardInterrupt:
+            return
+        raise AssertionError("it was not struck")
+
+    def later() -> None:
+        assert runner.begun.wait(10)
+        desk.do(Job(lambda _: 2), runner.run)
+
+    together(first, later, lambda: runner.let_go_when(2))
+    assert not desk.jobs
+    assert not desk.users
 
 
 def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -> None:
