@@ -51,8 +51,9 @@ _EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
 _timeval: Final = struct.Struct("ll").pack
 _TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
-_LONGEST: Final = 1e6  # seconds
-_PART: Final = 0.8  # of the time that a read has: it ends long ones up to an eighth late
+# Seconds. A read that is stopped with its process, as by a debugger, begins anew with all of its time.
+_BRIEF: Final = 0.004
+_UNTOLD: Final = -1.0
 
 
 def is_stream(raw: object) -> bool:
@@ -90,8 +91,8 @@ class Stream(ByteStream):
     on one connection at once. Outside of calls the socket blocks without limit,
     unless nobody else has it: to switch there and back costs more than a call.
 
-    A plain socket that nobody else has is read in one system call instead of two,
-    each of which gives the GIL away: the system itself waits for bytes (SO_RCVTIMEO).
+    A plain socket that nobody else has is read in one system call instead of two, each of which
+    gives the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO).
 
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
@@ -105,7 +106,8 @@ class Stream(ByteStream):
         self._is_private = is_private
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
-        # Seconds for which the system waits in a read, 0: without end; None: it is not to be told.
+        # Seconds for which the system waits in a read, 0: without end, _UNTOLD: it was about to be told;
+        # None: it is not to be.
         self._system_waits: float | None = 0.0 if is_private and not is_tls(raw) else None
 
     def fileno(self) -> int:
@@ -244,24 +246,22 @@ class Stream(ByteStream):
         return data
 
     def _lets_system_wait(self, limit: float | None) -> bool:
-        """Whether a read may just begin: the system ends it before *limit*, and we wait for the rest.
+        """Whether a read may just begin: the system ends it soon, and we wait for the rest.
 
         Not on the main thread: after a signal the read would begin anew, with all of its time.
         """
         waits = self._system_waits
         if limit is None:
             return waits == 0.0 or self._tell_system(0.0)
-        left = limit - now()
-        if not _TICKS <= left <= _LONGEST or threading.get_ident() == threading.main_thread().ident:
+        if not limit - now() >= _TICKS or threading.get_ident() == threading.main_thread().ident:
             return False
-        return (waits is not None and left / 2 <= waits <= left * _PART) or self._tell_system(left * _PART)
+        return waits == _BRIEF or self._tell_system(_BRIEF)
 
     def _tell_system(self, seconds: float) -> bool:
         """Let no read last longer than *seconds*; 0: without end. False: the system does not take it."""
+        self._system_waits = _UNTOLD  # an interrupt may come between the two
         try:
-            self.raw.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(int(seconds), int(seconds % 1 * 1e6))
-            )
+            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0, int(seconds * 1e6)))
         except OSError:
             self._system_waits = None
             return False
