@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import socket
 import struct
@@ -227,6 +228,18 @@ def test_an_interrupt_as_the_system_is_told_leaves_nobody_a_limit(
         return next(n for n in count(1) if not interrupt_at(n))
 
     assert apart(interrupt_everywhere) > 10
+
+
+def test_who_reads_from_the_descriptor_meets_no_limit() -> None:
+    def take() -> bytes:
+        with ConnectionPool(server.endpoint) as pool, pool.try_connect(timeout=5) as conn:
+            assert conn.recv_exactly(1, timeout=5) == b"a"
+            first = os.read(conn.fileno(), 1)
+            return first + conn.recv_exactly(1, timeout=5) + os.read(conn.fileno(), 1)
+
+    script = [Send(b"a"), Pause(0.3), Send(b"b"), Pause(0.3), Send(b"c"), Pause(0.3), Send(b"d")]
+    with ScriptedServer(script=script) as server:
+        assert apart(take) == b"bcd"
 
 
 HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
