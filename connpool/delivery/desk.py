@@ -87,9 +87,10 @@ class Call:
             desk.loners.remove(job)
         if desk.jobs.get(job.thread) is job:
             del desk.jobs[job.thread]
+        if not self._is_over:
             if desk.jobs and (self._has_tried or not job.is_done):  # else nobody waited for this one
                 desk.wake_next()
-        self._is_over = True
+            self._is_over = True  # last: what an interrupt leaves half done is done again
 
     def __del__(self) -> None:
         if hasattr(self, "_job") and not self._is_over:
