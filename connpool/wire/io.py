@@ -6,12 +6,10 @@ import os
 import select
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
-from connpool.clock import now
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
@@ -19,6 +17,7 @@ from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
 from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
+from connpool.wire.waiting import BRIEF, limit_reads, may_begin_to_read
 
 __all__ = [
     "DIRECTIONS",
@@ -49,11 +48,7 @@ _EAGER: Final = int(socket.MSG_DONTWAIT)
 _QUIET: Final = int(socket.MSG_NOSIGNAL)
 _EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
-_timeval: Final = struct.Struct("ll").pack
-_TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
-# Seconds. A read that is stopped with its process, as by a debugger, begins anew with all of its time.
-_BRIEF: Final = 0.004
-_UNTOLD: Final = -1.0
+_UNTOLD: Final = -1.0  # seconds
 
 
 def is_stream(raw: object) -> bool:
@@ -98,7 +93,7 @@ class Stream(ByteStream):
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_has_ended", "_is_private", "_system_waits", "_tls_turn", "raw")
+    __slots__ = ("_has_ended", "_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
@@ -106,9 +101,9 @@ class Stream(ByteStream):
         self._is_private = is_private
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
-        # Seconds for which the system waits in a read, 0: without end, _UNTOLD: it was about to be told;
-        # None: it is not to be.
-        self._system_waits: float | None = 0.0 if is_private and not is_tls(raw) else None
+        self._is_alone = is_private and not is_tls(raw)  # the system may be told for how long it waits
+        self._is_in_read = False  # and does so, perhaps
+        self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
 
     def fileno(self) -> int:
         return self.raw.fileno()
@@ -127,9 +122,9 @@ class Stream(ByteStream):
 
     def expect_company(self) -> None:
         """Several threads may read from now on, each with a timeout of its own: the system has but one."""
-        if self._system_waits:
-            self._tell_system(0.0)
-        self._system_waits = None
+        self._is_alone = False  # said first, and looked after that: a read does it the other way round
+        if not self._is_in_read:
+            self._lift_limit()  # else the read does so when it ends, which is soon
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -226,8 +221,8 @@ class Stream(ByteStream):
         if isinstance(raw, ssl.SSLSocket):
             return super()._read(n, limit)
         try:  # as a rule there is something before the time is up
-            if self._system_waits is not None and self._lets_system_wait(limit):
-                data = raw.recv(n)
+            if self._is_alone and may_begin_to_read(limit):
+                data = self._read_alone(n, limit)
             elif limit is None:
                 return super()._read(n, None)
             else:
@@ -245,25 +240,28 @@ class Stream(ByteStream):
         self.received = True
         return data
 
-    def _lets_system_wait(self, limit: float | None) -> bool:
-        """Whether a read may just begin: the system ends it soon, and we wait for the rest.
+    def _read_alone(self, n: int, limit: float | None) -> bytes:
+        """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
+        seconds = 0.0 if limit is None else BRIEF
+        try:
+            self._is_in_read = True  # see ``expect_company``
+            if not self._is_alone or (self._system_waits != seconds and not self._tell_system(seconds)):
+                return b""
+            return self.raw.recv(n)
+        finally:
+            self._is_in_read = False
+            if not self._is_alone:
+                self._lift_limit()
 
-        Not on the main thread: after a signal the read would begin anew, with all of its time.
-        """
-        waits = self._system_waits
-        if limit is None:
-            return waits == 0.0 or self._tell_system(0.0)
-        if not limit - now() >= _TICKS or threading.get_ident() == threading.main_thread().ident:
-            return False
-        return waits == _BRIEF or self._tell_system(_BRIEF)
+    def _lift_limit(self) -> None:
+        if self._system_waits:
+            self._tell_system(0.0)
 
     def _tell_system(self, seconds: float) -> bool:
         """Let no read last longer than *seconds*; 0: without end. False: the system does not take it."""
         self._system_waits = _UNTOLD  # an interrupt may come between the two
-        try:
-            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0, int(seconds * 1e6)))
-        except OSError:
-            self._system_waits = None
+        if not limit_reads(self.raw, seconds):
+            self._is_alone = False
             return False
         self._system_waits = seconds
         return True

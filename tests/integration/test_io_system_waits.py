@@ -269,6 +269,36 @@ def test_who_is_given_the_socket_itself_finds_it_without_a_limit(
     assert apart(take) == 0
 
 
+class Nosy(socket.socket):
+    """Is asked for, somewhere else, at the very moment at which a read of it begins."""
+
+    __slots__ = ()
+    ask_for: Callable[[], Any]
+
+    def recv(self, *arguments: int) -> bytes:
+        Nosy.ask_for()
+        return super().recv(*arguments)
+
+
+@pytest.mark.parametrize("ask_for", [lambda conn: conn.socket, lambda conn: conn.fileno()])
+def test_who_asks_for_the_socket_as_a_read_begins_takes_no_time_limit_from_it(
+    ask_for: Callable[[Connection], Any], echo: ScriptedServer
+) -> None:
+    def wait() -> None:
+        with ConnectionPool(echo.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            ask(conn)
+            raw = conn._record.raw
+            Nosy.ask_for = lambda: ask_for(conn)
+            raw.__class__ = Nosy
+            with taking(0.3, 1), pytest.raises(TimeoutError):
+                conn.recv(1, timeout=0.3)
+            assert limit_of(raw) == 0
+            conn.release()
+
+    apart(wait)
+
+
 def test_a_socket_that_others_opened_is_left_alone(echo: ScriptedServer) -> None:
     theirs = socket.create_connection((echo.endpoint.host, echo.endpoint.port))
 
