@@ -174,7 +174,10 @@ class Connection(Traffic):
 
     def fileno(self) -> int:
         """The descriptor, so that ``select`` takes a connection."""
-        return int(self._held().raw.fileno())
+        record = self._held()
+        if record.stream is not None:
+            record.stream.expect_company()  # who reads from it elsewhere must not meet our limit
+        return int(record.raw.fileno())
 
     @property
     def endpoint(self) -> Endpoint:

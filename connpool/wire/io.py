@@ -6,12 +6,10 @@ import os
 import select
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
-from connpool.clock import now
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
@@ -19,6 +17,7 @@ from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
 from connpool.wire.stream import ByteStream, TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
+from connpool.wire.waiting import BRIEF, limit_reads, may_begin_to_read
 
 __all__ = [
     "DIRECTIONS",
@@ -49,10 +48,7 @@ _EAGER: Final = int(socket.MSG_DONTWAIT)
 _QUIET: Final = int(socket.MSG_NOSIGNAL)
 _EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
-_timeval: Final = struct.Struct("ll").pack
-_TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
-_LONGEST: Final = 1e6  # seconds
-_PART: Final = 0.8  # of the time that a read has: it ends long ones up to an eighth late
+_UNTOLD: Final = -1.0  # seconds
 
 
 def is_stream(raw: object) -> bool:
@@ -90,14 +86,14 @@ class Stream(ByteStream):
     on one connection at once. Outside of calls the socket blocks without limit,
     unless nobody else has it: to switch there and back costs more than a call.
 
-    A plain socket that nobody else has is read in one system call instead of two,
-    each of which gives the GIL away: the system itself waits for bytes (SO_RCVTIMEO).
+    A plain socket that nobody else has is read in one system call instead of two, each of which
+    gives the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO).
 
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_has_ended", "_is_private", "_system_waits", "_tls_turn", "raw")
+    __slots__ = ("_has_ended", "_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__()
@@ -105,8 +101,9 @@ class Stream(ByteStream):
         self._is_private = is_private
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
         self._tls_turn = threading.Lock()
-        # Seconds for which the system waits in a read, 0: without end; None: it is not to be told.
-        self._system_waits: float | None = 0.0 if is_private and not is_tls(raw) else None
+        self._is_alone = is_private and not is_tls(raw)  # the system may be told for how long it waits
+        self._is_in_read = False  # and does so, perhaps
+        self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
 
     def fileno(self) -> int:
         return self.raw.fileno()
@@ -125,9 +122,9 @@ class Stream(ByteStream):
 
     def expect_company(self) -> None:
         """Several threads may read from now on, each with a timeout of its own: the system has but one."""
-        if self._system_waits:
-            self._tell_system(0.0)
-        self._system_waits = None
+        self._is_alone = False  # said first, and looked after that: a read does it the other way round
+        if not self._is_in_read:
+            self._lift_limit()  # else the read does so when it ends, which is soon
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -224,8 +221,8 @@ class Stream(ByteStream):
         if isinstance(raw, ssl.SSLSocket):
             return super()._read(n, limit)
         try:  # as a rule there is something before the time is up
-            if self._system_waits is not None and self._lets_system_wait(limit):
-                data = raw.recv(n)
+            if self._is_alone and may_begin_to_read(limit):
+                data = self._read_alone(n, limit)
             elif limit is None:
                 return super()._read(n, None)
             else:
@@ -243,27 +240,28 @@ class Stream(ByteStream):
         self.received = True
         return data
 
-    def _lets_system_wait(self, limit: float | None) -> bool:
-        """Whether a read may just begin: the system ends it before *limit*, and we wait for the rest.
+    def _read_alone(self, n: int, limit: float | None) -> bytes:
+        """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
+        seconds = 0.0 if limit is None else BRIEF
+        try:
+            self._is_in_read = True  # see ``expect_company``
+            if not self._is_alone or (self._system_waits != seconds and not self._tell_system(seconds)):
+                return b""
+            return self.raw.recv(n)
+        finally:
+            self._is_in_read = False
+            if not self._is_alone:
+                self._lift_limit()
 
-        Not on the main thread: after a signal the read would begin anew, with all of its time.
-        """
-        waits = self._system_waits
-        if limit is None:
-            return waits == 0.0 or self._tell_system(0.0)
-        left = limit - now()
-        if not _TICKS <= left <= _LONGEST or threading.get_ident() == threading.main_thread().ident:
-            return False
-        return (waits is not None and left / 2 <= waits <= left * _PART) or self._tell_system(left * _PART)
+    def _lift_limit(self) -> None:
+        if self._system_waits:
+            self._tell_system(0.0)
 
     def _tell_system(self, seconds: float) -> bool:
         """Let no read last longer than *seconds*; 0: without end. False: the system does not take it."""
-        try:
-            self.raw.setsockopt(
-                socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(int(seconds), int(seconds % 1 * 1e6))
-            )
-        except OSError:
-            self._system_waits = None
+        self._system_waits = _UNTOLD  # an interrupt may come between the two
+        if not limit_reads(self.raw, seconds):
+            self._is_alone = False
             return False
         self._system_waits = seconds
         return True

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import select
+import socket
+import struct
+import threading
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
@@ -12,7 +15,17 @@ from connpool.clock import now
 from connpool.errors import CancelledError, ConnectTimeoutError
 from connpool.model.endpoint import Endpoint
 
-__all__ = ["LOCAL_ERRORS", "Budget", "Cancel", "milliseconds", "pause", "wait_until_ready"]
+__all__ = [
+    "BRIEF",
+    "LOCAL_ERRORS",
+    "Budget",
+    "Cancel",
+    "limit_reads",
+    "may_begin_to_read",
+    "milliseconds",
+    "pause",
+    "wait_until_ready",
+]
 
 T = TypeVar("T")
 
@@ -23,6 +36,12 @@ LOCAL_ERRORS: Final = frozenset(
 
 # Nothing wakes a waiting thread when a cancel flag is set, so it looks this often (seconds).
 CANCEL_SLICE: Final = 0.02
+
+# Seconds for which the system waits in a read. If the process is stopped meanwhile, as by a debugger or a
+# profiler that looks at its threads, the read begins anew with all of its time: so they are few.
+BRIEF: Final = 0.008
+_TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
+_timeval: Final = struct.Struct("ll").pack
 
 
 class Cancel(Protocol):
@@ -38,6 +57,25 @@ def wait_until_ready(fd: int, events: int, seconds: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, events)
     return bool(poll.poll(milliseconds(seconds)))
+
+
+def may_begin_to_read(limit: float | None) -> bool:
+    """Whether a read may begin though there may be nothing yet: the system ends it well before *limit*.
+
+    Not on the main thread: after a signal it would begin anew, too.
+    """
+    if limit is None:
+        return True
+    return limit - now() >= _TICKS and threading.get_ident() != threading.main_thread().ident
+
+
+def limit_reads(raw: socket.socket, seconds: float) -> bool:
+    """Let no read of *raw* last longer than *seconds*; 0: without end. False: the system does not take it."""
+    try:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0, int(seconds * 1e6)))
+    except OSError:
+        return False
+    return True
 
 
 def pause(seconds: float | None) -> bool:

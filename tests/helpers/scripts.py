@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,21 @@ class Ran(NamedTuple):
 def run_program(text: str, *arguments: object, flags: tuple[str, ...] = ("-X", "dev")) -> Ran:
     """Run the Python program *text* to its end."""
     return _run([*flags, "-c", textwrap.dedent(text), *map(str, arguments)])
+
+
+@contextmanager
+def running_program(text: str) -> Iterator[subprocess.Popen[str]]:
+    """The Python program *text*, which is gone in the end."""
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(text)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 def run_file(path: Path, *arguments: object, flags: tuple[str, ...] = ("-X", "dev")) -> Ran:

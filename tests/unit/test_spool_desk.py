@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from collections import deque
@@ -12,6 +13,7 @@ import pytest
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
 from connpool.delivery.desk import PATIENCE, Call, Desk, Job
+from tests.helpers.interrupts import Strike, codes_of
 from tests.helpers.together import together
 
 
@@ -340,3 +342,24 @@ def test_who_looks_at_a_desk_that_a_loner_leaves_in_that_very_moment_has_the_fil
     desk = Desk()
     desk.loners = Left()
     assert desk.do(Job(lambda _: 7), Runner(desk).run) == 7
+
+
+def test_an_interrupt_as_a_call_ends_lets_the_next_have_the_file_all_the_same() -> None:
+    for n in itertools.count(1):
+        desk = Desk()
+        call, waits = Call(desk, Job(None)), Job(lambda _: 7)
+        assert call.has_file()
+        waits.thread, waits.gate = -1, threading.Lock()
+        waits.gate.acquire()
+        next_call = Call(desk, waits)
+        assert not next_call.has_file()
+        with Strike(n, codes_of(Call.end, Desk.wake_next, Job.wake)) as strike:
+            call.end()
+        where = strike.where
+        del call, strike
+        gc.collect()  # the strike keeps its traceback, and that the strike
+        assert waits.gate.acquire(timeout=0), where
+        assert next_call.has_file()
+        if where is None:
+            assert n > 20
+            return
