@@ -39,7 +39,7 @@ CANCEL_SLICE: Final = 0.02
 
 # Seconds for which the system waits in a read. If the process is stopped meanwhile, as by a debugger or a
 # profiler that looks at its threads, the read begins anew with all of its time: so they are few.
-BRIEF: Final = 0.008
+BRIEF: Final = 0.004
 _TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
 _timeval: Final = struct.Struct("ll").pack
 
