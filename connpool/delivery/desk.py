@@ -138,6 +138,10 @@ class Desk:
             if (call.has_file() or self._wait(call, job, None)) and not job.is_done:
                 self._gather()
                 self._serve(run)
+        except BaseException:  # Ctrl-C: who is done by now may not have been told
+            for other in self.jobs.copy().values():
+                other.wake()
+            raise
         finally:
             call.end()
         if job.error is not None:

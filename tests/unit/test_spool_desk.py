@@ -363,3 +363,21 @@ def test_an_interrupt_as_a_call_ends_lets_the_next_have_the_file_all_the_same() 
         if where is None:
             assert n > 20
             return
+
+
+def test_an_interrupt_just_as_others_are_to_be_told_that_they_are_done_leaves_none_of_them_waiting() -> None:
+    desk = Desk()
+    waits = Job(lambda _: 7)
+    waits.thread, waits.gate = -1, threading.Lock()
+    waits.gate.acquire()
+    next_call = Call(desk, waits)
+
+    def run(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.is_done = True
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.do(Job(lambda _: 0), run)
+    assert waits.gate.acquire(timeout=0)
+    next_call.end()
