@@ -187,7 +187,7 @@ class Broadcaster(Admin, Receiving):
         the members that live, and a heartbeat says goodbye.
 
         Args:
-            timeout: Seconds for all of that; None: as long as it takes.
+            timeout: Seconds for all of that, and for another thread that is at it; None: as long as it takes.
 
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
@@ -206,7 +206,10 @@ class Broadcaster(Admin, Receiving):
             me = threading.current_thread()
             if self._closer is me or self._keeping.awaits(me):
                 return lost  # it is being closed by who cannot go on before we return
-            turn = self._closings.take(None)
+            left = None if until is None else max(0.0, until - real.now())
+            turn = self._closings.try_take(left if waits else 0.0)
+            if turn is None:  # it is being closed by who may take longer than we
+                return lost + self._keeping.unsent()
         try:
             self._closer = threading.current_thread()
             left = None if until is None else max(0.0, until - real.now())

@@ -199,9 +199,17 @@ class Desk:
         return call if self._wait(call, job, timeout) else None
 
     def _join(self, job: Job) -> Call:
-        if job.thread in self.jobs:
-            raise UsageError("a spool is used from within a call to it")
+        self.require_outside()
         return Call(self, job)
+
+    def require_outside(self) -> None:
+        """Turn away who comes from within a call of the same thread.
+
+        Raises:
+            UsageError: it would wait for itself.
+        """
+        if threading.get_ident() in self.jobs:
+            raise UsageError("a spool is used from within a call to it")
 
     def _wait(self, call: Call, job: Job, timeout: float | None) -> bool:
         """Wait for the file, or until *job* is done. False: *timeout* is over."""

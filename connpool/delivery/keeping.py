@@ -221,8 +221,9 @@ class Keeping:
             UsageError: in a call to the spool, which can be asked for nothing meanwhile.
         """
         office = self._office
+        require_outside = getattr(office.spool, "_require_outside", self.unsent)  # a user's may say so itself
         with suppress(SpoolError):
-            self.unsent()
+            require_outside()
         is_owned: Callable[[], bool] = office._lock._is_owned  # type: ignore[attr-defined]
         return is_owned() or any(link.is_inside() for link in list(office.roster.links.values()))
 

@@ -173,6 +173,7 @@ class SQLiteSpool:
         self._close(None)
 
     def _close(self, timeout: float | None) -> None:
+        self._require_outside()  # before anything is closed
         try:
             if self._keeper.ledger.late:
                 self._make_good()
@@ -186,6 +187,9 @@ class SQLiteSpool:
             self._do(self._keeper.ledger.keep_within)
         except SpoolError:  # there is still no space, or it is closed: they will come again
             pass
+
+    def _require_outside(self) -> None:
+        self._keeper.desk.require_outside()
 
     def _require_open(self) -> None:
         if self._keeper.is_closed:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
-from threading import current_thread, get_ident
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from connpool.model.states import CloseReason
@@ -28,7 +29,7 @@ def key_dropped(pool: ConnectionPool, record: Record) -> None:
         pool._lender.dialler.close_forgotten(record)
         return
     if record.holder == get_ident():  # once it has ended, a thread has no name any more
-        record.noted().taker = current_thread().name
+        record.noted().taker = _own_name()
     # A loan that is to be closed when it comes back is missed as well; but a terminated one did come back.
     is_forgotten = record.phase is Phase.OPEN and record.fate is not CloseReason.TERMINATED
     raw = record.raw
@@ -56,7 +57,7 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
         return
     since, thread, origin = hold.sharers.get(share.number, (share.since, get_ident(), None))
     if thread == get_ident():  # once it has ended, a thread has no name any more
-        share.is_of(thread := current_thread().name, origin)
+        share.is_of(thread := _own_name(), origin)
     pool._lender.books.lost.append((hold, share.number))
     pool._lender.nudge()
     wink(pool)
@@ -69,3 +70,13 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
         stacklevel=2,
         source=record.raw,
     )
+
+
+def _own_name() -> str:
+    """The name of this thread, which may have ended but for its finalisers.
+
+    ``current_thread`` would make up another one then, which stays for ever.
+    """
+    ident = get_ident()
+    thread = threading._active.get(ident)  # type: ignore[attr-defined]
+    return f"ended thread {ident}" if thread is None else thread.name

@@ -195,6 +195,63 @@ def test_several_threads_may_close_at_once(a):
         assert a.until_lines(100) == numbered(100)
 
 
+def closing_elsewhere(sender: Broadcaster) -> threading.Thread:
+    """A thread that closes *sender*, and is at it."""
+    closer = threading.Thread(target=sender.close, daemon=True)
+    closer.start()
+    until(lambda: not sender._closings.are_free(), "the beginning of the end")
+    return closer
+
+
+def test_an_end_that_may_not_last_waits_no_longer_for_another_that_lasts(a):
+    a.is_deaf = True
+    with broadcasting(a, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        n = fill(sender, lambda: sender.unsent().total > 3)
+        closer = closing_elsewhere(sender)
+        with taking(0, 3.0):
+            assert sender.close(0.1) >= 1
+        assert closer.is_alive()
+        a.is_deaf = False
+        closer.join(GUARD)
+        assert a.until_lines(n) == [b"f" * MUCH] * n, "that one goes on"
+
+
+def test_a_signal_handler_waits_for_no_other_end_that_waits_for_what_it_has_interrupted(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        with sender._office._lock:
+            closer = closing_elsewhere(sender)
+            with taking(0, 3.0):
+                assert sender.close() == 0
+        closer.join(GUARD)
+        assert not closer.is_alive()
+
+
+def test_a_program_ends_though_one_of_its_threads_waits_for_an_end_that_does_not_come(a):
+    program = """
+        import sys, threading
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        def confirm(conn, message):
+            asked.set()
+            threading.Event().wait(60)
+        def close():
+            closing.set()
+            sender.close()
+        asked, closing = threading.Event(), threading.Event()
+        spool = MemorySpool()
+        spool.put([sys.argv[1]], b"hello", bytes(16))
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), spool=spool, framing=Lines(), confirm=confirm)
+        asked.wait(10)
+        threading.Thread(target=close, daemon=True).start()
+        closing.wait(10)
+        threading.Event().wait(0.1)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.seconds < GUARD
+
+
 def test_the_end_during_a_flush_keeps_what_is_not_sent_in_the_spool(a):
     spool = Lasting()
     a.stop()

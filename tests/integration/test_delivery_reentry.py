@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from connpool import Broadcaster, Connection, ConnectionClosed, ConnPoolError, MemorySpool, UsageError
+from connpool import (
+    Broadcaster,
+    Connection,
+    ConnectionClosed,
+    ConnPoolError,
+    MemorySpool,
+    SQLiteSpool,
+    UsageError,
+    clock,
+)
 from tests.helpers.sinks import GUARD, Sink, acknowledged, broadcasting
 from tests.helpers.switchboard import until
 from tests.helpers.wire import taking
@@ -118,3 +129,56 @@ def test_a_listener_that_hangs_does_not_keep_the_end_from_coming(a, monkeypatch)
                 sender.close()
         finally:
             over.set()
+
+
+def within_a_put(monkeypatch: pytest.MonkeyPatch, visit: Callable[[], object]) -> None:
+    """Have *visit* called once in the midst of the next transaction of this thread, like a signal handler."""
+    here, ask = threading.current_thread(), clock.wall
+
+    def wall() -> float:
+        if threading.current_thread() is here:
+            monkeypatch.setattr(clock, "wall", ask)
+            visit()
+        return ask()
+
+    monkeypatch.setattr(clock, "wall", wall)
+
+
+@pytest.mark.parametrize("call", ["close", "flush"])
+def test_a_signal_handler_within_a_call_to_the_file_is_turned_away_and_closes_nothing(
+    a, tmp_path, monkeypatch, call
+):
+    """A worker that sends what waits would wait for the file, and the handler for the worker."""
+    results: list[str] = []
+
+    def visit() -> None:
+        a.start()
+        sender.mark_alive(a.endpoint)
+        a.until_accepts(1)
+        try:
+            getattr(sender, call)()
+        except UsageError as error:
+            results.append(str(error))
+
+    a.stop()
+    with broadcasting(a, spool=SQLiteSpool(Path(tmp_path, "spool.db"), durable=False)) as sender:
+        sender.broadcast(b"first")
+        within_a_put(monkeypatch, visit)
+        with taking(0, GUARD / 3):
+            sender.broadcast(b"second")
+        assert results == ["a spool is used from within a call to it"]
+        sender.broadcast(b"third")
+        assert sender.flush(GUARD) == 0
+        assert a.until_lines(3) == [b"first", b"second", b"third"]
+
+
+def test_a_spool_that_is_closed_from_within_a_call_to_it_goes_on(tmp_path, monkeypatch):
+    def visit() -> None:
+        with pytest.raises(UsageError):
+            spool.close()
+
+    with closing(SQLiteSpool(Path(tmp_path, "spool.db"), durable=False)) as spool:
+        within_a_put(monkeypatch, visit)
+        spool.put(["q"], b"first", bytes(16))
+        spool.put(["q"], b"second", bytes(16))
+        assert spool.count("q") == 2

@@ -134,6 +134,30 @@ def test_who_lost_it_is_named_though_that_thread_has_ended(
             assert function in text, "the whole stack"
 
 
+@pytest.mark.parametrize("how", ["try_connect", "share"])
+def test_who_keeps_a_loan_in_a_threading_local_to_its_end_makes_up_no_other_thread(
+    clock: FakeClock, how: str
+) -> None:
+    """It is dropped when the thread is no longer among those that ``threading`` knows."""
+    told: list[LoanLost] = []
+    mine = threading.local()
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, sharable=True) as pool:
+        pool.listen(told.append, LoanLost)
+
+        def work() -> None:
+            mine.loan = getattr(pool, how)()
+
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            worker = threading.Thread(target=work, name="worker-7")
+            worker.start()
+            worker.join(10)
+            until(lambda: pool.sweep() == 1)
+        assert "after thread 'ended thread" in str(seen[0].message)
+        assert "ended thread" in told[0].where
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("Dummy")]
+
+
 def test_origins_are_kept_only_if_asked_for(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool, pool.try_connect():
         assert pool.config.track_origin is False
