@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_const",
         const=QUICK,
         default=USUAL,
-        help="a first impression, in some two minutes",
+        help="a first impression, in a minute and a half",
     )
     length.add_argument(
         "--full", dest="plan", action="store_const", const=FULL, help="figures to publish, in some minutes"
