@@ -16,7 +16,7 @@ from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.keeper import HEIRLOOM, Keeper, lock_of
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_attached, remove_file
-from connpool.delivery.rows import END, Row
+from connpool.delivery.rows import END, Row, up_to
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolError
 from connpool.wire import disk
@@ -111,7 +111,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
         while position < END:
             try:
                 with Told(path):
-                    rows = _chunk_of(source, position)
+                    rows = up_to(CHUNK_BYTES, source.rows_of_all(position, CHUNK))
                     dropped = {note.name: note.number for note in source.notes() if note.kind == "dropped"}
             except Damaged as damage:
                 source.close()
@@ -125,18 +125,6 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
     remove_file(path)
     keeper.do(partial(_forget, keeper, name))
     return adopted
-
-
-def _chunk_of(source: Segment, position: int) -> list[Row]:
-    """The next messages to be taken over, from *position* on: one at least if there is any."""
-    rows: list[Row] = []
-    size = 0
-    for row in source.rows_of_all(position, CHUNK):
-        size += len(row.message)
-        if rows and size > CHUNK_BYTES:
-            break
-        rows.append(row)
-    return rows
 
 
 # -- jobs

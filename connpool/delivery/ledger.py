@@ -13,7 +13,7 @@ from connpool.delivery.batch import BATCH_BYTES
 from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged
 from connpool.delivery.limits import Limits
-from connpool.delivery.rows import PAGE_SIZE, Row, first_of, lane_of, sealed, serial_of
+from connpool.delivery.rows import PAGE_SIZE, Row, first_of, lane_of, sealed, serial_of, up_to
 from connpool.delivery.segment import Segment
 from connpool.delivery.spool import Spooled
 
@@ -106,13 +106,8 @@ class Ledger:
         tally = draft.books.tallies.get(source)
         if tally is None or max_messages < 1:
             return 0
-        leaving: list[Row] = []
-        size = 0
-        for row in islice(self._rows(draft, tally.lane), max_messages):
-            size += len(row.message) * max(1, len(targets))
-            if leaving and size > BATCH_BYTES:
-                break  # all of it is written twice: to the log, and to the file
-            leaving.append(row)
+        most = BATCH_BYTES // max(1, len(targets))  # all of it is written twice: to the log, and to the file
+        leaving = up_to(most, islice(self._rows(draft, tally.lane), max_messages))
         for row in leaving:
             self._add(draft, targets, row.id, row.spooled_at, row.message)
         sizes = {row.position: len(row.message) for row in leaving}

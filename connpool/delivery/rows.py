@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -20,6 +21,7 @@ __all__ = [
     "row_from",
     "sealed",
     "serial_of",
+    "up_to",
 ]
 
 APPLICATION: Final = 0x43507370  # "CPsp", by which file(1) and we know our own
@@ -106,3 +108,15 @@ def note_from(values: tuple[Any, ...]) -> Note | None:
         return note if (note := Note.sealed(kind, name, number)) == values else None
     except (AttributeError, TypeError, ValueError):
         return None
+
+
+def up_to(most: int, rows: Iterable[Row]) -> list[Row]:
+    """The first of *rows* whose messages together have at most *most* bytes: one at least if there is any."""
+    taken: list[Row] = []
+    size = 0
+    for row in rows:
+        size += len(row.message)
+        if taken and size > most:
+            break
+        taken.append(row)
+    return taken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import signal
 import socket
 import struct
@@ -150,7 +151,7 @@ def test_odd_timeouts_mean_what_they_do_elsewhere(timeout: float, echo: Scripted
         with ConnectionPool(echo.endpoint) as pool, pool.try_connect(timeout=5) as conn:
             raw = conn._record.raw
             conn.sendall(b"ping", timeout=5)
-            time.sleep(0.1)
+            assert select.select([raw], [], [], 5)[0]
             assert conn.recv_exactly(4, timeout=timeout) == b"ping"
             return limit_of(raw)
 

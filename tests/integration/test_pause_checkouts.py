@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -384,11 +385,13 @@ def test_who_may_not_wait_is_told_when_its_dial_ends_in_a_paused_pool(stage):
     until(lambda: s.pool.stats().idle == 1)
 
 
-@pytest.mark.parametrize("end", ["pause", "close"])
-def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_look_at(end):
+@contextlib.contextmanager
+def about_to_look():
+    """A pool with an idle connection, and what is done once a checkout has just taken that for a look."""
+
     class Treacherous(FakeClock):
         def now(self) -> float:
-            if ends and not pool.endpoints()[0].idle:  # the checkout has just taken it
+            if ends and not pool.endpoints()[0].idle:
                 ends.pop()()
             return super().now()
 
@@ -396,6 +399,12 @@ def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_
     settings = {"connector": Works(), "look_after_idle": 0, "clock": Treacherous()}
     with ConnectionPool("a:1", **settings) as pool:
         pool.try_connect().release()
+        yield pool, ends
+
+
+@pytest.mark.parametrize("end", ["pause", "close"])
+def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_look_at(end):
+    with about_to_look() as (pool, ends):
         ends.append(pool.close if end == "close" else lambda: pool.pause(fail=True))
         with pytest.raises((PoolPausedError, PoolClosedError)) as kept:
             pool.try_connect()
@@ -406,16 +415,7 @@ def test_a_pool_that_stops_lending_just_then_keeps_what_a_checkout_was_about_to_
 
 
 def test_what_a_checkout_was_about_to_look_at_is_lent_once_after_a_pause_that_begins_just_then():
-    class Treacherous(FakeClock):
-        def now(self) -> float:
-            if ends and not pool.endpoints()[0].idle:  # the checkout has just taken it
-                ends.pop()()
-            return super().now()
-
-    ends = []
-    settings = {"connector": Works(), "look_after_idle": 0, "clock": Treacherous()}
-    with ConnectionPool("a:1", **settings) as pool:
-        pool.try_connect().release()
+    with about_to_look() as (pool, ends):
         ends.append(pool.pause)
         caller = Caller(pool)
         until(lambda: pool.stats().waiting == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -412,8 +413,10 @@ def test_of_a_share_that_is_dropped_its_own_holder_is_named(board: Switchboard, 
         end(rest)
 
 
-def test_who_has_shared_it_for_longest_is_named_as_its_holder(pool: ConnectionPool, clock: FakeClock) -> None:
-    taken: list[Any] = []
+@contextlib.contextmanager
+def another_holder(pool: ConnectionPool) -> Iterator[tuple[threading.Thread, list[Connection]]]:
+    """A thread that shares from when it is started until the block ends, and what it has got."""
+    taken: list[Connection] = []
     over = threading.Event()
 
     def hold_on() -> None:
@@ -422,19 +425,27 @@ def test_who_has_shared_it_for_longest_is_named_as_its_holder(pool: ConnectionPo
             assert over.wait(10)
 
     holder = threading.Thread(target=hold_on, name="holder")
-    first = pool.share()
-    clock.advance(1)
-    holder.start()
-    until(lambda: taken)
-    clock.advance(2)
-    apart(lambda: pool.share().release(), "brief")
-    assert pool.connections()[0].holder == threading.current_thread().name
-    first.release()
-    assert pool.connections()[0].holder == "holder"
-    error = timed_out(pool._lender.books, 1, clock.now())
-    assert "longest held: connection 1 to a:1 for 2.0 s by thread 'holder')" in str(error)
-    over.set()
-    holder.join(10)
+    try:
+        yield holder, taken
+    finally:
+        over.set()
+        if holder.ident is not None:
+            holder.join(10)
+
+
+def test_who_has_shared_it_for_longest_is_named_as_its_holder(pool: ConnectionPool, clock: FakeClock) -> None:
+    with another_holder(pool) as (holder, taken):
+        first = pool.share()
+        clock.advance(1)
+        holder.start()
+        until(lambda: taken)
+        clock.advance(2)
+        apart(lambda: pool.share().release(), "brief")
+        assert pool.connections()[0].holder == threading.current_thread().name
+        first.release()
+        assert pool.connections()[0].holder == "holder"
+        error = timed_out(pool._lender.books, 1, clock.now())
+        assert "longest held: connection 1 to a:1 for 2.0 s by thread 'holder')" in str(error)
 
 
 @pytest.mark.parametrize("n_long", [0, 1, 2])
@@ -475,16 +486,10 @@ def test_a_share_that_lasts_is_warned_of_after_another_of_the_same_connection(
 
 def test_a_share_that_another_thread_hands_over_is_its_holders(board: Switchboard, clock: FakeClock) -> None:
     settings: dict[str, Any] = {"sharable": True, "max_size": 1, "max_sharers": 2}
-    taken: list[Any] = []
-    over = threading.Event()
-
-    def hold_on() -> None:
-        with pool.share() as share:
-            taken.append(share)
-            assert over.wait(10)
-
-    holder = threading.Thread(target=hold_on, name="holder")
-    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+    with (
+        ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool,
+        another_holder(pool) as (holder, taken),
+    ):
         first, second = pool.share(), pool.share()
         holder.start()
         until(lambda: pool.stats().waiting == 1)
@@ -492,8 +497,6 @@ def test_a_share_that_another_thread_hands_over_is_its_holders(board: Switchboar
         until(lambda: taken)
         second.release()
         assert pool.connections()[0].holder == "holder"
-        over.set()
-        holder.join(10)
 
 
 def test_who_waited_in_vain_is_told_of_loans_longest_first(clock: FakeClock) -> None:
