@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import Attribute, field, frozen
 
@@ -68,3 +68,6 @@ class Request:
             ConfigError: *value* is none of these.
         """
         return value if isinstance(value, Request) else cls(value)
+
+
+ANYTHING: Final = Request()

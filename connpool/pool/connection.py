@@ -69,19 +69,19 @@ class Connection(Traffic):
             pool = record.pool
             ask = pool._now
             now = ask()
-            stream = record.stream
             if (
-                now < record.expires_at
-                and now < pool._return_until
+                now < pool._return_until
+                and now < record.expires_at
                 and now - record.since < pool._brief_for
-                and (stream is None or stream.is_clean())
+                and ((stream := record.stream) is None or stream.is_clean())
             ):
                 record.since = now
                 record.host.idle.append(key)
                 if pool._is_awaited:  # announced before its last look: see docs/locking.md
                     pool._lender.serve(is_brisk=True)
             else:
-                pool._lender.receive(key)
+                receive = pool._receive  # called as an attribute, it would be sought as a method
+                receive(key, now)
         except BaseException:
             del key  # let the finaliser find it: a traceback would keep it alive
             raise
@@ -108,7 +108,8 @@ class Connection(Traffic):
         if is_failure:
             key.record.noted().wants_another = True
         key.record.condemn(CloseReason.TERMINATED)
-        key.record.pool._lender.receive(key)
+        pool = key.record.pool
+        pool._receive(key, pool._now())
 
     def detach(self) -> Any:
         """Leave the pool with the transport still open, and return it; its place is free again.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from connpool.errors import (
+    CancelledError,
     CheckoutTimeoutError,
     ConnectError,
     ConnectTimeoutError,
@@ -15,15 +16,18 @@ from connpool.errors import (
     HandshakeError,
     NoEndpointError,
     PermissionDeniedError,
+    PoolClosedError,
     PoolExhaustedError,
+    PoolPausedError,
 )
 from connpool.model.endpoint import Endpoint
+from connpool.model.states import FailReason
 from connpool.pool.snapshots import describe_loans
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
 
-__all__ = ["again", "as_connect_error", "drop_frames", "exhausted", "no_endpoint", "timed_out"]
+__all__ = ["again", "as_connect_error", "drop_frames", "exhausted", "no_endpoint", "reason_of", "timed_out"]
 
 
 class SoleConnectError(NoEndpointError, ConnectError):
@@ -150,3 +154,22 @@ def again(error: Exception) -> Exception:
         return error
     twin.__cause__ = error.__cause__
     return twin
+
+
+REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
+    (CheckoutTimeoutError, FailReason.TIMEOUT),
+    (PoolExhaustedError, FailReason.EXHAUSTED),
+    (PoolPausedError, FailReason.PAUSED),
+    (PoolClosedError, FailReason.CLOSED),
+    (CancelledError, FailReason.CANCELLED),
+    (NoEndpointError, FailReason.CONNECT),
+    (ConnectError, FailReason.CONNECT),
+)
+
+
+def reason_of(error: BaseException) -> FailReason:
+    """What to call *error*; an interrupt has cancelled the checkout."""
+    for kind, reason in REASONS:
+        if isinstance(error, kind):
+            return reason
+    return FailReason.CONNECT if isinstance(error, Exception) else FailReason.CANCELLED

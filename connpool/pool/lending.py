@@ -18,7 +18,6 @@ from connpool.pool.failures import as_connect_error, drop_frames
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
-from connpool.pool.loan_events import checked_in
 from connpool.pool.piles import look_through
 from connpool.pool.record import OPEN, Key, Phase, Record
 from connpool.pool.room import would_rather_dial
@@ -44,54 +43,28 @@ class Lender(Desk):
 
     # -- what comes back
 
-    def receive(self, key: Key) -> None:
-        """A loan comes back on the long way, be it only because somebody wants to hear of it."""
-        if not self.books.is_heard:
-            self.take_back(key)  # whoever sends it here has seen that it cannot just lie down
-            return
-        now = self.now()
-        try:
-            self.tell_checked_in(key.record, now, now - key.record.since)
-        except BaseException:  # Ctrl-C in a handler: it comes back all the same
-            self.take_back(key)
-            raise
-        if not self.lay_down(key, now):
-            self.take_back(key)
-        elif self.pool._is_awaited:
-            self.serve(is_brisk=True)
-
-    def lay_down(self, key: Key, now: float) -> bool:
-        """Let a loan that has ended lie idle, if that is all there is to do. Needs no lock."""
-        record = key.record
-        if (
-            now < record.expires_at
-            and now < self.books.return_until
-            and now - record.since < self.pool._brief_for
-            and (record.stream is None or record.stream.is_clean())
-        ):
-            record.since = now
-            record.host.idle.append(key)
-            return True
-        return False
-
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
-        """Tell of a return, with the key still in hand."""
+        """Tell of a return that does not come by way of ``receive_aloud``: of a share, of a farewell."""
         if not record.id:
             return  # a file: of its loan nothing was told, either
         timings = self.books.timings
         timings.new_holds.append(held)
         if now >= timings.count_at or len(timings.new_holds) >= MANY:
-            self._count_in(now)
+            self.count_in(now)
         if handlers := self.listeners.by_kind[CheckedIn]:
-            self.listeners.tell(checked_in(self.pool.name, now, record.id, held), handlers)
+            self.listeners.tell(CheckedIn(self.pool.name, now, record.id, held), handlers)
 
-    def _count_in(self, now: float) -> None:
+    def count_in(self, now: float) -> None:
+        """Count in how long things took since the last time."""
         if not self.is_inside():
             with self._lock:
                 self.books.timings.catch_up(now, self.books.n_checkouts())
 
-    def take_back(self, key: Key) -> None:
-        """The long way of a return: reset it, hand it to a waiter, keep it, or close it."""
+    def take_back(self, key: Key, at: float | None = None) -> None:
+        """The long way of a return: reset it, hand it to a waiter, keep it, or close it.
+
+        *at*: when it came back, if who sends it here knows.
+        """
         record = key.record
         if record.phase is not OPEN:
             record.check_may_return()
@@ -100,9 +73,9 @@ class Lender(Desk):
             try:
                 self._make_ready(record)
             except BaseException:  # a reset that was interrupted has its connection closed, not forgotten
-                self._settle(key)
+                self._settle(key, at)
                 raise
-        self._settle(key)
+        self._settle(key, at)
         if record.fate is CloseReason.BROKEN and self.service.looks_are_prompt:
             self._look_at_siblings(record.host)
 
@@ -142,7 +115,7 @@ class Lender(Desk):
         if not is_usable:
             key.record.condemn(CloseReason.BROKEN)
 
-    def _settle(self, key: Key) -> None:
+    def _settle(self, key: Key, at: float | None = None) -> None:
         """A waiter gets it, or it lies idle, or it is closed."""
         record = key.record
         if self.is_inside():
@@ -151,7 +124,7 @@ class Lender(Desk):
         with self._lock:
             now = self.now()
             service, reason = self.service, self._fate_locked(record, now)
-            is_brisk = now - record.since < BRIEF
+            is_brisk = (now if at is None else at) - record.since < BRIEF
             if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
                 reason = CloseReason.EVICTED
             if reason is None:

@@ -5,16 +5,28 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from connpool.errors import ConfigError
-from connpool.model.events import EVENTS, EndpointDown, EndpointUp, Event, GroupSwitched
+from connpool.model.events import (
+    EVENTS,
+    CheckedIn,
+    CheckedOut,
+    CheckoutStarted,
+    EndpointDown,
+    EndpointUp,
+    Event,
+    GroupSwitched,
+)
 
-__all__ = ["Handler", "Listeners", "Teller"]
+__all__ = ["FAILED", "Handler", "Listeners", "Teller"]
 
 News: TypeAlias = tuple[type[Event], tuple[Any, ...], int]  # what happened, its fields, a number for the log
 Handler: TypeAlias = Callable[[Any], object]
 NOBODY: Final[Mapping[type[Event], tuple[Handler, ...]]] = dict.fromkeys(EVENTS, ())
+
+FAILED: Final = "pool %r: a listener failed at %r"
 
 logger = logging.getLogger("connpool.events")
 logging.getLogger("connpool").addHandler(logging.NullHandler())  # silent unless the program wants to read
@@ -40,9 +52,29 @@ class Listeners:
 
     def __init__(self, pool: str, by_kind: Mapping[type[Event], tuple[Handler, ...]] = NOBODY) -> None:
         self._pool = pool
-        self.by_kind = by_kind  # replaced as a whole, never changed
+        self.by_kind = by_kind
         self.pending: list[News] = []  # a deque would take ten times the memory, in each of many pools
         self._teller: weakref.ref[Teller] | None = None
+
+    @property
+    def by_kind(self) -> Mapping[type[Event], tuple[Handler, ...]]:
+        """Who hears of what. Replaced as a whole, never changed."""
+        return self._by_kind
+
+    @by_kind.setter
+    def by_kind(self, by_kind: Mapping[type[Event], tuple[Handler, ...]]) -> None:
+        self._by_kind = by_kind
+        # For what every loan tells of, which it does by itself and with one call for each event.
+        self.of_start = self._all_of(CheckoutStarted)
+        self.of_loan = self._all_of(CheckedOut)
+        self.of_return = self._all_of(CheckedIn)
+
+    def _all_of(self, kind: type[Event]) -> Handler | None:
+        """All handlers of *kind* as one; None: there are none, or calls are lent here, not connections."""
+        handlers = self._by_kind.get(kind, ())
+        if len(handlers) > 1:
+            return partial(self.tell, handlers=handlers)
+        return handlers[0] if handlers else None
 
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
         """Let *handler* hear events of *kinds*. With the pool's lock held.
@@ -88,7 +120,7 @@ class Listeners:
             try:
                 handler(event)
             except Exception:
-                logger.exception("pool %r: a listener failed at %r", self._pool, event)
+                logger.exception(FAILED, self._pool, event)
 
     def post(self, kind: type[Event], *fields: Any, number: int = 0) -> None:
         """Write down what has just happened. With the pool's lock held.

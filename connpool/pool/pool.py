@@ -21,7 +21,7 @@ from connpool.model.checks import (
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
-from connpool.model.request import Request
+from connpool.model.request import ANYTHING, Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.pool.census import disown, keep, watch
@@ -35,16 +35,14 @@ from connpool.pool.fleet import Missed, Take
 from connpool.pool.lending import Lender
 from connpool.pool.loose import open_file, run, share
 from connpool.pool.observed import observe
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key
 from connpool.pool.shared import SharedConnection, share_at_hand
-from connpool.pool.sharing import Hold, Share
 from connpool.pool.steering import Steering
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
 
 __all__ = ["ConnectionPool"]
 
 T = TypeVar("T")
-ANYTHING: Final = Request()
 _numbers: Final = itertools.count(1)  # for pools without a name
 
 
@@ -81,6 +79,7 @@ class ConnectionPool(Steering):
         "_lend_until",
         "_lender",
         "_now",
+        "_receive",
         "_return_until",
         "_shares_at_hand",
         "_take",
@@ -91,6 +90,7 @@ class ConnectionPool(Steering):
     _lender: Lender
     _now: Callable[[], float]
     _take: Take
+    _receive: Callable[[Key, float], None]
     _fresh_for: float
     _lend_until: float
     _return_until: float
@@ -244,6 +244,8 @@ class ConnectionPool(Steering):
             key = conn = None  # a traceback must not keep a key from its finaliser
             raise
 
+    _lend_untold = try_connect  # what a listened-to pool does itself, unless a class below has its own way
+
     def share(
         self, req: Request | Endpoint | str | None = None, *, timeout: float | None = None
     ) -> SharedConnection:
@@ -313,8 +315,5 @@ class ConnectionPool(Steering):
     def __repr__(self) -> str:
         return f"<ConnectionPool {self.name!r} to {self.route}: {self._lender.books.summary()}>"
 
-    def _key_dropped(self, record: Record) -> None:
-        key_dropped(self, record)
-
-    def _share_dropped(self, share: Share, hold: Hold) -> None:
-        share_dropped(self, share, hold)
+    _key_dropped = key_dropped
+    _share_dropped = share_dropped

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
+from typing import Any, ClassVar
 
 import pytest
 from attrs import define
@@ -15,6 +16,7 @@ from connpool import (
     CheckedOut,
     CheckoutFailed,
     CheckoutStarted,
+    Connection,
     ConnectionOpened,
     ConnectionPool,
     ConnPoolError,
@@ -296,11 +298,80 @@ def test_who_listens_to_one_kind_of_loan_events_alone_hears_of_it(kind: type[Eve
 
 def test_who_listens_to_other_things_has_loans_go_their_usual_way() -> None:
     with ConnectionPool.of(object, max_size=1) as pool:
-        usual = pool.try_connect.__func__
+        usual = pool.try_connect
         stop = pool.listen(lambda event: None, EndpointDown, ConnectionOpened, PoolClosed)
-        assert pool.try_connect.__func__ is usual
+        assert pool.try_connect == usual
         also = pool.listen(lambda event: None, CheckedIn)
-        assert pool.try_connect.__func__ is not usual
+        assert pool.try_connect != usual
         stop()
         also()
-        assert pool.try_connect.__func__ is usual
+        assert pool.try_connect == usual
+
+
+def test_a_class_of_ones_own_is_told_of_and_lends_in_its_own_way() -> None:
+    class Counting(ConnectionPool):
+        labels: ClassVar[list[str]] = []
+
+        def try_connect(self, *args: Any, label: str = "", **kwargs: Any) -> Connection:
+            self.labels.append(label)
+            return super().try_connect(*args, **kwargs)
+
+    heard: list[type[Event]] = []
+    with Counting.of(object, max_size=1, listeners=[lambda event: heard.append(type(event))]) as pool:
+        pool.try_connect(timeout=1.0, label="mine").release()
+        with pytest.raises(PoolExhaustedError), pool.try_connect():
+            pool.try_connect(timeout=0, label="two")
+    assert Counting.labels == ["mine", "", "two"]
+    loans = [kind for kind in heard if kind in (CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn)]
+    assert loans == [
+        CheckoutStarted, CheckedOut, CheckedIn,
+        CheckoutStarted, CheckedOut, CheckoutStarted, CheckoutFailed, CheckedIn,
+    ]  # fmt: skip
+
+
+def test_several_who_hear_of_a_loan_get_one_and_the_same_event_and_one_that_fails_hinders_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[Event] = []
+
+    def fail(event: Event) -> None:
+        raise ValueError(type(event).__name__)
+
+    kinds = (CheckoutStarted, CheckedOut, CheckedIn)
+    with ConnectionPool.of(object, max_size=1) as pool:
+        for handler in (heard.append, fail, heard.append):
+            pool.listen(handler, *kinds)
+        pool.try_connect().release()
+        assert pool.stats().idle == 1
+    assert [type(event) for event in heard] == [kind for kind in kinds for _ in range(2)]
+    assert all(one is other for one, other in zip(heard[::2], heard[1::2], strict=True))
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == [
+        kind.__name__ for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize("kind", [CheckoutStarted, CheckedOut, CheckedIn])
+def test_a_loan_goes_on_though_its_only_listener_fails(
+    kind: type[Event], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: Event) -> None:
+        raise ValueError("no")
+
+    with ConnectionPool.of(object, max_size=1) as pool:
+        pool.listen(fail, kind)
+        for _ in range(2):
+            pool.try_connect(timeout=1.0).release()
+        assert (pool.stats().idle, pool.stats().opened) == (1, 1)
+    failures = [record for record in caplog.records if record.name == "connpool.events"]
+    assert len(failures) == 2
+    assert kind.__name__ in failures[0].getMessage()
+
+
+def test_who_hears_of_one_thing_alone_is_told_of_nothing_else() -> None:
+    for kind in (CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn):
+        heard: list[Event] = []
+        with ConnectionPool.of(object, max_size=1) as pool:
+            pool.listen(heard.append, kind)
+            with pool.try_connect(), pytest.raises(PoolExhaustedError):
+                pool.try_connect(timeout=0)
+        assert {type(event) for event in heard} == {kind}
