@@ -7,11 +7,14 @@ import os
 import select
 import socket
 import ssl
+import sys
 from typing import Any, Final
 
 __all__ = ["abandon", "address_text", "close", "describe", "interrupt", "is_usable"]
 
 _SOMETHING_TO_READ: Final = select.POLLIN | select.POLLPRI
+_TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
+_ESTABLISHED: Final = b"\x01"  # the first byte that Linux answers is the state
 
 _abandoned: Final[list[object]] = []  # see abandon()
 
@@ -36,12 +39,25 @@ def is_usable(raw: Any) -> bool:
         return False  # closed already
     readable = poll.poll(0)
     if not isinstance(raw, ssl.SSLSocket):
-        return not readable
+        return not readable and not _has_just_ended(raw)
     try:
         if raw.version() is None or raw.pending():
             return False  # its TLS was taken off; or decrypted bytes wait
-        return not readable or _has_only_tickets(raw)
+        return (not readable or _has_only_tickets(raw)) and not _has_just_ended(raw)
     except OSError:
+        return False
+
+
+def _has_just_ended(raw: socket.socket) -> bool:
+    """Whether the peer hung up while we waited for the interpreter, which ``poll`` gives to others.
+
+    That may be milliseconds where many threads compute. This question keeps it.
+    """
+    if _TCP_INFO is None:
+        return False
+    try:
+        return raw.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) != _ESTABLISHED
+    except OSError:  # no TCP
         return False
 
 

@@ -7,7 +7,9 @@ import select
 import socket
 import ssl
 import struct
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +53,32 @@ def test_an_end_of_stream_a_reset_and_a_stray_byte_are_seen(pair: Pair) -> None:
     assert look.is_usable(ours)
     theirs.shutdown(socket.SHUT_WR)
     until_readable(ours)
+    assert not look.is_usable(ours)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
+def test_an_end_that_comes_while_the_interpreter_is_given_to_others_is_seen(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pair
+
+    class Outdated:
+        """Answers, and then waits for the interpreter, as ``poll`` does."""
+
+        def __init__(self) -> None:
+            self._poll = _poll()
+
+        def register(self, *args: object) -> None:
+            self._poll.register(*args)
+
+        def poll(self, timeout: float) -> list[tuple[int, int]]:
+            answer = self._poll.poll(timeout)
+            theirs.close()
+            until_readable(ours)
+            return answer
+
+    _poll = select.poll
+    monkeypatch.setattr(look, "select", SimpleNamespace(poll=Outdated))
     assert not look.is_usable(ours)
 
 
