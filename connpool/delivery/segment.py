@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from connpool.delivery.checkup import refuse_what_sqlite_would_destroy, set_up, take_stock
+from connpool.delivery.checkup import log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
 from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.errors import SpoolError
@@ -59,6 +59,7 @@ class Segment:
                     self._keep_to_ourselves()
                     set_up(self)
                 self.books = take_stock(self)
+                self._log_identity = disk.identity(log_of(path))
             except BaseException:
                 self.close()
                 raise
@@ -73,10 +74,10 @@ class Segment:
         """Close it; again: do nothing. What is in its log goes to its place if that is possible."""
         if not self._is_open:
             return
-        self._is_open = False
         if self._process != os.getpid():
-            _FOREIGN.append(self._connection)
+            self.let_go()
             return
+        self._is_open = False
         try:
             self._connection.close()
         except sqlite3.Error:  # whatever is the matter, the next who opens it will see
@@ -85,6 +86,38 @@ class Segment:
     def __del__(self) -> None:
         if hasattr(self, "_is_open"):
             self.close()
+
+    def is_in_place(self) -> bool:
+        """Whether nobody has removed or replaced the file or its log, while it is open."""
+        if not self._is_open:
+            return True
+        now = disk.identity(self.path), disk.identity(log_of(self.path))
+        return now == (self._identity, self._log_identity)
+
+    def remove_rest(self) -> None:
+        """Remove what is still there of its files; leave what has taken their places."""
+        log = log_of(self.path)
+        if disk.identity(log) == self._log_identity:
+            disk.remove(log)
+        if disk.identity(self.path) == self._identity:
+            disk.remove(self.path)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy all that is in it into the new file *path*, and to the disk."""
+        disk.create(path)
+        try:
+            copy = _connect(path)
+            try:
+                self._connection.backup(copy)
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise SpoolError(f"spool {self.path}: it cannot be copied to {path}: {error}") from error
+
+    def let_go(self) -> None:
+        """Never touch it again: to close it would remove what is called like its log, and is another's."""
+        self._is_open = False
+        _FOREIGN.append(self._connection)
 
     def disown(self) -> None:
         """In a forked child: never touch it. SQLite would take the parent's locks for its own."""
@@ -227,4 +260,4 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 _INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open
-_FOREIGN: Final[list[sqlite3.Connection]] = []  # its connections, kept so that nobody closes them
+_FOREIGN: Final[list[sqlite3.Connection]] = []  # connections kept so that nobody closes them

@@ -154,6 +154,7 @@ class SQLiteSpool:
         if call is None:  # somebody is at it
             return {}
         try:
+            self._keeper.look_after()
             self._do(self._keeper.ledger.keep_within)
             adopted = adopt(self._keeper)
             if adopted:
@@ -216,8 +217,9 @@ class SQLiteSpool:
                 event, why = news
                 self.damage = event
                 logger.error(
-                    "spool %s is damaged (%s): set aside as %s; %d message(s) recovered, %d known to be lost",
-                    event.path, why, event.aside, event.recovered, event.lost,
+                    "spool %s is damaged (%s): %s; %d message(s) recovered, %d known to be lost",
+                    event.path, why, f"set aside as {event.aside}" if event.aside else "nothing to set aside",
+                    event.recovered, event.lost,
                 )  # fmt: skip
                 self._teller.tell(event)
             else:

@@ -78,10 +78,15 @@ class FileLock:
                 return lock
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
+    def is_in_place(self) -> bool:
+        """Whether it still excludes others: who finds another file of its name, or none, does not ask it."""
+        with _told(self._path):
+            return identity(self._path) == _identity(os.fstat(self._file.fileno()))
+
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
         try:
-            if not self._file.closed and self._process == os.getpid():
+            if not self._file.closed and self._process == os.getpid() and self.is_in_place():
                 remove(self._path)  # while it is locked: who has opened it meanwhile will look again
         finally:
             self.abandon()
