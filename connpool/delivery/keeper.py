@@ -51,10 +51,6 @@ class Keeper:
         self._limits = limits
         self.shunned: set[Path] = set()
         self.is_closed = False
-        self.start_clean()
-
-    def start_clean(self) -> None:
-        """Begin anew, without a file: in a forked child it is the parent's."""
         self.path: Path | None = None
         self.books = Books()
         self.desk = Desk()
@@ -64,13 +60,16 @@ class Keeper:
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
-    def disown(self) -> None:
-        """In a forked child: let go of the parent's file and begin anew."""
-        if self.ledger.segment is not None:
-            self.ledger.segment.disown()
+    def heir(self) -> Keeper:
+        """In a forked child: let go of the parent's file. Returns another keeper, which has none yet.
+
+        A call that a signal handler has forked within may go on here, and comes to nothing.
+        """
         if self._lock is not None:
             self._lock.abandon()
-        self.start_clean()
+        new = Keeper(self.base, self._limits)
+        new.is_closed, self.is_closed = self.is_closed, True
+        return new
 
     def own(self, path: Path, lock: FileLock) -> None:
         """Have the file *path*, whose *lock* is ours."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from connpool.delivery.checkup import log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
-from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.errors import SpoolError
+from connpool.pool.flock import Flock
 from connpool.wire import disk
 
-__all__ = ["Segment"]
+__all__ = ["Segment", "disown_all"]
 
 BUSY_TIMEOUT: Final = 5.0  # seconds for another program that looks into the file
 SPARE_PAGES: Final = 32  # free ones that a file may keep, besides half of those in use
@@ -50,6 +51,7 @@ class Segment:
         with Told(path):
             self._connection = _connect(path)
             self._is_open = True
+            _OPEN.add(self)
             try:
                 try:
                     set_up(self)
@@ -122,7 +124,9 @@ class Segment:
     def disown(self) -> None:
         """In a forked child: never touch it. SQLite would take the parent's locks for its own."""
         _INHERITED.add(self._identity)
-        self.close()
+        if self._is_open:
+            self.close()
+            self._connection = _Cut(self.path)  # type: ignore[assignment]  # for a call that goes on here
 
     # -- transactions
 
@@ -259,5 +263,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
 
 
+class _Cut:
+    """Stands for the parent's connection in a forked child."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> object:
+        raise ForkedError(f"spool {self._path}: {FORKED}")
+
+
+def disown_all() -> None:
+    """In a forked child: whatever is open is the parent's. A call to it may go on here."""
+    for segment in _OPEN:
+        segment.disown()
+
+
+_OPEN: Final[Flock[Segment]] = Flock()
 _INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open
 _FOREIGN: Final[list[sqlite3.Connection]] = []  # connections kept so that nobody closes them
