@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Final
 
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Record
-from connpool.pool.waiters import Waiter
+from connpool.pool.waiters import PATIENCE, Waiter
 
-__all__ = ["PATIENCE", "Attempts"]
-
-PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
+__all__ = ["Attempts"]
 
 
 class Attempts:
