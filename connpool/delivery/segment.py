@@ -123,8 +123,8 @@ class Segment:
 
     def disown(self) -> None:
         """In a forked child: never touch it. SQLite would take the parent's locks for its own."""
-        _INHERITED.add(self._identity)
         if self._is_open:
+            _INHERITED.add(self._identity)
             self.close()
             self._connection = _Cut(self.path)  # type: ignore[assignment]  # for a call that goes on here
 

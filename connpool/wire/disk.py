@@ -79,9 +79,13 @@ class FileLock:
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
     def is_in_place(self) -> bool:
-        """Whether it still excludes others: who finds another file of its name, or none, does not ask it."""
+        """Whether others who look for it find it. They do not if somebody has removed or replaced its file."""
         with _told(self._path):
-            return identity(self._path) == _identity(os.fstat(self._file.fileno()))
+            try:
+                mine = _identity(os.fstat(self._file.fileno()))
+            except ValueError:  # it has just ended
+                return True
+            return identity(self._path) == mine
 
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
