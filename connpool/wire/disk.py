@@ -79,7 +79,7 @@ class FileLock:
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
     def is_in_place(self) -> bool:
-        """Whether others who look for it find it. They do not if somebody has removed or replaced its file."""
+        """Whether others who look for it find it: nobody has removed or replaced its file."""
         with _told(self._path):
             try:
                 mine = _identity(os.fstat(self._file.fileno()))
