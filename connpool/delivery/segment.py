@@ -98,6 +98,7 @@ class Segment:
 
     def remove_rest(self) -> None:
         """Remove what is still there of its files; leave what has taken their places."""
+        disk.remove(self.path.with_name(self.path.name + "-shm"))  # says nothing that the log does not say
         log = log_of(self.path)
         if disk.identity(log) == self._log_identity:
             disk.remove(log)

@@ -53,6 +53,7 @@ def test_what_was_in_removed_files_goes_on_in_new_ones(path, tmp_path, caplog, e
     spool.adopt()
     put(spool, 4)
 
+    assert sorted(os.listdir(path.parent)) == ["spool.db", "spool.db-shm", "spool.db-wal", "spool.db.lock"]
     assert left_by_a_kill(path, tmp_path / "copy") == [1, 2, 3, 4]
     assert [(event.path, event.recovered, event.lost) for event in told] == [(str(path), 3, 0)]
     assert "it was removed or replaced while it was in use" in caplog.text
