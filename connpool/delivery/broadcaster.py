@@ -11,7 +11,7 @@ from connpool import clock as real
 from connpool.clock import SystemClock
 from connpool.delivery.admin import Admin, require_places
 from connpool.delivery.deferred import Deferred
-from connpool.delivery.keeping import Keeping
+from connpool.delivery.keeping import GRACE, PATIENCE, Keeping
 from connpool.delivery.office import Office
 from connpool.delivery.receiving import Receiving
 from connpool.delivery.sending import Sending
@@ -103,7 +103,7 @@ class Broadcaster(Admin, Receiving):
         writing = Writing(office)
         self._sending = Sending(office, writing)
         self._telling = Telling(self, office)
-        self._keeping = Keeping(office, writing)
+        self._keeping = Keeping(office, writing, self._watch)
         settings = self._settings
         self._deferred = Deferred(
             self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
@@ -187,7 +187,8 @@ class Broadcaster(Admin, Receiving):
         the members that live, and a heartbeat says goodbye.
 
         Args:
-            timeout: Seconds for all of that, and for another thread that is at it; None: as long as it takes.
+            timeout: Seconds for all of that, and for another thread that is at it, and a quarter of a second
+                for a ``confirm``, handler or heartbeat of yours that is at work; None: as long as it takes.
 
         Returns:
             How many messages are unsent: they are in the spool, or, given to ``broadcast_async``, lost.
@@ -197,6 +198,9 @@ class Broadcaster(Admin, Receiving):
                 closed. One that has interrupted something else waits for nobody.
         """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
+        return self._close(timeout, PATIENCE)
+
+    def _close(self, timeout: float | None, patience: float) -> int:
         waits = not self._keeping.is_inside()
         until = None if timeout is None else real.now() + timeout
         self._deferred.close()
@@ -213,7 +217,7 @@ class Broadcaster(Admin, Receiving):
         try:
             self._closer = threading.current_thread()
             left = None if until is None else max(0.0, until - real.now())
-            unsent = self._keeping.close(left, waits=waits)
+            unsent = self._keeping.close(left, waits=waits, patience=patience)
         finally:
             turn.end()  # before the rest, for a handler that closes, too
         try:
@@ -221,7 +225,8 @@ class Broadcaster(Admin, Receiving):
                 self._spool.close()
         finally:
             self._watch.stop(waits=waits)
-            self._telling.stop(waits=waits)
+            left = None if until is None else max(until - real.now(), patience)
+            self._telling.stop(left, waits=waits)
             KEPT.discard(self)
             self.pool._part_with(self)
         return lost + unsent
@@ -279,4 +284,4 @@ class Broadcaster(Admin, Receiving):
     def _close_at_exit(self) -> None:
         self._deferred.close()
         self._deferred.drain(EXIT_GRACE)
-        self.close(0.0)
+        self._close(0.0, GRACE)

@@ -9,7 +9,7 @@ from typing import Final
 
 from connpool.errors import SpoolError
 
-__all__ = ["Damaged", "Told", "UnwritableError", "told"]
+__all__ = ["FORKED", "Damaged", "ForkedError", "Told", "UnwritableError", "told"]
 
 # What SQLite says when the fault lies in the file. ERROR: a table or a column is missing that we made.
 DAMAGE: Final = frozenset(
@@ -45,8 +45,15 @@ UNWRITABLE: Final = frozenset(
 )
 
 
+FORKED: Final = "a signal handler has forked within this call, which is not for the child to end"
+
+
 class Damaged(Exception):
     """The file is not what was written. Never leaves the spool."""
+
+
+class ForkedError(SpoolError):
+    """A call that a handler has interrupted to fork goes on in the child. To callers it is a SpoolError."""
 
 
 class UnwritableError(SpoolError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -13,7 +14,7 @@ from connpool.delivery.desk import Desk, Job
 from connpool.delivery.faults import Damaged, Told, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
-from connpool.delivery.mend import mend, open_whole, remove_file
+from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, rescue
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolCorruptError, SpoolError
 from connpool.model.events import SpoolDamaged
@@ -50,10 +51,6 @@ class Keeper:
         self._limits = limits
         self.shunned: set[Path] = set()
         self.is_closed = False
-        self.start_clean()
-
-    def start_clean(self) -> None:
-        """Begin anew, without a file: in a forked child it is the parent's."""
         self.path: Path | None = None
         self.books = Books()
         self.desk = Desk()
@@ -63,13 +60,16 @@ class Keeper:
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
-    def disown(self) -> None:
-        """In a forked child: let go of the parent's file and begin anew."""
-        if self.ledger.segment is not None:
-            self.ledger.segment.disown()
+    def heir(self) -> Keeper:
+        """In a forked child: let go of the parent's file. Returns another keeper, which has none yet.
+
+        A call that a signal handler has forked within may go on here, and comes to nothing.
+        """
         if self._lock is not None:
             self._lock.abandon()
-        self.start_clean()
+        new = Keeper(self.base, self._limits)
+        new.is_closed, self.is_closed = self.is_closed, True
+        return new
 
     def own(self, path: Path, lock: FileLock) -> None:
         """Have the file *path*, whose *lock* is ours."""
@@ -84,17 +84,24 @@ class Keeper:
             return
         try:
             self._settle()
-            segment, self.ledger.segment = self.ledger.segment, None
-            if segment is not None:
-                segment.close()
             try:
-                if segment is not None and not self._is_of_use(segment.path):
-                    remove_file(segment.path)
-            finally:  # the lock ends also if the directory is gone
-                if self._lock is not None:
-                    self._lock.end()
+                if self.books.messages:
+                    self._rescue()
+            finally:
+                self._let_go()
         finally:
             call.end()
+
+    def _let_go(self) -> None:
+        segment, self.ledger.segment = self.ledger.segment, None
+        if segment is not None:
+            segment.close()
+        try:
+            if segment is not None and not self._is_of_use(segment.path):
+                remove_file(segment.path)
+        finally:  # the lock ends also if the directory is gone
+            if self._lock is not None:
+                self._lock.end()
 
     def _is_of_use(self, path: Path) -> bool:
         """Whether our file *path* is to stay: how far heirlooms are copied is in it."""
@@ -118,6 +125,48 @@ class Keeper:
             self.ledger.late.clear()  # they are in these books again
             self.ledger.segment = segment
         return self.ledger.segment
+
+    def look_after(self) -> None:
+        """If somebody has removed or replaced the file, go on in a new one with all that is in the open one.
+
+        Raises:
+            SpoolError: there can be none: its directory is gone, too, say.
+        """
+        if self._is_in_place():
+            return
+        call = self.desk.hold()
+        try:
+            self._settle()
+            self._rescue()
+        finally:
+            if call is not None:
+                call.end()
+
+    def _is_in_place(self) -> bool:
+        segment, lock = self.ledger.segment, self._lock
+        if segment is None or lock is None:
+            return True
+        return segment.path == self.path and lock.is_in_place() and segment.is_in_place()
+
+    def _rescue(self) -> None:
+        segment, lock = self.ledger.segment, self._lock
+        if segment is None or lock is None or self._is_in_place():  # it was just about to be mended
+            return
+        disk.require_directory(self.base)
+        if not lock.is_in_place():
+            self._find(segment.path)
+            if segment.is_in_place() and self.path == segment.path:
+                return  # nothing else was removed
+        assert self.path is not None
+        known = self.books.messages
+        aside = rescue(segment, self.path)
+        self.ledger.segment = None
+        segment.close() if self.path == segment.path else segment.let_go()
+        self.ledger.segment = new = open_whole(self.path, self._note)
+        self.books, found = new.books, new.books.messages
+        self.ledger.late.clear()
+        event = damage_of(self.path, aside, found, max(0, known - found))
+        self._note(event, "it was removed or replaced while it was in use")
 
     def start_over(self) -> None:
         """Begin a new file if all that is in this one was removed, and a full disk keeps it there."""
@@ -144,14 +193,19 @@ class Keeper:
             if call is not None:
                 call.end()
 
-    def _find(self) -> None:
-        """Have the first file that nobody has: *base*, or one called like it and a number."""
-        number = 1
-        path = self.base
-        while (lock := FileLock.try_take(lock_of(path))) is None:
-            number += 1
-            path = self.base.with_name(f"{self.base.name}.{number}")
-        self.own(path, lock)
+    def _find(self, former: Path | None = None) -> None:
+        """Have the first file that nobody has: *base*, or one called like it and a number.
+
+        Rather *former* again; else one that is not there yet: what is there is a dead owner's.
+        """
+        others = (self.base.with_name(f"{self.base.name}.{n}") for n in itertools.count(2))
+        paths: Iterator[Path] = itertools.chain([self.base], others)
+        if former is not None:
+            paths = itertools.chain([former], (path for path in paths if disk.size_of(path) is None))
+        for path in paths:
+            if (lock := FileLock.try_take(lock_of(path))) is not None:
+                self.own(path, lock)
+                return
 
     def _note(self, event: SpoolDamaged, why: str) -> None:
         self.news.append((event, why))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -13,6 +13,7 @@ from connpool import clock as real
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.reporting import Reporter
+from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
 from connpool.errors import SpoolError, UnknownEndpointError, UsageError
 from connpool.model.delivery import LinkState
@@ -22,12 +23,11 @@ from connpool.pool.turns import Turn, Turns
 from connpool.wire import threads
 from connpool.wire.framing import bytes_of
 
-__all__ = ["Keeping"]
+__all__ = ["GRACE", "PATIENCE", "Keeping"]
 
 ADOPT_INTERVAL: Final = 1.0  # seconds between looks for what killed processes have left
-GRACE: Final = (
-    5.0  # seconds that the end waits for workers, which stop at once unless a peer's connector hangs
-)
+GRACE: Final = 5.0  # seconds that the end waits for workers, which stop at once but in the user's functions
+PATIENCE: Final = 0.25  # seconds that it waits for those at least, if it may not last
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -35,14 +35,16 @@ logger = logging.getLogger("connpool.delivery")
 class Keeping:
     """Turns of upkeep: attempts to connect, heartbeats, adoptions; and flushing and closing."""
 
-    def __init__(self, office: Office, writing: Writing) -> None:
+    def __init__(self, office: Office, writing: Writing, watch: Watch) -> None:
         self._office = office
         self._writing = writing
+        self._watch = watch
         self._adopts = getattr(office.spool, "adopts", True)
         self._adopt_at = math.inf
         self._beat_at = math.inf
         self._turns = Turns()  # to adopt, and to send heartbeats
         self._helper: threading.Thread | None = None  # which thread is at it, or was the last
+        self._is_beating = False  # and is in the user's function, perhaps, or waits for a peer
 
     def begin(self) -> None:
         """Let the spool report to the pool, and set the clock going."""
@@ -109,10 +111,12 @@ class Keeping:
             heartbeat = office.settings.heartbeat
             if heartbeat is not None and now >= self._beat_at:
                 self._beat_at = max(self._beat_at + heartbeat[0], now)
+                self._is_beating = True
                 self.beat()
         except Exception:
             logger.exception("broadcaster %r: upkeep failed", office.name)
         finally:
+            self._is_beating = False
             turn.end()
             with office._lock:
                 office.expect_locked(min(self._adopt_at, self._beat_at))
@@ -175,17 +179,29 @@ class Keeping:
             return 0
         return sum(count.messages for count in spool.counts().values())
 
-    def close(self, timeout: float | None, *, waits: bool) -> int:
-        """As ``Broadcaster.close``, once nothing more is taken. *waits*: for others; none waits for us."""
+    def close(self, timeout: float | None, *, waits: bool, patience: float) -> int:
+        """As ``Broadcaster.close``, once nothing more is taken.
+
+        Args:
+            waits: For others; none waits for us.
+            patience: Seconds for what is in a function of the user's, though *timeout* is over.
+        """
         office = self._office
         if office.is_closed:
             return 0
         until = None if timeout is None else real.now() + timeout
         unsent = 0
+
+        def left() -> float | None:
+            return None if until is None else max(until - real.now(), patience)
+
         try:
             if waits:
                 self._send_the_rest(until)
-            self._say_goodbye()
+            if waits and until is not None and self._may_a_heartbeat_last():
+                self._watch.have_done(self._say_goodbye, left())
+            else:
+                self._say_goodbye()
             unsent = self.unsent()
         except SpoolError:  # somebody has closed it, perhaps
             logger.exception("broadcaster %r: what is unsent stays so", office.name)
@@ -201,16 +217,22 @@ class Keeping:
             office.lower(link, None)
         if waits:
             with office.settled:
-                office.settled.wait_for(lambda: not (self._is_helped() or any(map(_is_tended, links))), GRACE)
+                office.settled.wait_for(lambda: not self._are_busy(links), min(left() or GRACE, GRACE))
+                office.settled.wait_for(lambda: not self._are_busy(links, with_ours=True), GRACE)
         if office.kept is not None:
             watch(office.kept, math.inf)
         return unsent
 
+    def _may_a_heartbeat_last(self) -> bool:
+        """Whether it asks the user's functions, or has to wait for peers, for want of a spool."""
+        settings = self._office.settings
+        if settings.heartbeat is None:
+            return False
+        return callable(settings.heartbeat[1]) or settings.confirm is not None or self._office.spool is None
+
     def _say_goodbye(self) -> None:
         try:
             self.beat()
-        except SpoolError:
-            raise
         except Exception:  # the user's function, or what it returns
             logger.exception("broadcaster %r: the last heartbeat failed", self._office.name)
 
@@ -231,11 +253,17 @@ class Keeping:
         """Whether the end waits for *thread*, which must not wait for the end then."""
         with self._office._lock:
             workers = [link.worker for link in self._office.roster.links.values()]
-        return thread in (self._helper, *workers)
+        return thread in (self._helper, *workers) or self._watch.is_at_it(thread)
 
-    def _is_helped(self) -> bool:
-        """Whether a thread, other than the caller's, adopts or sends heartbeats."""
-        return not self._turns.are_free() and self._helper is not threading.current_thread()
+    def _are_busy(self, links: Iterable[Link], *, with_ours: bool = False) -> bool:
+        """Whether threads, other than the caller's, adopt, send heartbeats or are at *links*.
+
+        Args:
+            with_ours: Those alone count that are not in a function of the user's.
+        """
+        is_helped = not self._turns.are_free() and self._helper is not threading.current_thread()
+        is_helped = is_helped and not (with_ours and self._is_beating)
+        return is_helped or any(_is_tended(link) and not (with_ours and link.is_asking) for link in links)
 
     def _send_the_rest(self, until: float | None) -> None:
         """Wait until members that live have all that waits for them."""

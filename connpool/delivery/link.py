@@ -42,6 +42,7 @@ class Link:
         self.is_tended = False  # a worker is at it, or about to be
         self.tended_since = now
         self.worker: threading.Thread | None = None
+        self.is_asking = False  # it has the peer confirm a message, and is in the user's function
         self.is_stuck = False  # what waits for it cannot be read or framed, for reasons of our own
         self.is_wanted = False  # to be dialled as soon as may be, whatever ``retry_at`` says
         self.was_awaited = False  # a message has waited for its first dial: no other does

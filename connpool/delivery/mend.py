@@ -18,7 +18,7 @@ from connpool.errors import SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 
-__all__ = ["mend", "open_whole", "remove_attached", "remove_file"]
+__all__ = ["damage_of", "mend", "open_whole", "remove_attached", "remove_file", "rescue"]
 
 ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
 ASIDE: Final = ".damaged-"
@@ -43,7 +43,7 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     except Damaged as damage:
         segment = mend(path, str(damage), tell)
     for aside in asides:
-        tell(_event(path, aside, segment.books.messages, 0), "mended before")
+        tell(damage_of(path, aside, segment.books.messages, 0), "mended before")
     return segment
 
 
@@ -70,8 +70,28 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
             raise
     mended = _free_name(path)
     disk.rename(draft, mended)  # from here on it is this one that counts
-    tell(_event(path, _swap(path, mended), recovered, max(lost, known - recovered)), why)
+    tell(damage_of(path, _swap(path, mended), recovered, max(lost, known - recovered)), why)
     return Segment(path)
+
+
+def rescue(segment: Segment, path: Path) -> Path:
+    """Copy what the open *segment* holds, whose file is gone, to *path*, which the caller has locked.
+
+    Returns:
+        What the file that had that name is called now, if there was one.
+    """
+    draft = path.with_name(path.name + ".mending")
+    remove_file(draft)
+    try:
+        segment.copy_to(draft)
+    except SpoolError:
+        remove_file(draft)
+        raise
+    mended = _free_name(path)
+    disk.rename(draft, mended)
+    if path == segment.path:
+        segment.remove_rest()
+    return _swap(path, mended)
 
 
 def remove_file(path: Path) -> None:
@@ -86,8 +106,10 @@ def remove_attached(path: Path) -> None:
         disk.remove(path.with_name(path.name + ending))
 
 
-def _event(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamaged:
-    return SpoolDamaged("", clock.now(), str(path), str(aside), recovered, lost)
+def damage_of(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamaged:
+    """The event that tells of it."""
+    is_there = any(disk.size_of(aside.with_name(aside.name + each)) is not None for each in (*ATTACHED, ""))
+    return SpoolDamaged("", clock.now(), str(path), str(aside) if is_there else "", recovered, lost)
 
 
 def _write(draft: Path, found: Salvage) -> tuple[int, int]:

@@ -9,13 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from connpool.delivery.checkup import refuse_what_sqlite_would_destroy, set_up, take_stock
-from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.checkup import log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
+from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.errors import SpoolError
+from connpool.pool.flock import Flock
 from connpool.wire import disk
 
-__all__ = ["Segment"]
+__all__ = ["Segment", "disown_all"]
 
 BUSY_TIMEOUT: Final = 5.0  # seconds for another program that looks into the file
 SPARE_PAGES: Final = 32  # free ones that a file may keep, besides half of those in use
@@ -50,6 +51,7 @@ class Segment:
         with Told(path):
             self._connection = _connect(path)
             self._is_open = True
+            _OPEN.add(self)
             try:
                 try:
                     set_up(self)
@@ -59,6 +61,7 @@ class Segment:
                     self._keep_to_ourselves()
                     set_up(self)
                 self.books = take_stock(self)
+                self._log_identity = disk.identity(log_of(path))
             except BaseException:
                 self.close()
                 raise
@@ -73,10 +76,10 @@ class Segment:
         """Close it; again: do nothing. What is in its log goes to its place if that is possible."""
         if not self._is_open:
             return
-        self._is_open = False
         if self._process != os.getpid():
-            _FOREIGN.append(self._connection)
+            self.let_go()
             return
+        self._is_open = False
         try:
             self._connection.close()
         except sqlite3.Error:  # whatever is the matter, the next who opens it will see
@@ -86,10 +89,45 @@ class Segment:
         if hasattr(self, "_is_open"):
             self.close()
 
+    def is_in_place(self) -> bool:
+        """Whether nobody has removed or replaced the file or its log, while it is open."""
+        if not self._is_open:
+            return True
+        now = disk.identity(self.path), disk.identity(log_of(self.path))
+        return now == (self._identity, self._log_identity)
+
+    def remove_rest(self) -> None:
+        """Remove what is still there of its files; leave what has taken their places."""
+        disk.remove(self.path.with_name(self.path.name + "-shm"))  # says nothing that the log does not say
+        log = log_of(self.path)
+        if disk.identity(log) == self._log_identity:
+            disk.remove(log)
+        if disk.identity(self.path) == self._identity:
+            disk.remove(self.path)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy all that is in it into the new file *path*, and to the disk."""
+        disk.create(path)
+        try:
+            copy = _connect(path)
+            try:
+                self._connection.backup(copy)
+            finally:
+                copy.close()
+        except sqlite3.Error as error:
+            raise SpoolError(f"spool {self.path}: it cannot be copied to {path}: {error}") from error
+
+    def let_go(self) -> None:
+        """Never touch it again: to close it would remove what is called like its log, and is another's."""
+        self._is_open = False
+        _FOREIGN.append(self._connection)
+
     def disown(self) -> None:
         """In a forked child: never touch it. SQLite would take the parent's locks for its own."""
-        _INHERITED.add(self._identity)
-        self.close()
+        if self._is_open:
+            _INHERITED.add(self._identity)
+            self.close()
+            self._connection = _Cut(self.path)  # type: ignore[assignment]  # for a call that goes on here
 
     # -- transactions
 
@@ -226,5 +264,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
 
 
+class _Cut:
+    """Stands for the parent's connection in a forked child."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __getattr__(self, name: str) -> object:
+        raise ForkedError(f"spool {self._path}: {FORKED}")
+
+
+def disown_all() -> None:
+    """In a forked child: whatever is open is the parent's. A call to it may go on here."""
+    for segment in _OPEN:
+        segment.disown()
+
+
+_OPEN: Final[Flock[Segment]] = Flock()
 _INHERITED: Final[set[disk.Identity | None]] = set()  # files that a forked child's parent has open
-_FOREIGN: Final[list[sqlite3.Connection]] = []  # its connections, kept so that nobody closes them
+_FOREIGN: Final[list[sqlite3.Connection]] = []  # connections kept so that nobody closes them

@@ -12,10 +12,11 @@ from typing import Any, Final, Literal
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
-from connpool.delivery.faults import UnwritableError
+from connpool.delivery.faults import FORKED, ForkedError, UnwritableError
 from connpool.delivery.heirs import adopt
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Teller
+from connpool.delivery.segment import disown_all
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.events import SpoolDamaged
@@ -154,6 +155,7 @@ class SQLiteSpool:
         if call is None:  # somebody is at it
             return {}
         try:
+            self._keeper.look_after()
             self._do(self._keeper.ledger.keep_within)
             adopted = adopt(self._keeper)
             if adopted:
@@ -200,10 +202,17 @@ class SQLiteSpool:
         if keeper.is_closed:
             self._require_open()
         try:
-            return keeper.do(work, is_durable=is_durable)
+            outcome = keeper.do(work, is_durable=is_durable)
+        except Exception as error:
+            if keeper is self._keeper:
+                raise
+            raise ForkedError(f"spool {self.path}: {FORKED}") from error
         finally:
             if keeper.news:
                 self._tell()
+        if keeper is not self._keeper:
+            raise ForkedError(f"spool {self.path}: {FORKED}")
+        return outcome
 
     def _tell(self) -> None:
         """Tell what has happened, with nobody kept waiting."""
@@ -216,8 +225,9 @@ class SQLiteSpool:
                 event, why = news
                 self.damage = event
                 logger.error(
-                    "spool %s is damaged (%s): set aside as %s; %d message(s) recovered, %d known to be lost",
-                    event.path, why, event.aside, event.recovered, event.lost,
+                    "spool %s is damaged (%s): %s; %d message(s) recovered, %d known to be lost",
+                    event.path, why, f"set aside as {event.aside}" if event.aside else "nothing to set aside",
+                    event.recovered, event.lost,
                 )  # fmt: skip
                 self._teller.tell(event)
             else:
@@ -234,7 +244,7 @@ class SQLiteSpool:
         return [call for call in calls if call is not None]
 
     def _start_clean(self) -> None:
-        self._keeper.disown()
+        self._keeper = self._keeper.heir()
         self._teller.start_clean()
         self._adoption = Desk()
 
@@ -254,6 +264,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    disown_all()
     for spool in _ALL:
         spool._start_clean()
     _HELD.clear()

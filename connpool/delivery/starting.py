@@ -37,8 +37,8 @@ def start_once(thread: threading.Thread | None, starts: Turns, office: Office) -
             office.expect_soon()
 
 
-def join(thread: threading.Thread | None) -> None:
-    """Wait a while for the end of *thread*, if there is one, unless that is the caller."""
+def join(thread: threading.Thread | None, timeout: float | None = None) -> None:
+    """Wait a while, or *timeout* seconds, for the end of *thread*, if there is one and it is not us."""
     if thread is not None and thread is not threading.current_thread():
         with suppress(RuntimeError):  # it is only about to start: then it sees that it is over
-            thread.join(GRACE)
+            thread.join(GRACE if timeout is None else min(timeout, GRACE))

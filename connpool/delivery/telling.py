@@ -76,11 +76,15 @@ class Telling:
         """See that the thread runs, if there is to be one."""
         start_once(self._thread, self._starts, self._office)
 
-    def stop(self, *, waits: bool = True) -> None:
-        """Tell nothing more. *waits*: a while for a handler that is at work, unless called by it."""
+    def stop(self, timeout: float | None, *, waits: bool = True) -> None:
+        """Tell nothing more. *waits*: for a handler that is at work, unless called by it.
+
+        Args:
+            timeout: Seconds for that; None: a while.
+        """
         self._office.mailbox.close()
         if waits:
-            join(self._thread)
+            join(self._thread, timeout)
 
 
 def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:

@@ -177,7 +177,7 @@ class Tending:
             return True
         if strand.line.push_all(begun.rest, self._office.settings.send_timeout) < len(begun.rest):
             return False
-        confirm(self._office.settings.confirm, strand, begun.parcel.message)
+        self._ask(link, strand, begun.parcel.message)
         with link.writing:
             link.unfinished = None
             if begun.position:
@@ -240,7 +240,7 @@ class Tending:
             for end, each in zip(accumulate(sizes), batch, strict=False):  # it ends where none can be framed
                 if end > n_sent:
                     break
-                confirm(office.settings.confirm, strand, each.message)
+                self._ask(link, strand, each.message)
                 n_arrived += 1
             return n_sent == len(data)
         finally:
@@ -251,6 +251,14 @@ class Tending:
             rate = office.settings.flush_rate
             if rate is not None:
                 self._pause(max(0.0, n_arrived / rate - (real.now() - began)))
+
+    def _ask(self, link: Link, strand: Strand, message: bytes) -> None:
+        """Have the peer confirm *message*."""
+        link.is_asking = True
+        try:
+            confirm(self._office.settings.confirm, strand, message)
+        finally:
+            link.is_asking = False
 
     def _remove(self, link: Link, positions: Sequence[int]) -> None:
         if self._office.spool is None or not positions:

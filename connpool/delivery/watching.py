@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Final
 
+from connpool.clock import now
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.starting import join, start_once
@@ -19,6 +21,7 @@ from connpool.wire.line import Poller
 __all__ = ["Watch"]
 
 MOST_READS: Final = 64  # of one connection before the others have their turn
+SLICE: Final = 0.1  # seconds between looks whether the thread still runs that has an errand
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -38,6 +41,7 @@ class Watch:
         self._thread: threading.Thread | None = None
         self._starts = Turns()  # to start it
         self._is_over = False
+        self._errand: Callable[[], object] | None = None
 
     def _wake(self) -> None:
         """A finaliser's: takes no lock."""
@@ -79,10 +83,42 @@ class Watch:
             poller, thread = self._poller, self._thread
             if poller is not None:
                 poller.wake()
-        if waits:
+        if waits and self._errand is None:  # else it is at something that takes too long
             join(thread)
         if poller is not None and thread is not None and thread.ident is None:
             poller.close()  # nobody has started it; if somebody does by now, it ends at once
+
+    def have_done(self, errand: Callable[[], object], timeout: float | None) -> bool:
+        """Have the thread do *errand*, which may take for ever. False: it is not done.
+
+        At the end of the program no other thread can be had. Where there is none, nobody is connected.
+
+        Args:
+            timeout: Seconds to wait for it.
+        """
+        done = threading.Event()
+
+        def do() -> None:
+            try:
+                errand()
+            finally:
+                self._errand = None
+                done.set()
+
+        self._errand = do
+        self._wake()
+        until = math.inf if timeout is None else now() + timeout
+        while self._is_running() and (left := until - now()) > 0:
+            if done.wait(min(left, SLICE)):
+                return True
+        return done.is_set()
+
+    def _is_running(self) -> bool:
+        return self._thread is not None and (self._thread.is_alive() or self._thread.ident is None)
+
+    def is_at_it(self, thread: threading.Thread) -> bool:
+        """Whether *thread* is the one that watches."""
+        return thread is self._thread
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""
@@ -107,6 +143,8 @@ class Watch:
                     logger.exception("broadcaster %r: reading failed", office.name)
                 if not watched and self._may_leave(office):
                     return
+                if self._errand is not None:
+                    self._errand()
                 del office
                 for fd, has_hung_up in poller.wait(None):
                     office = self._office()

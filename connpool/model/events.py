@@ -263,11 +263,11 @@ class MessagesDropped(Event):
 
 @frozen
 class SpoolDamaged(Event):
-    """A spool's file was damaged. It was set aside, and what could be read goes on in a new one.
+    """A spool's file was damaged, or removed while it was in use. What could be read goes on in a new one.
 
     Attributes:
         path: The file.
-        aside: Where the damaged one lies now.
+        aside: Where the damaged one, or what has taken its place, lies now; "" if there is nothing.
         recovered: Messages that go on.
         lost: Messages that are known to be lost.
     """

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Final
 
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Record
-from connpool.pool.waiters import Waiter
+from connpool.pool.waiters import PATIENCE, Waiter
 
-__all__ = ["PATIENCE", "Attempts"]
-
-PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
+__all__ = ["Attempts"]
 
 
 class Attempts:
@@ -28,20 +25,21 @@ class Attempts:
     def begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
         books = self._books
         if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
+            if waiter.pinned is None:
+                host.rely_on_dials()  # begun by those who pin it: this one would have begun them, too
             return False
         if any(record in host.opening for record in waiter.attempts):
             return False  # one dial at a time to one endpoint
-        blames = waiter.pinned is None
-        key, cancel = books.reserve(host, now, blames=blames)
+        key, cancel = books.reserve(host, now, blames=waiter.pinned is None)
         if waiter.request.where is not None:
             waiter.dialled |= {host.endpoint}  # one that does not pass is not tried again
-        self._attempt(waiter, Dial(key, cancel, waiter.number, is_look=False, blames=blames), now, todo)
+        self._attempt(waiter, Dial(key, cancel, waiter.number, is_look=False), now, todo)
         return True
 
     def begin_look(self, waiter: Waiter, key: Key, now: float, todo: Todo) -> None:
         key.record.host.looks[key.record] = now
         self._books.expect(now + self._books.config.connect_timeout)
-        dial = Dial(key, threading.Event(), waiter.number, is_look=True, blames=False)
+        dial = Dial(key, threading.Event(), waiter.number, is_look=True)
         self._attempt(waiter, dial, now, todo)
 
     def _attempt(self, waiter: Waiter, dial: Dial, now: float, todo: Todo) -> None:
@@ -59,7 +57,8 @@ class Attempts:
     def blame(self, dial: Dial, error: ConnectError, now: float) -> None:
         """A dial failed: remember it for the host, and for who waited for it."""
         host = dial.key.record.host
-        self._charge(host, error, now, blames=dial.blames)
+        underway = host.opening.get(dial.key.record)
+        self._charge(host, error, now, blames=underway is not None and underway.blames)
         for waiter in self._queue:
             if waiter.number == dial.number:
                 waiter.has_failed_at(host.endpoint, error)

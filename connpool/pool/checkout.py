@@ -14,7 +14,6 @@ from connpool.errors import (
 from connpool.model.checks import require_seconds
 from connpool.model.request import Request
 from connpool.model.states import POOL_OPEN
-from connpool.pool.attempts import PATIENCE
 from connpool.pool.connection import HAS_GIL, Connection
 from connpool.pool.dialing import EitherCancel
 from connpool.pool.failures import exhausted, timed_out
@@ -22,7 +21,7 @@ from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
 from connpool.pool.sharing import Share, leave
-from connpool.pool.waiters import WAITING, Outcome, Waiter
+from connpool.pool.waiters import PATIENCE, WAITING, Outcome, Waiter
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -213,6 +212,8 @@ class Checkout(Fitting):
             first = min(first, waiter.front_at + books.overtake_delay)
         if waiter.attempt is not None and waiter.patience_at > now:
             first = min(first, waiter.patience_at)
+        if waiter.eviction is not None and waiter.evict_again_at > now:
+            first = min(first, waiter.evict_again_at)
         if books.next_change < first:
             first = books.next_change
         if waiter.request.cancel is not None:

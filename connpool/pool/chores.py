@@ -167,7 +167,7 @@ class Chores:
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
-        dial = Dial(key, cancel, 0, is_look=False, blames=True)
+        dial = Dial(key, cancel, 0, is_look=False)
         todo.dials.append(dial)
         return dial
 
@@ -190,7 +190,7 @@ class Chores:
                 if now - _seen_at(key.record) >= interval and host.withdraw(key):
                     free -= 1
                     host.looks[key.record] = now
-                    todo.dials.append(Dial(key, threading.Event(), 0, is_look=True, blames=False))
+                    todo.dials.append(Dial(key, threading.Event(), 0, is_look=True))
 
     def _hung_looks_locked(self, now: float) -> list[Record]:
         """Connections that have been looked at for too long: they are cut off, and closed for it."""

@@ -140,6 +140,12 @@ class Host:
         self.failures += 1
         self.blacklist(now, delay_after(self.failures, error, config, rng), by_hand=False)
 
+    def rely_on_dials(self) -> None:
+        """Whoever comes its way has to wait for the dials under way: should they fail, it is down."""
+        for record, underway in self.opening.items():
+            if not underway.blames:
+                self.opening[record] = underway._replace(blames=True)
+
     def succeed(self, now: float) -> None:
         """A dial succeeded: the endpoint is up, unless the user said otherwise."""
         self.failures = 0

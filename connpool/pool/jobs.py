@@ -15,7 +15,6 @@ class Dial:
     """
 
     __slots__ = (
-        "blames",
         "cancel",
         "is_errand",
         "is_hurried",
@@ -26,12 +25,11 @@ class Dial:
         "replaces",
     )
 
-    def __init__(self, key: Key, cancel: Cancel, number: int, *, is_look: bool, blames: bool) -> None:
+    def __init__(self, key: Key, cancel: Cancel, number: int, *, is_look: bool) -> None:
         self.key = key
         self.cancel = cancel
         self.number = number  # of the checkout it was begun for; 0: of none
         self.is_look = is_look
-        self.blames = blames  # whether a failure counts against the host
         self.is_errand = False  # run by the thread that asked for it
         self.is_hurried = False  # its caller has less time than a dial may take
         self.replaces: Key | None = None  # what is closed when this one is open

@@ -9,7 +9,7 @@ from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase, Record
-from connpool.pool.waiters import Waiter
+from connpool.pool.waiters import PATIENCE, Waiter
 
 __all__ = ["evict_for", "evict_from", "evict_surplus", "longest_idle", "would_rather_dial"]
 
@@ -41,22 +41,26 @@ def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
 def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
     """At the total limit: close an idle connection that serves nobody here, to make room."""
     if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
+        if now >= waiter.evict_again_at:  # closing it takes long: another, of those that nobody would get
+            useless = [h for h in books.fleet.hosts.values() if h.on_route and h not in books.fleet.lending]
+            evict_from(books, [h for h in useless if h not in hosts], waiter, now, todo)
         return True
     wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
     if books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted):
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
-        return evict_from(books, others, waiter, todo)
+        return evict_from(books, others, waiter, now, todo)
     if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
-        return evict_from(books, [h for h in wanted if books.is_at_limit(h)], waiter, todo)
+        return evict_from(books, [h for h in wanted if books.is_at_limit(h)], waiter, now, todo)
     return False
 
 
-def evict_from(books: Books, hosts: Iterable[Host], waiter: Waiter, todo: Todo) -> bool:
+def evict_from(books: Books, hosts: Iterable[Host], waiter: Waiter, now: float, todo: Todo) -> bool:
     """Close what has been idle longest at *hosts*. False: nothing is."""
     while (found := longest_idle(hosts)) is not None:
         key, host = found
         if host.withdraw(key):
-            waiter.eviction = key.record
+            waiter.eviction, waiter.evict_again_at = key.record, now + PATIENCE
+            waiter.wake()  # it may sleep for longer than that
             books.doom(key, CloseReason.EVICTED, todo)
             return True
     return False

@@ -190,7 +190,7 @@ class Service(Attempts):
                 return Answer.PENDING
             fleet = books.fleet
             if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
-                evict_from(books, fleet.rich, waiter, todo)  # the next who comes to its turn can dial it
+                evict_from(books, fleet.rich, waiter, now, todo)  # the next who comes to its turn can dial it
         if waiter.attempt is not None and hosts:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):

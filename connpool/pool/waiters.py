@@ -19,7 +19,7 @@ from connpool.pool.record import Key, Phase, Record
 if TYPE_CHECKING:
     from connpool.pool.jobs import Dial
 
-__all__ = ["SERVED", "WAITING", "Outcome", "WaitQueue", "Waiter"]
+__all__ = ["PATIENCE", "SERVED", "WAITING", "Outcome", "WaitQueue", "Waiter"]
 
 
 class Outcome(enum.Enum):
@@ -30,6 +30,8 @@ class Outcome(enum.Enum):
     FAILED = "failed"  # ``error`` is to be raised
     LEFT = "left"  # timed out, cancelled or interrupted
 
+
+PATIENCE: Final = 0.25  # seconds a waiter gives the endpoint whose turn it is before it looks elsewhere
 
 WAITING: Final = Outcome.WAITING  # to ask an enum for its member costs 0.1 us on 3.11
 SERVED: Final = Outcome.SERVED
@@ -49,6 +51,7 @@ class Waiter:
         "dialled",
         "errands",
         "error",
+        "evict_again_at",
         "eviction",
         "front_at",
         "gate",
@@ -93,6 +96,7 @@ class Waiter:
         self.attempts: tuple[Record, ...] = ()  # all that were, in order
         self.patience_at = now  # from then on it takes what is idle elsewhere, whatever its attempt does
         self.eviction: Record | None = None  # what is being closed to make room for it
+        self.evict_again_at = now  # if that takes so long
         self.errands: tuple[Dial, ...] = ()  # dials it is to run itself, in order
         self.tried: Mapping[Endpoint, ConnectError] = NOTHING  # failed while it waited
         self.must_look = False  # what it is given comes from a blacklisted endpoint

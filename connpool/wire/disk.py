@@ -78,10 +78,19 @@ class FileLock:
                 return lock
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
+    def is_in_place(self) -> bool:
+        """Whether others who look for it find it: nobody has removed or replaced its file."""
+        with _told(self._path):
+            try:
+                mine = _identity(os.fstat(self._file.fileno()))
+            except ValueError:  # it has just ended
+                return True
+            return identity(self._path) == mine
+
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
         try:
-            if not self._file.closed and self._process == os.getpid():
+            if not self._file.closed and self._process == os.getpid() and self.is_in_place():
                 remove(self._path)  # while it is locked: who has opened it meanwhile will look again
         finally:
             self.abandon()

@@ -25,7 +25,7 @@ from connpool import (
 from connpool.testing import Send, ServedConnection
 from tests.helpers.forks import in_child
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import GUARD, MUCH, Sink, broadcasting, fill, narrow, numbered, refused
+from tests.helpers.sinks import GUARD, MUCH, QUICK, Sink, broadcasting, fill, narrow, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -250,6 +250,61 @@ def test_a_program_ends_though_one_of_its_threads_waits_for_an_end_that_does_not
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.err) == (0, "")
     assert ran.seconds < GUARD
+
+
+@pytest.mark.parametrize("hangs", ["confirm", "handler", "heartbeat", "goodbye"])
+def test_an_end_that_may_not_last_leaves_behind_who_hangs_in_a_function_of_the_user_s(a, hangs):
+    over, asked = threading.Event(), threading.Event()
+
+    def hang(*_: Any) -> bytes:
+        asked.set()
+        over.wait(GUARD)
+        return b""
+
+    settings: dict[str, Any] = {"confirm": hang} if hangs == "confirm" else {}
+    if hangs in ("heartbeat", "goodbye"):
+        settings = {"heartbeat": (QUICK if hangs == "heartbeat" else 1_000.0, hang)}
+    spool = MemorySpool()
+    spool.put([str(a.endpoint)], b"hello", bytes(16))
+    with broadcasting(a, spool=spool, **settings) as sender:
+        if hangs == "handler":
+            sender.on(LinkEvent.ALIVE, hang)
+        all_alive(sender)
+        try:
+            assert hangs == "goodbye" or asked.wait(GUARD)
+            with taking(0.05, 3.0):
+                assert sender.close(0.1) == (hangs == "confirm")
+            assert asked.is_set()
+        finally:
+            over.set()
+
+
+def test_a_program_ends_though_the_heartbeat_that_says_goodbye_hangs(a):
+    program = """
+        import sys, threading
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        def beat():
+            print("asked", flush=True)
+            threading.Event().wait(60)
+        pool = ConnectionPool(sys.argv[1])
+        sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines(), heartbeat=(1_000, beat))
+        sender.wait_ready(10)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.out, ran.err) == (0, "asked\n", "")
+    assert ran.seconds < 3 * GUARD
+
+
+def test_a_heartbeat_that_is_a_function_says_goodbye_at_the_end_of_the_program(a):
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), framing=Lines(), heartbeat=(1_000, lambda: b"bye"))
+        sender.wait_ready(10)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    a.until_has(b"bye")
 
 
 def test_the_end_during_a_flush_keeps_what_is_not_sent_in_the_spool(a):

@@ -216,6 +216,44 @@ def test_who_finds_all_dials_of_an_endpoint_hanging_goes_on_to_the_next_group(cl
             assert conn.endpoint == deaf.endpoint
 
 
+def test_who_waits_behind_the_hanging_dials_of_pinned_checkouts_goes_on_to_the_next_group(
+    clock: FakeClock,
+) -> None:
+    """They blacklist nobody as long as nobody else wants their endpoint, and so would starve the route."""
+    connector = WatchedConnector(clock=clock)
+    settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": 1, **LIMITS}
+    with (
+        ScriptedServer() as deaf,
+        ScriptedServer() as other,
+        ConnectionPool(f"{deaf.endpoint} || {other.endpoint}", **settings) as pool,
+    ):
+
+        def pin() -> None:
+            with pytest.raises(ConnectTimeoutError, match="goes on after"):
+                pool.try_connect(deaf.endpoint, timeout=100)
+
+        def ask() -> None:
+            connector.until_dials(1)
+            with pool.try_connect(timeout=10) as conn:
+                assert conn.endpoint == other.endpoint
+
+        def go_on() -> None:
+            until(lambda: pool.stats().waiting == 2)
+            until(passes_and_all_are_gone, "their turn")
+
+        def passes_and_all_are_gone() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
+
+        connector.hang(1)
+        try:
+            together(pin, ask, go_on, limit=20)
+        finally:
+            connector.let_go()
+        assert info_of(pool, deaf.endpoint).failures == 1
+        until(lambda: connector.n_under_way == 0)
+
+
 @pytest.mark.parametrize("reconnect", [True, False])
 @pytest.mark.parametrize("is_left", [True, False])
 def test_who_waits_for_anothers_probe_tries_again_when_that_has_failed(

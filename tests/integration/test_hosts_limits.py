@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -155,6 +156,73 @@ def test_no_more_is_evicted_than_is_needed_and_never_what_is_lent(clock: FakeClo
         assert (info_of(pool, "a:1").size, info_of(pool, "b:1").size) == (3, 1)
         for loan in loans[3:]:
             loan.release()
+        check_books(pool)
+
+
+class SlowToClose(Switchboard):
+    """Closes its first connection only when it is let go."""
+
+    prompt = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+        self.is_first = True
+
+    def close(self, raw: Any) -> None:
+        is_first, self.is_first = self.is_first, False
+        if is_first:
+            self.let_go.wait(20)
+        super().close(raw)
+
+
+@pytest.mark.parametrize("is_useful", [False, True])
+@pytest.mark.parametrize("is_lent", [False, True])
+def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
+    clock: FakeClock, is_lent: bool, is_useful: bool
+) -> None:
+    """Peers that are gone are slow to say goodbye to."""
+    board = SlowToClose()
+    route = "a:1" if is_useful else "a:1 || b:1"
+    with ConnectionPool(route, connector=board, clock=clock, max_size=3) as pool:
+        loans = [pool.try_connect("a:1") for _ in range(3)]
+        if not is_useful:
+            pool.blacklist("a:1")
+
+        def give_back() -> None:
+            while loans:
+                loans.pop().release()
+
+        if not is_lent:
+            give_back()
+
+        def ask() -> None:
+            with pool.try_connect("b:1" if is_useful else None, timeout=100) as conn:
+                assert endpoints_of([conn]) == ["b:1"]
+
+        def go_on() -> None:
+            clock.until_waiting(1)
+            give_back()
+            until(lambda: pool.stats().closing == 1)
+            if not is_useful:
+                until(passes_and_it_is_served, "a place")
+                return
+            for _ in range(20):
+                clock.until_waiting(1)
+                clock.advance(0.1)
+            assert (pool.stats().closing, pool.stats().idle) == (1, 2)
+            board.let_go.set()
+
+        def passes_and_it_is_served() -> bool:
+            clock.advance(0.05)
+            return pool.stats().waiting == 0
+
+        try:
+            together(ask, go_on)
+        finally:
+            board.let_go.set()
+        until(lambda: pool.stats().closing == 0)
+        assert pool.stats().closed == {CloseReason.EVICTED: 1 if is_useful else 2}
         check_books(pool)
 
 

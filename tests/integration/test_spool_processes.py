@@ -420,6 +420,73 @@ def test_a_fork_does_not_come_in_the_midst_of_a_transaction(path: Path, monkeypa
     spool.close()
 
 
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_call_that_a_handler_has_forked_within_comes_to_nothing_in_the_child(
+    path: Path, is_used: bool
+) -> None:
+    """Wherever in a put the handler strikes: the child writes nothing to the parent's file, nor twice."""
+    program = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from connpool import SpoolError, SQLiteSpool
+        def handler():
+            global child
+            child = os.fork()
+            if not child and sys.argv[2] == "True":
+                spool.put(["a"], b"in the handler", bytes(16))
+        def trace(frame, event, argument):
+            global left
+            if "connpool" not in frame.f_code.co_filename:
+                return None
+            frame.f_trace_opcodes = False
+            if event == "line":
+                left -= 1
+                if left == 0:
+                    sys.settrace(None)
+                    handler()
+            return trace
+        spool = SQLiteSpool(sys.argv[1])
+        spool.put(["a"], b"0", bytes(16))
+        n = 0
+        while True:
+            n += 3
+            left, child = n, None
+            sys.settrace(trace)
+            try:
+                spool.put(["a"], b"%d" % n, bytes(16))
+                how = 0
+            except SpoolError as error:
+                how = 1 if "forked" in str(error) else 2
+            sys.settrace(None)
+            if child is None:
+                break
+            if child == 0:
+                os._exit(how)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            print(n, how, status)
+        print("over")
+        spool.close()
+    """
+    ran = run_program(program, path, is_used, flags=())
+    assert ran.err == ""
+    *told, last = ran.out.splitlines()
+    assert last == "over"
+    steps = [[int(number) for number in line.split()] for line in told]
+    assert len(steps) > 10
+    assert [n for n, parent, _ in steps if parent] == []
+    assert {child for _, _, child in steps} <= {0, 1}
+
+    spool = SQLiteSpool(path)
+    spool.adopt()
+    messages = drain(spool)
+    assert spool.damage is None
+    spool.close()
+    in_parent = [m for m in messages if m != b"in the handler"]
+    whole = [n for n, _, child in steps if child == 0]  # it had not begun, or has begun anew
+    assert sorted(map(int, in_parent)) == sorted([0, *range(3, 3 * len(steps) + 4, 3), *whole])
+    assert messages.count(b"in the handler") == (len(steps) if is_used else 0)
+
+
 def test_a_child_that_ends_as_programs_do_leaves_the_parents_file_whole(path: Path) -> None:
     program = """
         import os, sys, warnings

@@ -79,6 +79,21 @@ def test_who_has_opened_a_lock_file_that_is_removed_meanwhile_looks_again(tmp_pa
     lock.end()
 
 
+def test_a_lock_whose_file_another_has_begun_anew_leaves_that_one_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock.try_take(path)
+    assert lock is not None
+    assert lock.is_in_place()
+    path.unlink()
+    other = FileLock.try_take(path)
+    assert other is not None
+    assert (lock.is_in_place(), other.is_in_place()) == (False, True)
+    lock.end()
+    assert FileLock.try_take(path) is None, "the other still excludes"
+    assert lock.is_in_place(), "there is nothing to be mended any more"
+    other.end()
+
+
 def test_a_lock_that_cannot_be_had_for_another_reason_is_an_error(tmp_path, monkeypatch) -> None:
     def flock(file, how) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
