@@ -6,14 +6,19 @@ allows it; then it becomes what it is to be. Such a class must be laid out as th
 other, so it stands directly below ``Event``; and it must replace both
 ``__setattr__`` and ``__delattr__``, or the interpreter keeps the slow way for each.
 Its ``__init__`` is C's, which does nothing: one in Python costs as much as the rest.
+
+Without the GIL it would be the other way round: there each change of a class stops
+all threads of the process, one after the other, so attrs has its way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn, CheckedOut, CheckoutFailed, CheckoutStarted, Event
+from connpool.pool.connection import HAS_GIL
 
 __all__ = ["LOAN_EVENTS", "InDraft", "OutDraft", "StartDraft", "checked_in", "checked_out", "started"]
 
@@ -49,8 +54,8 @@ class InDraft(Event):
     __delattr__ = object.__delattr__
 
 
-def started(pool: str, at: float) -> CheckoutStarted:
-    """Make a ``CheckoutStarted``."""
+def _started(pool: str, at: float) -> CheckoutStarted:
+    """Draft a ``CheckoutStarted``."""
     event: Any = StartDraft()
     event.pool = pool
     event.at = at
@@ -59,8 +64,8 @@ def started(pool: str, at: float) -> CheckoutStarted:
     return begun
 
 
-def checked_out(pool: str, at: float, id: int, endpoint: Endpoint, seconds: float) -> CheckedOut:
-    """Make a ``CheckedOut``."""
+def _checked_out(pool: str, at: float, id: int, endpoint: Endpoint, seconds: float) -> CheckedOut:
+    """Draft a ``CheckedOut``."""
     event: Any = OutDraft()
     event.pool = pool
     event.at = at
@@ -72,8 +77,8 @@ def checked_out(pool: str, at: float, id: int, endpoint: Endpoint, seconds: floa
     return lent
 
 
-def checked_in(pool: str, at: float, id: int, seconds: float) -> CheckedIn:
-    """Make a ``CheckedIn``."""
+def _checked_in(pool: str, at: float, id: int, seconds: float) -> CheckedIn:
+    """Draft a ``CheckedIn``."""
     event: Any = InDraft()
     event.pool = pool
     event.at = at
@@ -82,3 +87,11 @@ def checked_in(pool: str, at: float, id: int, seconds: float) -> CheckedIn:
     event.__class__ = CheckedIn
     returned: CheckedIn = event
     return returned
+
+
+#: Make an event of its fields.
+started: Final[Callable[[str, float], CheckoutStarted]] = _started if HAS_GIL else CheckoutStarted
+checked_out: Final[Callable[[str, float, int, Endpoint, float], CheckedOut]] = (
+    _checked_out if HAS_GIL else CheckedOut
+)
+checked_in: Final[Callable[[str, float, int, float], CheckedIn]] = _checked_in if HAS_GIL else CheckedIn
