@@ -6,7 +6,8 @@ for the same reason: what stays as it is for as long as somebody listens is foun
 
 The events of a loan are made in a third of the time that attrs takes for a frozen
 instance, whose fields it sets by a call each: they are assigned while the instance is of
-a class that allows it (``loan_events``), and then it becomes what it is to be.
+a class that allows it (``loan_events``), and then it becomes what it is to be. Without the
+GIL attrs has its way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn, CheckedOut, CheckoutFailed, CheckoutStarted
 from connpool.model.request import ANYTHING, Request
 from connpool.pool.checkout import Checkout
-from connpool.pool.connection import Connection
+from connpool.pool.connection import HAS_GIL, Connection
 from connpool.pool.failures import reason_of
 from connpool.pool.fleet import Missed
 from connpool.pool.listeners import FAILED
@@ -67,10 +68,14 @@ def lend_aloud(lender: Lender) -> Lend:
         conn: Connection | None = None
         began = ask()
         if (tell := listeners.of_start) is not None:
-            begun: Any = StartDraft()
-            begun.pool = name
-            begun.at = began
-            begun.__class__ = CheckoutStarted
+            begun: Any
+            if HAS_GIL:
+                begun = StartDraft()
+                begun.pool = name
+                begun.at = began
+                begun.__class__ = CheckoutStarted
+            else:
+                begun = CheckoutStarted(name, began)
             try:
                 tell(begun)
             except Exception:
@@ -121,13 +126,17 @@ def lend_aloud(lender: Lender) -> Lend:
                 keep_origin(conn, origin_of(sys._getframe(1)))
             if (tell := listeners.of_loan) is not None:
                 record = conn._record
-                lent: Any = OutDraft()
-                lent.pool = name
-                lent.at = at
-                lent.id = record.id
-                lent.endpoint = record.host.endpoint
-                lent.seconds = at - began
-                lent.__class__ = CheckedOut
+                lent: Any
+                if HAS_GIL:
+                    lent = OutDraft()
+                    lent.pool = name
+                    lent.at = at
+                    lent.id = record.id
+                    lent.endpoint = record.host.endpoint
+                    lent.seconds = at - began
+                    lent.__class__ = CheckedOut
+                else:
+                    lent = CheckedOut(name, at, record.id, record.host.endpoint, at - began)
                 try:
                     tell(lent)
                 except Exception:
@@ -160,12 +169,16 @@ def receive_aloud(lender: Lender) -> Callable[[Key, float], None]:
             if now >= timings.count_at or len(holds) >= MANY:
                 lender.count_in(now)
             if (tell := listeners.of_return) is not None:
-                returned: Any = InDraft()
-                returned.pool = name
-                returned.at = now
-                returned.id = record.id
-                returned.seconds = held
-                returned.__class__ = CheckedIn
+                returned: Any
+                if HAS_GIL:
+                    returned = InDraft()
+                    returned.pool = name
+                    returned.at = now
+                    returned.id = record.id
+                    returned.seconds = held
+                    returned.__class__ = CheckedIn
+                else:
+                    returned = CheckedIn(name, now, record.id, held)
                 try:
                     tell(returned)
                 except Exception:

@@ -4,6 +4,9 @@ A class that allows it must be laid out as what its instances are to become, so 
 stands directly below ``Event``; and it must replace both ``__setattr__`` and
 ``__delattr__``, or the interpreter keeps the slow way for each. Its ``__init__`` is C's,
 which does nothing: one in Python costs as much as the rest.
+
+Without the GIL they are of no use: there each change of a class stops all threads of
+the process, one after the other.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
 from connpool.model.states import CloseReason
+from connpool.pool.census import wink
 from connpool.pool.record import CLOSED, OPEN, Key, Record, Tenure
 from connpool.pool.turns import Turns
 
@@ -185,7 +186,11 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
             lender.tell_checked_in(record, now, now - share.since)
     finally:
         hold.sharers.pop(share.number, None)
-        if not hold.sharers:
+        if not hold.sharers and lender.is_inside():  # whom we interrupted may let somebody join
+            books.lost.append((hold, share.number))
+            lender.nudge()
+            wink(lender.pool)
+        elif not hold.sharers:
             with lender._lock:
                 # In one go: a connection that somebody else could share is at no moment out of sight.
                 key = dissolve(books, hold)

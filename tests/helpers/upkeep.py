@@ -32,7 +32,13 @@ def settle(pool: ConnectionPool, turns: int = 3) -> None:
     """Take several turns by hand, and let each end what it began: what has not happened then never will."""
     for _ in range(turns):
         pool.sweep()
-        until(lambda: pool.stats().opening == pool.stats().closing == 0, "the end of dials and closes")
+        until(lambda: is_at_rest(pool), "the end of dials, looks and closes")
+
+
+def is_at_rest(pool: ConnectionPool) -> bool:
+    """Whether nothing is under way. A look counts as a loan in the numbers, as others that go on do."""
+    stats, hosts = pool.stats(), list(pool._lender.books.fleet.hosts.values())
+    return stats.opening == stats.closing == 0 and not any(host.looks for host in hosts)
 
 
 def turn(pool: ConnectionPool) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import runpy
 import weakref
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from connpool import (
     PoolClosed,
     PoolExhaustedError,
 )
+from connpool.pool import connection, loan_events
 from connpool.pool.loan_events import InDraft, OutDraft, StartDraft
 from connpool.testing import FakeClock
 from tests.helpers.together import together
@@ -284,6 +286,14 @@ def test_what_nobody_asked_for_is_not_made(made):
         pool.listen(lambda event: None, connpool.PoolClosed)
         live(pool, works, clock)
     assert OF_EVERY_DAY.isdisjoint(made)
+
+
+def test_without_the_gil_no_event_changes_its_class(monkeypatch):
+    """There that stops all threads of the process until it is done."""
+    monkeypatch.setattr(connection, "HAS_GIL", False)
+    module = runpy.run_path(loan_events.__file__)
+    makers = [module[name] for name in ("started", "checked_out", "checked_in")]
+    assert makers == [CheckoutStarted, CheckedOut, CheckedIn]
 
 
 @pytest.mark.parametrize("kind", [CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from connpool import Connection, ConnectionPool, ConnPoolError, PoolExhaustedError, Request, UsageError
+from connpool.pool import shared, sharing
 from connpool.pool.connection import HAS_GIL
 from tests.helpers.together import together
 from tests.stress.works import (
@@ -309,6 +310,32 @@ def test_a_loan_that_comes_back_for_good_while_the_lock_is_held_is_closed_and_no
     assert pool.sweep() == 1
     assert balanced(pool).lost == 0
     assert works.n_open == 0
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("moment", ["searched", "found"])
+def test_a_share_that_comes_back_while_another_is_looked_for_leaves_that_search_alone(monkeypatch, moment):
+    """By a signal handler, say: what was found is not idle by the time that it is joined."""
+    works = Works(prompt=True)
+    pool = make(works, max_size=2, sharable=True, max_sharers=1)
+    held = [pool.share(), pool.share()]
+    pool.configure(max_sharers=None)
+    where, name = {"searched": (sharing, "_suits"), "found": (shared, "pick")}[moment]
+    step = getattr(where, name)
+
+    def struck(*args, **kwargs):
+        outcome = step(*args, **kwargs)
+        for _ in range(len(held)):
+            held.pop().release()
+        return outcome
+
+    monkeypatch.setattr(where, name, struck)
+    joined = pool.share()
+    with pool.try_connect() as alone:
+        assert alone.raw is not joined.raw
+    joined.release()
+    assert balanced(pool).lost == 0
+    assert_whole(pool, works)
     assert_ended(pool, works)
 
 
