@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import runpy
 import weakref
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ from connpool import (
     PoolClosed,
     PoolExhaustedError,
 )
-from connpool.pool import connection, loan_events
+from connpool.pool import hearing
 from connpool.pool.loan_events import InDraft, OutDraft, StartDraft
 from connpool.testing import FakeClock
 from tests.helpers.together import together
@@ -288,12 +287,27 @@ def test_what_nobody_asked_for_is_not_made(made):
     assert OF_EVERY_DAY.isdisjoint(made)
 
 
-def test_without_the_gil_no_event_changes_its_class(monkeypatch):
+def test_without_the_gil_no_event_changes_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """There that stops all threads of the process until it is done."""
-    monkeypatch.setattr(connection, "HAS_GIL", False)
-    module = runpy.run_path(loan_events.__file__)
-    makers = [module[name] for name in ("started", "checked_out", "checked_in")]
-    assert makers == [CheckoutStarted, CheckedOut, CheckedIn]
+
+    def refuse() -> None:
+        raise AssertionError("a draft")
+
+    monkeypatch.setattr(hearing, "HAS_GIL", False)
+    for draft in (StartDraft, OutDraft, InDraft):
+        monkeypatch.setattr(hearing, draft.__name__, refuse)
+    heard: list[Event] = []
+    clock = FakeClock(start=5.0)
+    with ConnectionPool.of(object, max_size=1, clock=clock, name="p") as pool:
+        pool.listen(heard.append, CheckoutStarted, CheckedOut, CheckedIn)
+        with pool.try_connect():
+            clock.advance(2.0)
+        endpoint = pool.endpoints()[0].endpoint
+    assert heard == [
+        CheckoutStarted("p", 5.0),
+        CheckedOut("p", 5.0, 1, endpoint, 0.0),
+        CheckedIn("p", 7.0, 1, 2.0),
+    ]
 
 
 @pytest.mark.parametrize("kind", [CheckoutStarted, CheckedOut, CheckoutFailed, CheckedIn])
