@@ -178,6 +178,24 @@ def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Pa
     assert said == ["True {} None", "True"]
 
 
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_spool_that_has_filled_the_disk_is_opened_again_and_what_it_holds_is_sent(tmp_path, disk) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        size = 3_000
+        spool = SQLiteSpool(path, durable=False)
+        taken = fill(spool)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(taken > 5, drain(spool) == list(range(taken)), spool.damage)
+        spool.close()
+        """,
+        disk,
+    )
+    assert said == ["True True None"]
+
+
 def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Path) -> None:
     said = on_a_small_disk(
         tmp_path,
