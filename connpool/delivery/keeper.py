@@ -5,12 +5,13 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from connpool.delivery.books import Books, Draft
 from connpool.delivery.desk import Desk, Job
-from connpool.delivery.faults import Damaged, Told, told
+from connpool.delivery.faults import Damaged, Told, UnwritableError, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_file
@@ -60,6 +61,7 @@ class Keeper:
         self.ledger = Ledger(self._limits, str(self.base))
         self.news: deque[News] = deque()
         self._lock: FileLock | None = None
+        self._is_bare = False  # the file is to be begun anew: all that was in it is gone
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
@@ -113,6 +115,8 @@ class Keeper:
                 disk.require_directory(self.base)
                 self._find()
             assert self.path is not None
+            if self._is_bare:
+                return self._begin_anew(self.path)
             segment = open_whole(self.path, self._note)
             self.books = segment.books
             self.ledger.late.clear()  # they are in these books again
@@ -129,20 +133,28 @@ class Keeper:
                 return
             self.ledger.segment = None
             segment.close()
-            remove_file(segment.path)  # now there is space
-            new = Segment(segment.path)
-            with Told(new.path):
-                new.begin(is_durable=True)
-                new.write("serial", b"", self.books.reserved)
-                for queue, tally in self.books.tallies.items():
-                    if tally.dropped:
-                        new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
-                new.commit()
-            self.ledger.late.clear()
-            self.ledger.segment = new
+            self._is_bare = True
+            with suppress(UnwritableError):  # others have taken the space: whoever needs the file tries again
+                self._begin_anew(segment.path)
         finally:
             if call is not None:
                 call.end()
+
+    def _begin_anew(self, path: Path) -> Segment:
+        """Put a new file in the place of the one whose messages are gone, with the same notes."""
+        remove_file(path)  # now there is space
+        new = Segment(path)
+        with Told(path):
+            new.begin(is_durable=True)
+            new.write("serial", b"", self.books.reserved)
+            for queue, tally in self.books.tallies.items():
+                if tally.dropped:
+                    new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+            new.commit()
+        self.ledger.late.clear()
+        self.ledger.segment = new
+        self._is_bare = False
+        return new
 
     def _find(self) -> None:
         """Have the first file that nobody has: *base*, or one called like it and a number."""

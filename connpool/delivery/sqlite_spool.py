@@ -111,7 +111,8 @@ class SQLiteSpool:
         except UnwritableError:
             pass
         # A removal, too, needs space in the log. Until there is some they are gone for this process alone.
-        self._do(partial(self._keeper.ledger.remove_later, positions=positions))
+        if self._keeper.books.messages:
+            self._do(partial(self._keeper.ledger.remove_later, positions=positions))
         self._keeper.start_over()
 
     def release(self, positions: Sequence[int]) -> None:

@@ -265,3 +265,41 @@ def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:
         """,
     )
     assert said == ["{'b': SpoolCount(messages=0, bytes=0, dropped=3)} True"]
+
+
+def test_a_full_disk_without_space_even_for_an_empty_file_costs_no_counter_and_no_call(
+    tmp_path: Path,
+) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        def occupy():
+            try:
+                while True:
+                    ballast.write(bytes(512))
+            except OSError:
+                pass
+
+        spool = SQLiteSpool(path, max_messages=5)
+        for n in range(10):
+            spool.put(["a"], bytes(1_000), n.to_bytes(16, "big"))
+        spool.close()
+        ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+        occupy()
+        spool = SQLiteSpool(path, max_messages=5)
+        last = spool.peek("a", 5, 10_000_000)[-1].position
+        print(drain(spool) == list(range(5, 10)), spool.counts())
+        occupy()
+        spool.remove([last])
+        print(fill(spool))
+        ballast.close()
+        os.remove(ballast.name)
+        print(spool.put(["a"], b"new", bytes(16))[0] > last)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(drain(spool), spool.counts(), spool.damage)
+        spool.close()
+        """,
+    )
+    counters = "{'a': SpoolCount(messages=0, bytes=0, dropped=5)}"
+    assert said == [f"True {counters}", "0", "True", f"[0] {counters} None"]
