@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -43,6 +43,7 @@ class Keeping:
         self._beat_at = math.inf
         self._turns = Turns()  # to adopt, and to send heartbeats
         self._helper: threading.Thread | None = None  # which thread is at it, or was the last
+        self._left: Mapping[str, int] = {}  # what was unsent at the end
 
     def begin(self) -> None:
         """Let the spool report to the pool, and set the clock going."""
@@ -169,24 +170,27 @@ class Keeping:
             office.settled.wait_for(is_over, timeout)
         return self.unsent()
 
-    def unsent(self) -> int:
+    def waiting(self) -> Mapping[str, int]:
+        """How many messages wait in each queue; after the end: did then."""
         spool = self._office.spool
         if spool is None or self._office.is_closed:
-            return 0
-        return sum(count.messages for count in spool.counts().values())
+            return self._left
+        return {queue: count.messages for queue, count in spool.counts().items() if count.messages}
+
+    def unsent(self) -> int:
+        return sum(self.waiting().values())
 
     def close(self, timeout: float | None, *, waits: bool) -> int:
         """As ``Broadcaster.close``, once nothing more is taken. *waits*: for others; none waits for us."""
         office = self._office
         if office.is_closed:
-            return 0
+            return self.unsent()
         until = None if timeout is None else real.now() + timeout
-        unsent = 0
         try:
             if waits:
                 self._send_the_rest(until)
             self._say_goodbye()
-            unsent = self.unsent()
+            self._left = self.waiting()
         except SpoolError:  # somebody has closed it, perhaps
             logger.exception("broadcaster %r: what is unsent stays so", office.name)
         with office._lock:
@@ -204,7 +208,7 @@ class Keeping:
                 office.settled.wait_for(lambda: not (self._is_helped() or any(map(_is_tended, links))), GRACE)
         if office.kept is not None:
             watch(office.kept, math.inf)
-        return unsent
+        return self.unsent()
 
     def _say_goodbye(self) -> None:
         try:
