@@ -134,6 +134,14 @@ def test_after_the_end_everybody_is_told_what_was_unsent_and_so_is_a_flush_that_
         assert (flushed, sender.flush(), sender.close(), sender.unsent().total) == ([3], 3, 3, 3)
 
 
+def test_the_end_blames_nobody_whose_dial_it_cuts_off(a, caplog):
+    a.black_hole()
+    with broadcasting(a, pool_settings={"connect_timeout": 30}) as sender:
+        until(lambda: sender.pool.stats().opening == 1, "the dial")
+    until(lambda: sender.links()[0].state is LinkState.DEAD, "its end")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
 def test_after_the_end_no_thread_waits_for_the_next_dial():
     with refused() as nobody, broadcasting(nobody, spool=None, pool_settings=PATIENT) as sender:
         until(lambda: sender.links()[0].state is LinkState.DEAD)
