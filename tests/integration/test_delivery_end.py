@@ -142,6 +142,14 @@ def test_the_end_blames_nobody_whose_dial_it_cuts_off(a, caplog):
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 
 
+def test_a_connection_that_the_pool_breaks_off_is_not_said_to_be_ended_by_the_peer(a):
+    with broadcasting(a, pool_settings=PATIENT) as sender:
+        all_alive(sender)
+        sender.pool.clear(interrupt=True)
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "its end")
+        assert str(sender.links()[0].last_error) == "pool 'sensors' was cleared"
+
+
 def test_after_the_end_no_thread_waits_for_the_next_dial():
     with refused() as nobody, broadcasting(nobody, spool=None, pool_settings=PATIENT) as sender:
         until(lambda: sender.links()[0].state is LinkState.DEAD)
