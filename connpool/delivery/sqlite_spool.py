@@ -18,6 +18,7 @@ from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
+from connpool.model.checks import require_flag
 from connpool.model.events import SpoolDamaged
 from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
@@ -75,7 +76,7 @@ class SQLiteSpool:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
         self.path = Path(os.path.abspath(path))
         self.damage: SpoolDamaged | None = None
-        self._is_durable = durable
+        self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)
         self._keeper = Keeper(self.path, limits)
         self._adoption = Desk()
