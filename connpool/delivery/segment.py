@@ -108,7 +108,8 @@ class Segment:
     def roll_back(self) -> None:
         if self.is_in_transaction:
             self.execute("ROLLBACK")
-        self._cut_log()
+        if self._is_open:  # else it is the parent's, in a forked child
+            self._cut_log()
 
     def _cut_log(self) -> None:
         """Cut off a part of a page that a full disk has taken: who opens the file would think it damaged."""
