@@ -108,7 +108,7 @@ class SocketChannel(Uncopied):
         return None
 
     def call(self, method: Any, payload: Any, timeout: float | None = None) -> Any:
-        """Send a request and read the answer, both within *timeout* seconds.
+        """Send a request and read the answer, both within *timeout* seconds; 0: nothing is sent.
 
         Raises:
             ChannelClosedError: the connection failed, or the peer does not keep to the framing.
@@ -142,6 +142,8 @@ class SocketChannel(Uncopied):
 
     def _exchange(self, request: bytes, timeout: float | None) -> bytes:
         """One message there and one back."""
+        if timeout is not None and timeout <= 0:  # its answer could only come too late
+            raise CallTimeoutError(f"{self!r}: there is no time for the call", pool=self.pool.name)
         until = None if timeout is None else now() + timeout
         try:
             conn = self._conns.popleft()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +38,7 @@ class Workers:
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
         self.openings: deque[Key] = deque()  # to be opened again, now
-        self._openers: set[weakref.ref[threading.Thread]] = set()
+        self._free: deque[None] = deque([None] * MOST)  # one for each thread more that may open
 
     # -- closing
 
@@ -118,26 +117,30 @@ class Workers:
 
     def open_all(self) -> None:
         """Open what is due, on threads of their own. Without a thread the next turn tries again."""
-        for reference in self._openers.copy():
-            if (thread := reference()) is None or not thread.is_alive():
-                self._openers.discard(reference)
-        for _ in range(min(len(self.openings), MOST - len(self._openers))):
+        for _ in range(min(len(self.openings), len(self._free))):
             name = f"connpool-open-{self._switch.name}"
-            thread = threading.Thread(target=self._open_in_turn, name=name, daemon=True)
-            self._openers.add(weakref.ref(thread))
-            threads.start(thread)
+            threads.start(threading.Thread(target=self._open_in_turn, name=name, daemon=True))
 
     def _open_in_turn(self) -> None:
-        while True:
+        while self.openings:
             try:
-                key = self.openings.popleft()
-            except IndexError:
+                self._free.pop()
+            except IndexError:  # as many as may are at it, and look again after each
                 return
             try:
-                self._open(key)
-            except Exception:
-                logger.exception("call pool %r: recording an opening failed", self._switch.name)
-            del key
+                self._open_next()
+            finally:
+                self._free.append(None)
+
+    def _open_next(self) -> None:
+        try:
+            key = self.openings.popleft()
+        except IndexError:  # another thread took it
+            return
+        try:
+            self._open(key)
+        except Exception:
+            logger.exception("call pool %r: recording an opening failed", self._switch.name)
 
     def _open(self, key: Key) -> None:
         """Open a channel again and record what came of it."""

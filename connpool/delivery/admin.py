@@ -46,10 +46,11 @@ class Admin(Uncopied):
     @property
     def ready(self) -> bool:
         """Whether a message would be sent at once to somebody."""
-        return any(link.state is LinkState.ALIVE for link in self.links())
+        takes_any = self._office.settings.failover
+        return any(link.state is LinkState.ALIVE and (takes_any or 0 in link.groups) for link in self.links())
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until a member lives. False: none does within *timeout* seconds."""
+        """Wait until a member lives that messages may go to. False: none does within *timeout* seconds."""
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
         office.rouse()

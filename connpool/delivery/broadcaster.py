@@ -172,11 +172,8 @@ class Broadcaster(Admin, Receiving):
         return self._keeping.flush(timeout)
 
     def unsent(self) -> Unsent:
-        """How many messages wait, for each member and for all."""
-        if self._spool is None or self._office.is_closed:
-            return Unsent({})
-        counts = self._spool.counts()
-        return Unsent({queue: count.messages for queue, count in counts.items() if count.messages})
+        """How many messages wait, for each member and for all; after the end: did then."""
+        return Unsent(self._keeping.waiting())
 
     # -- the end
 

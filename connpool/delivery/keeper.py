@@ -6,15 +6,16 @@ import itertools
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from connpool.delivery.books import Books, Draft
 from connpool.delivery.desk import Desk, Job
-from connpool.delivery.faults import Damaged, Told, told
+from connpool.delivery.faults import Damaged, Told, UnwritableError, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
-from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, rescue
+from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, renewed, rescue
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolCorruptError, SpoolError
 from connpool.model.events import SpoolDamaged
@@ -57,6 +58,7 @@ class Keeper:
         self.ledger = Ledger(self._limits, str(self.base))
         self.news: deque[News] = deque()
         self._lock: FileLock | None = None
+        self._is_bare = False  # the file is to be begun anew: all that was in it is gone
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
@@ -120,6 +122,8 @@ class Keeper:
                 disk.require_directory(self.base)
                 self._find()
             assert self.path is not None
+            if self._is_bare:
+                return self._begin_anew(self.path)
             segment = open_whole(self.path, self._note)
             self.books = segment.books
             self.ledger.late.clear()  # they are in these books again
@@ -174,21 +178,13 @@ class Keeper:
         try:
             self._settle()
             segment = self.ledger.segment
-            if segment is None or self.books.messages or not self.ledger.late:
+            if segment is None or self.books.messages or not self.ledger.late or not self._is_in_place():
                 return
             self.ledger.segment = None
             segment.close()
-            remove_file(segment.path)  # now there is space
-            new = Segment(segment.path)
-            with Told(new.path):
-                new.begin(is_durable=True)
-                new.write("serial", b"", self.books.reserved)
-                for queue, tally in self.books.tallies.items():
-                    if tally.dropped:
-                        new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
-                new.commit()
-            self.ledger.late.clear()
-            self.ledger.segment = new
+            self._is_bare = True
+            with suppress(UnwritableError):  # others have taken the space: whoever needs the file tries again
+                self._begin_anew(segment.path)
         finally:
             if call is not None:
                 call.end()
@@ -206,6 +202,13 @@ class Keeper:
             if (lock := FileLock.try_take(lock_of(path))) is not None:
                 self.own(path, lock)
                 return
+
+    def _begin_anew(self, path: Path) -> Segment:
+        """Put a new file in the place of the one whose messages are gone."""
+        self.ledger.segment = new = renewed(path, self.books)
+        self.ledger.late.clear()
+        self._is_bare = False
+        return new
 
     def _note(self, event: SpoolDamaged, why: str) -> None:
         self.news.append((event, why))
@@ -253,11 +256,8 @@ class Keeper:
 
     def _attempt(self, segment: Segment, jobs: Sequence[Job]) -> None:
         draft = Draft(self.books)
-        is_durable = False
-        for job in jobs:
-            is_durable = is_durable or job.is_durable
         self._is_at_it = True
-        segment.begin(is_durable=is_durable)
+        segment.begin(is_durable=True in [job.is_durable for job in jobs])
         for job in jobs:
             assert job.work is not None
             job.error = None

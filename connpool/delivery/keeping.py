@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -45,6 +45,7 @@ class Keeping:
         self._turns = Turns()  # to adopt, and to send heartbeats
         self._helper: threading.Thread | None = None  # which thread is at it, or was the last
         self._is_beating = False  # and is in the user's function, perhaps, or waits for a peer
+        self._left: Mapping[str, int] = {}  # what was unsent at the end
 
     def begin(self) -> None:
         """Let the spool report to the pool, and set the clock going."""
@@ -173,11 +174,15 @@ class Keeping:
             office.settled.wait_for(is_over, timeout)
         return self.unsent()
 
-    def unsent(self) -> int:
+    def waiting(self) -> Mapping[str, int]:
+        """How many messages wait in each queue; after the end: did then."""
         spool = self._office.spool
         if spool is None or self._office.is_closed:
-            return 0
-        return sum(count.messages for count in spool.counts().values())
+            return self._left
+        return {queue: count.messages for queue, count in spool.counts().items() if count.messages}
+
+    def unsent(self) -> int:
+        return sum(self.waiting().values())
 
     def close(self, timeout: float | None, *, waits: bool, patience: float) -> int:
         """As ``Broadcaster.close``, once nothing more is taken.
@@ -188,9 +193,8 @@ class Keeping:
         """
         office = self._office
         if office.is_closed:
-            return 0
+            return self.unsent()
         until = None if timeout is None else real.now() + timeout
-        unsent = 0
 
         def left() -> float | None:
             return None if until is None else max(until - real.now(), patience)
@@ -202,7 +206,7 @@ class Keeping:
                 self._watch.have_done(self._say_goodbye, left())
             else:
                 self._say_goodbye()
-            unsent = self.unsent()
+            self._left = self.waiting()
         except SpoolError:  # somebody has closed it, perhaps
             logger.exception("broadcaster %r: what is unsent stays so", office.name)
         with office._lock:
@@ -221,7 +225,7 @@ class Keeping:
                 office.settled.wait_for(lambda: not self._are_busy(links, with_ours=True), GRACE)
         if office.kept is not None:
             watch(office.kept, math.inf)
-        return unsent
+        return self.unsent()
 
     def _may_a_heartbeat_last(self) -> bool:
         """Whether it asks the user's functions, or has to wait for peers, for want of a spool."""

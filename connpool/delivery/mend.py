@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from connpool import clock
+from connpool.delivery.books import Books
 from connpool.delivery.checkup import log_of
 from connpool.delivery.faults import Damaged, Told
 from connpool.delivery.rows import LANES, Note, Row, first_of, lane_of, sealed, serial_of
@@ -18,7 +19,7 @@ from connpool.errors import SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 
-__all__ = ["damage_of", "mend", "open_whole", "remove_attached", "remove_file", "rescue"]
+__all__ = ["damage_of", "mend", "open_whole", "remove_attached", "remove_file", "renewed", "rescue"]
 
 ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
 ASIDE: Final = ".damaged-"
@@ -45,6 +46,24 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     for aside in asides:
         tell(damage_of(path, aside, segment.books.messages, 0), "mended before")
     return segment
+
+
+def renewed(path: Path, books: Books) -> Segment:
+    """Put a new file in the place of *path*, all of whose messages are gone, with what *books* know besides.
+
+    Raises:
+        SpoolError: it cannot be written: others have taken the space, perhaps.
+    """
+    remove_file(path)  # now there is space
+    new = Segment(path)
+    with Told(path):
+        new.begin(is_durable=True)
+        new.write("serial", b"", books.reserved)
+        for queue, tally in books.tallies.items():
+            if tally.dropped:
+                new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+        new.commit()
+    return new
 
 
 def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:

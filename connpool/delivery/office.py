@@ -173,7 +173,7 @@ class Office:
             self.plan_attempt_locked(link, error)
             self._publish_locked()
             self.settled.notify_all()
-        if is_news:
+        if is_news and not self.is_closed:
             logger.warning("broadcaster %r: %s cannot be reached: %s", self.name, endpoint, error)
         self.speak_up()
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from connpool.delivery.checkup import log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
 from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
+from connpool.delivery.salvage import FRAME_SIZE, LOG_HEADER
 from connpool.errors import SpoolError
 from connpool.pool.flock import Flock
 from connpool.wire import disk
@@ -145,6 +146,16 @@ class Segment:
     def roll_back(self) -> None:
         if self.is_in_transaction:
             self.execute("ROLLBACK")
+        if self._is_open:  # else it is the parent's, in a forked child
+            self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Cut off a part of a page that a full disk has taken: who opens the file would think it damaged."""
+        log = log_of(self.path)
+        size = disk.size_of(log) or 0
+        rest = (size - LOG_HEADER.size) % FRAME_SIZE if size > LOG_HEADER.size else 0
+        if rest and disk.identity(log) == self._log_identity:
+            disk.cut(log, size - rest)
 
     @property
     def is_in_transaction(self) -> bool:

@@ -261,7 +261,8 @@ class Sending:
 
     def _nobody(self) -> NoEndpointError:
         office = self._office
-        infos = office.describe_links()
+        takes_any = office.settings.failover
+        infos = [info for info in office.describe_links() if takes_any or 0 in info.groups]
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
         told = "; ".join(map(_describe, infos)) or "the route has no members"

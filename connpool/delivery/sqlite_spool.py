@@ -19,6 +19,7 @@ from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.segment import disown_all
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
+from connpool.model.checks import require_flag
 from connpool.model.events import SpoolDamaged
 from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
@@ -76,7 +77,7 @@ class SQLiteSpool:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
         self.path = Path(os.path.abspath(path))
         self.damage: SpoolDamaged | None = None
-        self._is_durable = durable
+        self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)
         self._keeper = Keeper(self.path, limits)
         self._adoption = Desk()
@@ -112,7 +113,8 @@ class SQLiteSpool:
         except UnwritableError:
             pass
         # A removal, too, needs space in the log. Until there is some they are gone for this process alone.
-        self._do(partial(self._keeper.ledger.remove_later, positions=positions))
+        if self._keeper.books.messages:
+            self._do(partial(self._keeper.ledger.remove_later, positions=positions))
         self._keeper.start_over()
 
     def release(self, positions: Sequence[int]) -> None:

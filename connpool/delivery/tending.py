@@ -18,6 +18,7 @@ from connpool.delivery.strand import Claim, Strand
 from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, LinkState
 from connpool.model.request import Request
+from connpool.pool.core import HANG_GRACE
 from connpool.wire import threads
 from connpool.wire.framing import decoder_of
 from connpool.wire.line import Line
@@ -117,7 +118,7 @@ class Tending:
         endpoints = link.member.endpoints
         endpoint = endpoints[link.n_tries % len(endpoints)]
         link.n_tries += 1
-        timeout = office.pool.config.connect_timeout
+        timeout = office.pool.config.connect_timeout + HANG_GRACE  # for the dial to tell what was wrong
         try:
             conn = office.pool.try_connect(Request(endpoint, timeout=timeout, cancel=self._stopped))
         except PoolClosedError as error:

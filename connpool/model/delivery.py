@@ -83,7 +83,7 @@ class LinkInfo:
     unsent: int
 
 
-@frozen
+@frozen(eq=False)  # equal to any mapping of the same numbers
 class Unsent(Mapping[str, int]):
     """How many messages wait, by queue: ``unsent["a:1"]`` or ``unsent[endpoint]``.
 

@@ -19,6 +19,7 @@ __all__ = [
     "FileLock",
     "Identity",
     "create",
+    "cut",
     "identity",
     "names_like",
     "reading",
@@ -179,6 +180,12 @@ def reading(path: Path) -> Iterator[BinaryIO]:
     """Open *path* to be read."""
     with _told(path), path.open("rb") as file:
         yield file
+
+
+def cut(path: Path, size: int) -> None:
+    """Let *path* end after *size* bytes."""
+    with _told(path):
+        os.truncate(path, size)
 
 
 def remove(path: Path) -> None:

@@ -157,13 +157,14 @@ class Line:
         with contextlib.suppress(OSError):
             code = self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
-                self.error = OSError(code, "the connection broke")
+                self._break(OSError(code, "the connection broke"))
                 return
-        self.error = ConnectionResetError("the peer has ended the connection")
+        self._break(ConnectionResetError("the peer has ended the connection"))
 
     def _break(self, error: Exception) -> None:
         if self.error is None and not self.is_over:
-            self.error = error
+            why = self._stream.interrupted  # our own shutdown looks like the peer's doing
+            self.error = error if why is None else ConnectionAbortedError(why)
 
 
 class Poller:

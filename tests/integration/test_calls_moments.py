@@ -529,6 +529,21 @@ def test_of_channels_to_be_opened_again_four_are_at_a_time_and_none_once_the_poo
     assert not any(tape.is_open for tape in tapes)
 
 
+def test_of_channels_that_calls_have_closed_four_are_opened_again_at_a_time(pool):
+    gate, tapes = threading.Event(), [Tape() for _ in range(6)]
+    for tape in tapes:
+        tape.doing = lambda method, payload: Reply(payload, retry_after=math.inf)
+        pool.init(tape, revive="force")
+        tape.opening = lambda: gate.wait(10) and None
+    try:
+        for _ in tapes:
+            pool.call(RESOURCE, "get")
+        until(lambda: sum(tape.attempts for tape in tapes) == 6 + 4)
+    finally:
+        gate.set()
+    until(lambda: sum(tape.opens for tape in tapes) == 6 + 6)
+
+
 def test_while_a_channel_is_closed_calls_find_the_others_or_none(pool):
     gate, tape, other = threading.Event(), Tape(), Tape()
     tape.closing = lambda: gate.wait(10)

@@ -122,6 +122,34 @@ def test_an_end_that_may_not_last_tells_how_many_messages_are_unsent(a):
             assert sender.close(0.1) >= 1
 
 
+def test_after_the_end_everybody_is_told_what_was_unsent_and_so_is_a_flush_that_it_ends():
+    with refused() as nobody, broadcasting(nobody, pool_settings=PATIENT) as sender:
+        for message in numbered(3):
+            sender.broadcast(message)
+        flushed: list[int] = []
+        flushing = threading.Thread(target=lambda: flushed.append(sender.flush(GUARD)))
+        flushing.start()
+        assert sender.close(0.1) == 3
+        flushing.join(GUARD)
+        assert (flushed, sender.flush(), sender.close(), sender.unsent().total) == ([3], 3, 3, 3)
+
+
+def test_the_end_blames_nobody_whose_dial_it_cuts_off(a, caplog):
+    a.black_hole()
+    with broadcasting(a, pool_settings={"connect_timeout": 30}) as sender:
+        until(lambda: sender.pool.stats().opening == 1, "the dial")
+    until(lambda: sender.links()[0].state is LinkState.DEAD, "its end")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_connection_that_the_pool_breaks_off_is_not_said_to_be_ended_by_the_peer(a):
+    with broadcasting(a, pool_settings=PATIENT) as sender:
+        all_alive(sender)
+        sender.pool.clear(interrupt=True)
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "its end")
+        assert str(sender.links()[0].last_error) == "pool 'sensors' was cleared"
+
+
 def test_after_the_end_no_thread_waits_for_the_next_dial():
     with refused() as nobody, broadcasting(nobody, spool=None, pool_settings=PATIENT) as sender:
         until(lambda: sender.links()[0].state is LinkState.DEAD)

@@ -202,6 +202,7 @@ def test_without_failover_a_later_group_gets_nothing(a, c):
         all_alive(sender)
         kill(a)
         until_dead(sender, a)
+        assert (sender.ready, sender.wait_ready(0)) == (False, False)
         delivery = sender.broadcast(b"one")
         assert (delivery.sent, delivery.group) == ((), None)
         a.start()
@@ -214,8 +215,9 @@ def test_without_failover_and_spool_a_dead_group_is_an_error_and_never_silence(a
         all_alive(sender)
         kill(a)
         until_dead(sender, a)
-        with pytest.raises(NoEndpointError):
+        with pytest.raises(NoEndpointError) as caught:
             sender.broadcast(b"one")
+        assert str(c.endpoint) not in str(caught.value)
     assert c.lines == []
 
 

@@ -15,6 +15,7 @@ from connpool import (
     Broadcaster,
     ConfigError,
     ConnectionPool,
+    ConnectTimeoutError,
     Endpoint,
     FramingError,
     Lines,
@@ -77,7 +78,7 @@ def test_the_answer_tells_who_has_it_and_for_whom_it_waits(a):
     with refused() as nobody, broadcasting(a, nobody) as sender:
         delivery = sender.broadcast(b"hello")
         assert (delivery.sent, delivery.spooled, delivery.refused) == ((a.endpoint,), (nobody,), ())
-        assert dict(sender.unsent()) == {nobody: 1}
+        assert sender.unsent() == {nobody: 1} == dict(sender.unsent())
         assert len(delivery.id) == 16
 
 
@@ -610,6 +611,15 @@ def test_a_member_whose_return_hangs_does_not_slow_messages_to_the_others(a, b):
         until(lambda: state_of(sender, b) is LinkState.DEAD)
         together(lambda: [sender.broadcast(message) for message in numbered(100)], limit=3)
         a.until_lines(101)
+
+
+def test_of_a_member_whose_dial_hangs_the_error_tells_of_the_dial(a):
+    a.black_hole()
+    with broadcasting(a, spool=None, pool_settings={"connect_timeout": 0.2}) as sender:
+        with pytest.raises(NoEndpointError) as caught:
+            sender.broadcast(b"hello")
+        ((_, cause),) = caught.value.causes
+        assert isinstance(cause, ConnectTimeoutError)
 
 
 # -- settings

@@ -173,6 +173,15 @@ def test_a_peer_that_the_system_has_given_up_has_closed_the_channel(pool, socket
     assert pool.resources() == []
 
 
+def test_a_call_that_has_no_time_sends_nothing_and_leaves_the_channel_as_it_is(pool, sockets, server):
+    pool.init(SocketChannel(sockets, "upper", {"say"}))
+    with pytest.raises(CallTimeoutError) as caught:
+        pool.call("upper", "say", "never", timeout=0)
+    assert caught.value.__cause__ is None
+    assert pool.call("upper", "say", "hello", timeout=5) == b"SAY HELLO"
+    assert server.received == [b"say hello\n"]
+
+
 def test_an_answer_that_is_late_is_told_with_the_seconds_it_had(pool, sockets, server):
     server.script = Silence()
     pool.init(SocketChannel(sockets, "upper", {"say"}))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from connpool import SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
+from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
@@ -407,6 +407,12 @@ def test_a_put_is_flushed_if_that_is_wanted_and_a_removal_never(path: Path, dura
     spool.put(["a"], b"1", ID)
     assert segment.number("PRAGMA synchronous") == expected
     spool.close()
+
+
+def test_durable_is_true_or_false_and_nothing_else(path: Path) -> None:
+    with pytest.raises(ConfigError, match="durable must be True or False, got 'no'"):
+        SQLiteSpool(path, durable="no")
+    assert not path.exists()
 
 
 def test_what_is_committed_together_is_flushed_if_one_of_them_wants_that(path: Path) -> None:

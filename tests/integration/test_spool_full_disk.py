@@ -178,6 +178,24 @@ def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Pa
     assert said == ["True {} None", "True"]
 
 
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_spool_that_has_filled_the_disk_is_opened_again_and_what_it_holds_is_sent(tmp_path, disk) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        size = 3_000
+        spool = SQLiteSpool(path, durable=False)
+        taken = fill(spool)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(taken > 5, drain(spool) == list(range(taken)), spool.damage)
+        spool.close()
+        """,
+        disk,
+    )
+    assert said == ["True True None"]
+
+
 def test_a_spool_is_opened_where_no_file_may_grow_and_loses_nothing(tmp_path: Path) -> None:
     said = on_a_small_disk(
         tmp_path,
@@ -247,3 +265,41 @@ def test_counters_outlive_a_file_that_was_begun_anew(tmp_path: Path) -> None:
         """,
     )
     assert said == ["{'b': SpoolCount(messages=0, bytes=0, dropped=3)} True"]
+
+
+def test_a_full_disk_without_space_even_for_an_empty_file_costs_no_counter_and_no_call(
+    tmp_path: Path,
+) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        def occupy():
+            try:
+                while True:
+                    ballast.write(bytes(512))
+            except OSError:
+                pass
+
+        spool = SQLiteSpool(path, max_messages=5)
+        for n in range(10):
+            spool.put(["a"], bytes(1_000), n.to_bytes(16, "big"))
+        spool.close()
+        ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+        occupy()
+        spool = SQLiteSpool(path, max_messages=5)
+        last = spool.peek("a", 5, 10_000_000)[-1].position
+        print(drain(spool) == list(range(5, 10)), spool.counts())
+        occupy()
+        spool.remove([last])
+        print(fill(spool))
+        ballast.close()
+        os.remove(ballast.name)
+        print(spool.put(["a"], b"new", bytes(16))[0] > last)
+        spool.close()
+        spool = SQLiteSpool(path)
+        print(drain(spool), spool.counts(), spool.damage)
+        spool.close()
+        """,
+    )
+    counters = "{'a': SpoolCount(messages=0, bytes=0, dropped=5)}"
+    assert said == [f"True {counters}", "0", "True", f"[0] {counters} None"]
