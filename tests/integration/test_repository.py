@@ -16,6 +16,7 @@ from connpool import (
     ConfigError,
     ConnectionPool,
     DuplicatePoolError,
+    PoolClosed,
     PoolState,
     Repository,
     UnknownPoolError,
@@ -118,6 +119,16 @@ def test_a_pool_that_is_closed_leaves_and_its_name_is_free() -> None:
         assert [*repo] == []
 
 
+def test_who_hears_that_a_pool_was_closed_can_make_another_of_that_name() -> None:
+    made = []
+    with Repository() as repo:
+        old = repo.new("orders", "a:1")
+        old.listen(lambda _: made.append(repo.new("orders", "b:1")), PoolClosed)
+        old.close()
+        assert made == [repo["orders"]]
+        assert made[0].stats().state is PoolState.OPEN
+
+
 def test_a_pool_that_is_removed_goes_on() -> None:
     with ScriptedServer() as server, Repository() as repo:
         pool = repo.new("orders", server.endpoint)
@@ -142,6 +153,30 @@ def test_the_end_of_all_has_one_deadline_and_says_what_is_still_lent() -> None:
         assert repo.close() == 0
         repo.new("a", server.endpoint)
         repo.close()
+
+
+def test_what_one_pool_took_of_the_deadline_the_next_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, close = [], ConnectionPool.close
+
+    def note(pool: ConnectionPool, timeout: float | None = None) -> int:
+        given.append(timeout)
+        return close(pool, timeout)
+
+    repo = Repository(connector=Switchboard())
+    loans = [repo.new(name, "a:1").try_connect() for name in ("first", "second")]
+    monkeypatch.setattr(ConnectionPool, "close", note)
+    assert repo.close(timeout=0.1) == 2
+    assert given[1] == 0.0
+    for loan in loans:
+        loan.release()
+
+
+def test_pools_are_made_with_the_connector_of_the_repository_if_they_name_none() -> None:
+    common, own = Switchboard(), Switchboard()
+    with Repository(connector=common) as repo:
+        for n, settings in enumerate(({}, {"connector": own})):
+            repo.new(f"pool {n}", "a:1", **settings).try_connect().release()
+        assert (len(common.lines), len(own.lines)) == (1, 1)
 
 
 def test_two_repositories_never_mix() -> None:
@@ -253,6 +288,15 @@ def test_a_forgotten_repository_is_collected_with_its_pools() -> None:
     del repo
     gc.collect()
     assert [ref() for ref in seen] == [None, None]
+
+
+def test_a_pool_keeps_no_forgotten_repository_alive() -> None:
+    repo = Repository()
+    seen = weakref.ref(repo)
+    with repo.new("orders", "a:1"):
+        del repo
+        gc.collect()
+        assert seen() is None
 
 
 def test_a_forked_child_has_the_repository_and_pools_of_its_own() -> None:
