@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, ConnPoolError, SocketConnector
+from connpool import CheckoutTimeoutError, CloseReason, ConnectionPool, ConnPoolError, SocketConnector
 from connpool.testing import FakeClock, FaultProxy, ScriptedServer, Way
 from tests.helpers.faults import PingingConnector, fill, turn, turns_until_served, use
 from tests.helpers.switchboard import check_books, until
@@ -136,6 +136,21 @@ def test_a_checkout_looks_with_the_same_round_trip_and_takes_the_next(clock: Fak
         turn(pool)
         assert proxy.accepts == 4
         until(lambda: pool.stats().size == 1, "removal of the half-open")
+
+
+def test_a_look_that_hangs_is_cut_off_though_nothing_else_is_due() -> None:
+    connector = PingingConnector(patience=60)
+    settings = {"max_size": 1, "connect_timeout": 0.2, "look_after_idle": 0, "reap_interval": 0.02}
+    with (
+        ScriptedServer() as server,
+        FaultProxy(server.endpoint) as proxy,
+        ConnectionPool(proxy.endpoint, connector=connector, **settings) as pool,
+    ):
+        turn(pool)
+        proxy.forget()
+        with taking(0, 8):
+            turn(pool, timeout=20)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 def test_a_cut_cable_costs_each_checkout_its_own_timeout_and_no_more() -> None:
