@@ -12,11 +12,13 @@ from connpool import (
     Endpoint,
     EndpointState,
     PoolExhaustedError,
+    Request,
     SocketConnector,
     UsageError,
 )
 from connpool.testing import Ending, FakeClock, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.wire import answer_names_with, taking
 
 
@@ -207,6 +209,15 @@ def test_checkouts_without_a_pin_never_get_a_connection_off_the_route() -> None:
 
 
 # -- limits
+
+
+def test_in_a_full_pool_requests_take_turns_too() -> None:
+    with ConnectionPool("a:1, b:1", connector=Switchboard(), max_size=4) as pool:
+        for _ in range(2):
+            loans = [pool.try_connect(Request(timeout=5)) for _ in range(4)]
+            assert {str(loan.endpoint) for loan in loans[:2]} == {"a:1", "b:1"}
+            for loan in loans:
+                loan.release()
 
 
 def test_the_ninth_of_eight_is_refused_at_once_and_nobody_is_blamed() -> None:

@@ -291,8 +291,21 @@ def test_a_dial_that_its_caller_need_not_run_any_more_frees_its_place() -> None:
         check_books(pool)
 
 
-def test_a_loan_is_found_lost_though_a_failure_from_the_same_stack_is_remembered() -> None:
-    board = Switchboard("a:1")
+class Wordy(Switchboard):
+    """Says what failed in words of its own, and drops no context."""
+
+    def open(self, *args: Any) -> Any:
+        try:
+            return super().open(*args)
+        except ConnectionRefusedError:
+            raise ConnectionRefusedError("no, thank you")  # noqa: B904 - as many drivers do
+
+
+@pytest.mark.parametrize("kind", [Switchboard, Wordy])
+def test_a_loan_is_found_lost_though_a_failure_from_the_same_stack_is_remembered(
+    kind: type[Switchboard],
+) -> None:
+    board = kind("a:1")
     with caller_pool("a:1, b:1", board, max_size=2) as pool:
 
         def forget() -> None:

@@ -153,6 +153,21 @@ def test_close_waits_for_a_loan_that_comes_back_in_time() -> None:
         server.until_accepts(1).until_eof()
 
 
+def test_all_who_wait_for_the_last_loan_hear_that_it_is_back() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        loan = pool.try_connect()
+
+        def end() -> None:
+            with taking(0, 8):
+                assert pool.close(timeout=20) == 0
+
+        def give_back() -> None:
+            until(lambda: len(pool._lender.books.drains) == 2)
+            loan.release()
+
+        together(end, end, give_back, limit=30)
+
+
 def test_close_interrupts_a_loan_that_does_not() -> None:
     with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint) as pool:
         conn = pool.try_connect()
