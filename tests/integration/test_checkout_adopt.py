@@ -205,6 +205,24 @@ def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket
     peer.close()
 
 
+def test_what_is_added_counts_among_those_of_its_endpoint(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_per_endpoint=1) as pool, mine, peer:
+        with pool.try_connect(timeout=5), pytest.raises(PoolExhaustedError):
+            pool.add_connection(mine)
+        assert mine.fileno() >= 0
+
+
+def test_what_is_added_without_an_endpoint_serves_who_chooses_beside_the_route(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with ConnectionPool("127.0.0.1:1, 127.0.0.1:2", max_size=1) as pool, peer:
+        pool.add_connection(mine)
+        with pool.try_connect(Request(where=lambda info: True, timeout=5)) as conn:
+            assert conn.raw is mine
+
+
 def test_what_is_added_for_an_endpoint_serves_it() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
         raw = socket.create_connection(("127.0.0.1", server.port))

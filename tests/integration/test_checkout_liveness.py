@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
-from connpool.testing import Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from connpool.testing import Close, Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
 from connpool.wire import stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.wire import taking
@@ -223,4 +223,14 @@ def test_who_was_interrupted_while_it_waited_for_an_answer_leaves_that_to_nobody
             with pytest.raises(KeyboardInterrupt):
                 read(conn)
         conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@pytest.mark.parametrize(
+    "read", [lambda conn: conn.recv(9, timeout=5), lambda conn: conn.recv_into(bytearray(9), timeout=5)]
+)
+def test_one_whose_end_its_holder_has_read_is_lent_to_nobody(read: Callable[[Connection], object]) -> None:
+    with ScriptedServer(script=Close()) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            assert not read(conn)
         assert pool.stats().closed == {CloseReason.BROKEN: 1}

@@ -18,7 +18,8 @@ from connpool import (
 )
 from connpool.testing import Ending, FakeClock, ScriptedServer
 from tests.helpers.certificates import Certificates
-from tests.helpers.switchboard import Switchboard
+from tests.helpers.switchboard import Switchboard, until
+from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, taking
 
 
@@ -251,6 +252,27 @@ def test_one_endpoint_cannot_take_the_places_of_another() -> None:
         accepted(b, 2)
         assert all(told.failures == 0 for told in pool.endpoints())
         release_all(conns)
+
+
+def test_one_that_goes_over_to_tls_leaves_its_place_to_who_waits_for_a_plain_one(
+    certificates: Certificates,
+) -> None:
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(f"localhost:{server.port}", max_per_endpoint=1, connect_timeout=60) as pool,
+    ):
+        upgraded = pool.try_connect(timeout=5)
+
+        def wait() -> None:
+            with taking(0, 8):
+                pool.try_connect(timeout=20).release()
+
+        def upgrade() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            upgraded.start_tls(certificates.client(), timeout=5)
+
+        together(wait, upgrade, limit=30)
+        upgraded.release()
 
 
 def test_a_full_endpoint_is_passed_over_for_one_with_room() -> None:

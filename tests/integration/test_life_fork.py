@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from connpool import Connection, ConnectionPool, SocketConnector, UsageError
+from connpool import Connection, ConnectionPool, PoolPaused, SocketConnector, UsageError
 from connpool.testing import ScriptedServer
 from tests.helpers.certificates import Certificates
 from tests.helpers.switchboard import Switchboard, until
@@ -272,3 +272,18 @@ def test_a_grandchild_starts_clean_as_well() -> None:
         assert in_child(child) == (0, b"hello")
         with pool.try_connect() as conn:
             assert conn.uses == 1
+
+
+def test_what_ends_listening_ends_it_in_the_child_too() -> None:
+    heard: list[object] = []
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        stop = pool.listen(heard.append, PoolPaused)
+
+        def job() -> int:
+            stop()
+            pool.pause()
+            return len(heard)
+
+        assert in_child(job) == 0
+        pool.pause()
+        assert len(heard) == 1

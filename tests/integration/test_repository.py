@@ -22,6 +22,7 @@ from connpool import (
     UnknownPoolError,
     UsageError,
 )
+from connpool import registry
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard
@@ -204,7 +205,20 @@ def test_thirty_two_threads_make_one_pool_and_one_repository() -> None:
     assert connpool.repository() is connpool.repository("default")
 
 
-def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails() -> None:
+def test_threads_that_ask_while_a_repository_is_made_get_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str) -> Repository:
+        threading.Event().wait(0.05)  # time for the others to come
+        return Repository(name)
+
+    monkeypatch.setattr(registry, "Repository", make)
+    found = together(*[lambda: connpool.repository("slowly made")] * 4)
+    assert len({id(home) for home in found}) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails(
+    error: type[BaseException],
+) -> None:
     repo, answers = Repository(), [threading.Event(), threading.Event()]
 
     class Slow(Switchboard):
@@ -217,18 +231,19 @@ def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails
                 Slow.n += 1
                 answers[0].set()
                 assert answers[1].wait(10)
-                raise RuntimeError("the connector is broken")
+                raise error("the connector is broken")
             raise AttributeError(name)
 
     connector = Slow()
 
     def first() -> None:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(error):
             repo.new("orders", "a:1", connector=connector)
 
     def second() -> None:
         assert answers[0].wait(10)
         assert "orders" not in repo
+        assert [*repo] == []
         threading.Timer(0.05, answers[1].set).start()
         assert repo.new("orders", "a:1", connector=connector) is repo["orders"]
 

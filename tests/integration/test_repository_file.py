@@ -213,6 +213,16 @@ def test_a_secret_is_not_shown_in_pieces_or_in_disguise_either(
     ]
 
 
+def test_of_a_secret_with_another_in_it_nothing_is_shown(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT", "hush")
+    monkeypatch.setenv("LONG", "hush hush")
+    problems = problems_of(write('[pools.a]\nroute = "a:1"\nmax_size = "${SHORT}"\nmin_idle = "${LONG}"\n'))
+    assert problems == [
+        "[pools.a] max_size: max_size must be a whole number of at least 1, got '${SHORT}'",
+        "[pools.a] min_idle: min_idle must be a whole number of at least 0, got '${LONG}'",
+    ]
+
+
 def test_a_variable_that_is_empty_or_not_set_is_no_riddle(write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMPTY", "")
     monkeypatch.delenv("MISSING", raising=False)

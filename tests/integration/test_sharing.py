@@ -36,6 +36,7 @@ from connpool import (
 from connpool.pool import checkout
 from connpool.pool.failures import timed_out
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
+from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
@@ -853,6 +854,21 @@ def test_an_exclusive_connection_exchanges_too() -> None:
         assert conn.exchange([b"x", b"y\n"], lambda conn: conn.recv_until(b"\n")) == b"xy\n"
 
 
+def test_a_write_has_what_the_wait_for_ones_turn_has_left_of_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+
+    def note(stream: object, buffers: object, timeout: float) -> None:
+        given.append(timeout)
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        with pool.share(timeout=5) as conn:
+            monkeypatch.setattr(Stream, "writev_all", note)
+            conn.writev_all([b"hello"], timeout=5)
+        assert given[0] < 5
+
+
 def test_the_deadline_of_a_write_covers_the_wait_for_ones_turn() -> None:
     with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
         slow, quick = pool.share(timeout=5), pool.share(timeout=5)
@@ -894,6 +910,19 @@ def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard)
         repo.new("other", "a:1", connector=board)
         with pytest.raises(NotSharableError):
             repo.share_from_pool("other")
+
+
+@pytest.mark.parametrize(("after", "reason"), [(1, CloseReason.BROKEN), (5_000, CloseReason.EXPIRED)])
+def test_a_repository_shares_nothing_that_is_dead_or_too_old(
+    after: float, reason: CloseReason, board: Switchboard, clock: FakeClock
+) -> None:
+    settings: dict[str, Any] = {"sharable": True, "idle_timeout": None}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        fill(pool, 1)
+        board.lines[0].is_alive = reason is not CloseReason.BROKEN
+        clock.advance(after)
+        assert pool._control.share_idle() is None  # a repository's pools have no clock of a test's
+        assert pool.stats().closed == {reason: 1}
 
 
 def test_what_a_repository_shares_is_heard_of_like_any_loan(board: Switchboard) -> None:
