@@ -21,8 +21,8 @@ from connpool import (
     Repository,
     UnknownPoolError,
     UsageError,
+    registry,
 )
-from connpool import registry
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard
@@ -332,6 +332,40 @@ def test_a_forked_child_has_the_repository_and_pools_of_its_own() -> None:
         finally:
             home._lock.release()
         home.close()
+
+
+def test_a_forked_child_waits_for_nothing_that_the_parent_is_making() -> None:
+    home, is_making, may_go = Repository(), threading.Event(), threading.Event()
+
+    class Slow(Switchboard):
+        """Its first use, in the making of a pool, lasts until the test says so."""
+
+        def __getattr__(self, name: str) -> Any:
+            is_making.set()
+            assert may_go.wait(20)
+            raise AttributeError(name)
+
+    connector = Slow()
+
+    def make() -> None:
+        home.new("orders", "a:1", connector=connector)
+
+    def ask() -> None:
+        assert is_making.wait(10)
+
+        def job() -> str:
+            may_go.set()  # the child's own
+            return home.new("orders", "a:1", connector=connector).name
+
+        try:
+            with connpool.registry._HOMES.lock:  # as another thread may have at the moment of the fork
+                assert in_child(job) == "orders"
+                assert in_child(lambda: connpool.repository("the child's").name) == "the child's"
+        finally:
+            may_go.set()
+
+    together(make, ask, limit=60)
+    home.close()
 
 
 def test_ten_thousand_names_cost_one_thread() -> None:
