@@ -10,6 +10,7 @@ import pytest
 from connpool import (
     CancelledError,
     CheckoutTimeoutError,
+    ConnectError,
     ConnectionPool,
     ConnectTimeoutError,
     EndpointDown,
@@ -331,3 +332,13 @@ def test_what_no_network_does_is_remembered_with_its_place() -> None:
         cause = caught.value.__cause__
         assert isinstance(cause, KeyError)
         assert any("in open_wrongly" in note for note in cause.__notes__)
+
+
+def test_who_has_dialled_in_vain_is_not_taken_to_be_dialling_still() -> None:
+    board = Switchboard("a:1")
+    with caller_pool("a:1, b:1", board, max_size=1) as pool:
+        pool.try_connect("b:1").release()
+        with pytest.raises(ConnectError):
+            pool.try_connect("a:1")
+        with pool.try_connect("b:1"), pytest.raises(CheckoutTimeoutError):
+            pool.try_connect("b:1", timeout=0.05)

@@ -679,6 +679,17 @@ def test_each_share_is_heard_of(pool: ConnectionPool) -> None:
     assert {event.id for event in heard} == {1}
 
 
+def test_a_share_comes_back_though_its_hearer_is_interrupted(pool: ConnectionPool) -> None:
+    def strike(event: object) -> None:
+        raise KeyboardInterrupt
+
+    pool.listen(strike, CheckedIn)
+    share = pool.share()
+    with pytest.raises(KeyboardInterrupt):
+        share.release()
+    assert numbers(pool) == (1, 0, 0)
+
+
 def test_a_share_that_its_request_does_not_like_is_not_heard_of(pool: ConnectionPool) -> None:
     heard: list[Any] = []
     pool.resize(max_size=1)

@@ -96,6 +96,14 @@ def test_a_source_address_is_where_the_connection_comes_from() -> None:
         assert sock.getsockname()[0] == "127.0.0.9"
 
 
+def test_a_source_address_that_is_not_ours_is_said_at_once() -> None:
+    connector = SocketConnector(source_address=("192.0.2.1", 0))
+    with ScriptedServer() as server, taking(0, 3), pytest.raises(ConnectError) as caught:
+        connector.open(server.endpoint, 10.0)
+    assert not isinstance(caught.value, ConnectTimeoutError)
+    assert caught.value.local
+
+
 def test_a_source_address_of_the_other_family_is_our_own_fault() -> None:
     connector = SocketConnector(source_address=("::1", 0))
     with pytest.raises(ConnectError, match="family of source address ::1") as caught:
