@@ -18,6 +18,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.wire import taking
 
 
@@ -107,6 +108,17 @@ def test_a_where_that_raises_takes_nothing() -> None:
         assert pool.stats().idle == 2
         raw = pool.take(Request(where=lambda info: info.id == seen[0]))
         raw.close()
+
+
+def test_what_take_passes_over_stays_in_its_order() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        lines = [loan.raw for loan in loans]
+        for loan in loans:
+            loan.release()
+        wanted = min(info.id for info in pool.connections())
+        lines.remove(pool.take(Request(where=lambda info: info.id == wanted)))
+        assert [pool.take() for _ in range(3)] == lines[::-1]
 
 
 def test_take_heeds_the_endpoint_asked_for() -> None:
