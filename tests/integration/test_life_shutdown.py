@@ -201,9 +201,12 @@ def test_close_fails_every_waiter_at_once() -> None:
     pool = ConnectionPool("a:1", connector=Switchboard(), max_size=1)
     conn = pool.try_connect()
 
+    errors = []  # each thread's own: a traceback belongs to one of them
+
     def wait() -> None:
-        with pytest.raises(PoolClosedError):
+        with pytest.raises(PoolClosedError) as caught:
             pool.try_connect(timeout=30)
+        errors.append(caught.value)
 
     def end() -> None:
         until(lambda: pool.stats().waiting == 5)
@@ -211,6 +214,7 @@ def test_close_fails_every_waiter_at_once() -> None:
 
     with taking(0, 5):
         together(*[wait] * 5, end)
+    assert len({id(error) for error in errors}) == 5
     conn.release()
     assert pool.stats().waiting == 0
 
