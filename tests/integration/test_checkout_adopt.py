@@ -18,6 +18,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.wire import taking
 
 
@@ -107,6 +108,17 @@ def test_a_where_that_raises_takes_nothing() -> None:
         assert pool.stats().idle == 2
         raw = pool.take(Request(where=lambda info: info.id == seen[0]))
         raw.close()
+
+
+def test_what_take_passes_over_stays_in_its_order() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        loans = [pool.try_connect() for _ in range(4)]
+        lines = [loan.raw for loan in loans]
+        for loan in loans:
+            loan.release()
+        wanted = min(info.id for info in pool.connections())
+        lines.remove(pool.take(Request(where=lambda info: info.id == wanted)))
+        assert [pool.take() for _ in range(3)] == lines[::-1]
 
 
 def test_take_heeds_the_endpoint_asked_for() -> None:
@@ -203,6 +215,24 @@ def test_what_finds_no_place_stays_the_callers(pair: tuple[socket.socket, socket
     assert peer.recv(9) == b"open"
     mine.close()
     peer.close()
+
+
+def test_what_is_added_counts_among_those_of_its_endpoint(pair: tuple[socket.socket, socket.socket]) -> None:
+    mine, peer = pair
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, max_per_endpoint=1) as pool, mine, peer:
+        with pool.try_connect(timeout=5), pytest.raises(PoolExhaustedError):
+            pool.add_connection(mine)
+        assert mine.fileno() >= 0
+
+
+def test_what_is_added_without_an_endpoint_serves_who_chooses_beside_the_route(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with ConnectionPool("127.0.0.1:1, 127.0.0.1:2", max_size=1) as pool, peer:
+        pool.add_connection(mine)
+        with pool.try_connect(Request(where=lambda info: True, timeout=5)) as conn:
+            assert conn.raw is mine
 
 
 def test_what_is_added_for_an_endpoint_serves_it() -> None:

@@ -127,11 +127,12 @@ def test_a_cancelled_waiter_passes_its_turn_on() -> None:
 
 
 def test_a_cancellation_of_one_does_not_end_the_dial_that_another_waits_for() -> None:
-    gate = threading.Event()
+    gate, opened = threading.Event(), []
 
     def slow() -> object:
         assert gate.wait(10)
-        return object()
+        opened.append(object())
+        return opened[-1]
 
     with ConnectionPool.of(slow, max_size=1) as pool:
         cancel = threading.Event()
@@ -152,6 +153,7 @@ def test_a_cancellation_of_one_does_not_end_the_dial_that_another_waits_for() ->
 
         together(give_up, wait, drive)
         assert pool.stats().connect_failures == 0
+        assert len(opened) == 1
 
 
 def test_a_cancellation_that_never_comes_changes_nothing() -> None:

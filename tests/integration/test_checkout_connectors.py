@@ -12,6 +12,7 @@ from connpool import (
     Connection,
     ConnectionInfo,
     ConnectionPool,
+    ConnectTimeoutError,
     Endpoint,
     EndpointState,
     HandshakeError,
@@ -21,6 +22,7 @@ from connpool import (
     SocketConnector,
 )
 from connpool.testing import Answer, Echo, Ending, ScriptedServer, Send, Silence
+from tests.helpers.certificates import Certificates
 from tests.helpers.wire import taking
 
 # -- connectors
@@ -139,9 +141,24 @@ def test_a_login_that_hangs_ends_with_the_dial() -> None:
         ScriptedServer(script=Silence()) as server,
         ConnectionPool(server.endpoint, connector=connector, connect_timeout=0.3) as pool,
     ):
-        with taking(0.29, 3), pytest.raises(NoEndpointError):
+        with taking(0.29, 3), pytest.raises(ConnectTimeoutError):
             pool.try_connect(timeout=10)
         server.until_accepts(1).until_ended()
+
+
+def test_a_login_that_goes_over_to_tls_leaves_the_connection_with_its_endpoint(
+    certificates: Certificates,
+) -> None:
+    connector = SocketConnector(handshake=lambda conn: conn.start_tls(certificates.client(), timeout=5))
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(f"localhost:{server.port}", connector=connector) as pool,
+    ):
+        for uses in (0, 1):
+            with pool.try_connect(timeout=5) as conn:
+                assert conn.ssl_socket is not None
+                assert (conn.uses, conn.endpoint.tls) == (uses, False)
+        assert [(info.endpoint.tls, info.size) for info in pool.endpoints()] == [(False, 1)]
 
 
 def test_bytes_that_the_handshake_left_unread_are_the_first_holders() -> None:
@@ -217,14 +234,16 @@ def test_where_sees_a_snapshot_and_opens_a_new_connection_where_none_will_do() -
         assert pool.stats().size == 2
 
 
-def test_a_where_that_raises_loses_nothing() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_where_that_raises_loses_nothing(error: type[BaseException]) -> None:
     def fail(info: ConnectionInfo) -> bool:
-        raise ZeroDivisionError
+        raise error
 
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
         pool.try_connect(timeout=5).release()
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(error):
             pool.try_connect(Request(where=fail, timeout=5))
+        assert pool.stats().lost == 0
         with pool.try_connect(timeout=0) as conn:
             assert conn.uses == 1
 
@@ -233,5 +252,5 @@ def test_a_where_that_nothing_satisfies_ends_in_time_and_in_few_dials() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=3) as pool:
         with taking(0, 3), pytest.raises((TimeoutError, NoEndpointError)):
             pool.try_connect(Request(where=lambda info: False, timeout=0.3))
-        assert server.accepts <= 3
+        assert server.accepts == 1
         pool.try_connect(timeout=1).release()

@@ -15,6 +15,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock
+from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -87,6 +88,31 @@ def test_what_cannot_be_reset_is_closed(reset: Any) -> None:
             assert conn.raw is not first
         assert first.closed == 1
         assert pool.stats().closed == {CloseReason.DIRTY: 2}
+
+
+def strike(raw: object) -> bool:
+    raise KeyboardInterrupt
+
+
+def test_one_whose_reset_was_interrupted_is_closed_and_not_lost() -> None:
+    with ConnectionPool.of(Thing, reset=strike) as pool:
+        conn = pool.try_connect()
+        with pytest.raises(KeyboardInterrupt):
+            conn.release()
+        until(lambda: pool.stats().size == 0)
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+
+
+def test_one_whose_look_was_interrupted_is_closed_and_not_lost(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Switchboard, "is_usable", lambda board, line: strike(line))
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        pool.try_connect().release()
+        clock.advance(1)
+        with pytest.raises(KeyboardInterrupt):
+            pool.try_connect()
+        assert (pool.stats().size, pool.stats().closed) == (0, {CloseReason.BROKEN: 1})
 
 
 def test_a_terminated_one_is_not_reset() -> None:

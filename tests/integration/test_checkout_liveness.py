@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
-from connpool.testing import Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from connpool.testing import Close, Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from connpool.wire import stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.wire import taking
 
@@ -191,3 +192,45 @@ def test_where_the_connector_has_no_look_of_its_own_no_thread_is_started_for_one
         monkeypatch.setattr(threading.Thread, "start", note)
         pool.try_connect().release()
         assert started == []
+
+
+def test_one_whose_holder_has_closed_its_socket_counts_as_broken() -> None:
+    with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            conn.socket.close()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: conn.recv(9, timeout=5),
+        lambda conn: conn.recv_into(bytearray(9), timeout=5),
+        lambda conn: conn.recv_exactly(9, timeout=5),
+        lambda conn: conn.recv_until(b"!", timeout=5),
+    ],
+)
+def test_who_was_interrupted_while_it_waited_for_an_answer_leaves_that_to_nobody(
+    read: Callable[[Connection], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strike(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint) as pool:
+        conn = pool.try_connect(timeout=5)
+        with monkeypatch.context() as patch:
+            patch.setattr(stream, "wait_until_ready", strike)
+            with pytest.raises(KeyboardInterrupt):
+                read(conn)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@pytest.mark.parametrize(
+    "read", [lambda conn: conn.recv(9, timeout=5), lambda conn: conn.recv_into(bytearray(9), timeout=5)]
+)
+def test_one_whose_end_its_holder_has_read_is_lent_to_nobody(read: Callable[[Connection], object]) -> None:
+    with ScriptedServer(script=Close()) as server, ConnectionPool(server.endpoint) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            assert not read(conn)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}

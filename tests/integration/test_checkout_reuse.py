@@ -12,11 +12,14 @@ from connpool import (
     Endpoint,
     EndpointState,
     PoolExhaustedError,
+    Request,
     SocketConnector,
     UsageError,
 )
 from connpool.testing import Ending, FakeClock, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard, until
+from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, taking
 
 
@@ -209,6 +212,15 @@ def test_checkouts_without_a_pin_never_get_a_connection_off_the_route() -> None:
 # -- limits
 
 
+def test_in_a_full_pool_requests_take_turns_too() -> None:
+    with ConnectionPool("a:1, b:1", connector=Switchboard(), max_size=4) as pool:
+        for _ in range(2):
+            loans = [pool.try_connect(Request(timeout=5)) for _ in range(4)]
+            assert {str(loan.endpoint) for loan in loans[:2]} == {"a:1", "b:1"}
+            for loan in loans:
+                loan.release()
+
+
 def test_the_ninth_of_eight_is_refused_at_once_and_nobody_is_blamed() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=8) as pool:
         conns = lend(pool, 8)
@@ -240,6 +252,27 @@ def test_one_endpoint_cannot_take_the_places_of_another() -> None:
         accepted(b, 2)
         assert all(told.failures == 0 for told in pool.endpoints())
         release_all(conns)
+
+
+def test_one_that_goes_over_to_tls_leaves_its_place_to_who_waits_for_a_plain_one(
+    certificates: Certificates,
+) -> None:
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(f"localhost:{server.port}", max_per_endpoint=1, connect_timeout=60) as pool,
+    ):
+        upgraded = pool.try_connect(timeout=5)
+
+        def wait() -> None:
+            with taking(0, 8):
+                pool.try_connect(timeout=20).release()
+
+        def upgrade() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            upgraded.start_tls(certificates.client(), timeout=5)
+
+        together(wait, upgrade, limit=30)
+        upgraded.release()
 
 
 def test_a_full_endpoint_is_passed_over_for_one_with_room() -> None:

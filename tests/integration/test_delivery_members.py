@@ -600,6 +600,7 @@ def test_a_member_whose_first_dial_hangs_does_not_slow_messages_to_the_others(a,
         together(lambda: [sender.broadcast(message) for message in numbered(100)], limit=3)
         a.until_lines(101)
         assert sender.unsent()[b.endpoint] == 101
+        assert b.endpoint in sender.unsent()
 
 
 def test_a_member_whose_return_hangs_does_not_slow_messages_to_the_others(a, b):

@@ -86,6 +86,27 @@ PROGRAMS = {
         pool.try_connect().release()
         until(lambda: pool.stats().closing)
         """,
+    "three hundred idle ones whose close would hang": """
+        pools = [ConnectionPool.of(object, close=lambda raw: pause(60)) for _ in range(300)]
+        for pool in pools:
+            pool.try_connect().release()
+        """,
+    "a daemon thread that was stopped with a lock of the pool": """
+        pool = ConnectionPool(route)
+        pool.try_connect().terminate()
+        def stop():
+            with pool._lender._lock:
+                has_it.set()
+                pause(60)
+        has_it = threading.Event()
+        threading.Thread(target=stop, daemon=True).start()
+        until(has_it.is_set)
+        """,
+    "a pool that cannot be closed, and another": """
+        pool, broken = ConnectionPool(route), ConnectionPool(route)
+        pool.try_connect().release()
+        broken._close_at_exit = lambda: {}["no such key"]
+        """,
     "a validation that hangs": """
         asked = threading.Event()
         def look(raw):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, ConnPoolError, SocketConnector
+from connpool import CheckoutTimeoutError, CloseReason, ConnectionPool, ConnPoolError, SocketConnector
 from connpool.testing import FakeClock, FaultProxy, ScriptedServer, Way
 from tests.helpers.faults import PingingConnector, fill, turn, turns_until_served, use
-from tests.helpers.switchboard import check_books, until
+from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -136,6 +137,43 @@ def test_a_checkout_looks_with_the_same_round_trip_and_takes_the_next(clock: Fak
         turn(pool)
         assert proxy.accepts == 4
         until(lambda: pool.stats().size == 1, "removal of the half-open")
+
+
+def test_of_many_only_a_few_are_validated_at_a_time(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end, under_way = threading.Event(), []
+
+    def look(board: Switchboard, line: object) -> bool:
+        under_way.append(line)
+        return may_end.wait(10)
+
+    monkeypatch.setattr(Switchboard, "is_usable", look)
+    settings: dict[str, Any] = {"max_size": 6, "max_connecting": 2, "keepalive_interval": 1}
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        for loan in [pool.try_connect() for _ in range(6)]:
+            loan.release()
+        clock.advance(2)
+        pool.sweep()
+        until(lambda: len(under_way) >= 2)
+        assert (len(under_way), pool.stats().idle) == (2, 4)
+        may_end.set()
+        until(lambda: len(under_way) == pool.stats().idle == 6)
+
+
+def test_a_look_that_hangs_is_cut_off_though_nothing_else_is_due() -> None:
+    connector = PingingConnector(patience=60)
+    settings = {"max_size": 1, "connect_timeout": 0.2, "look_after_idle": 0, "reap_interval": 0.02}
+    with (
+        ScriptedServer() as server,
+        FaultProxy(server.endpoint) as proxy,
+        ConnectionPool(proxy.endpoint, connector=connector, **settings) as pool,
+    ):
+        turn(pool)
+        proxy.forget()
+        with taking(0, 8):
+            turn(pool, timeout=20)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 def test_a_cut_cable_costs_each_checkout_its_own_timeout_and_no_more() -> None:

@@ -318,3 +318,13 @@ def test_a_failed_login_whose_close_hangs_keeps_nobody_from_trying_again() -> No
             assert (len(opened), pool.stats().closing) == (2, 1)
         finally:
             may_close.set()
+
+
+def test_who_waited_for_a_dial_that_hung_is_not_told_of_an_earlier_failure() -> None:
+    gate = threading.Event()
+    with ConnectionPool.of(lambda: gate.wait(20), connect_timeout=0.05) as pool:
+        with pytest.raises(NoEndpointError) as caught:
+            pool.try_connect(timeout=10)
+        assert "goes on after" in str(caught.value)
+        assert "blacklisted for" not in str(caught.value)
+        gate.set()

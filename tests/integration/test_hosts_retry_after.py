@@ -51,3 +51,15 @@ def test_a_server_that_says_never_is_not_dialled_again_by_itself(never: float, c
         assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
         pool.unblacklist("a:1")
         pool.try_connect().release()
+
+
+def test_an_error_that_cannot_say_when_counts_as_one_that_does_not(clock: FakeClock) -> None:
+    class Confused(ConnectionError):
+        @property
+        def retry_after(self) -> float:
+            raise ZeroDivisionError
+
+    with ConnectionPool("a:1", connector=Connector(Confused()), clock=clock) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED

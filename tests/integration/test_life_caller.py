@@ -10,6 +10,7 @@ import pytest
 from connpool import (
     CancelledError,
     CheckoutTimeoutError,
+    ConnectError,
     ConnectionPool,
     ConnectTimeoutError,
     EndpointDown,
@@ -291,8 +292,21 @@ def test_a_dial_that_its_caller_need_not_run_any_more_frees_its_place() -> None:
         check_books(pool)
 
 
-def test_a_loan_is_found_lost_though_a_failure_from_the_same_stack_is_remembered() -> None:
-    board = Switchboard("a:1")
+class Wordy(Switchboard):
+    """Says what failed in words of its own, and drops no context."""
+
+    def open(self, *args: Any) -> Any:
+        try:
+            return super().open(*args)
+        except ConnectionRefusedError:
+            raise ConnectionRefusedError("no, thank you")  # noqa: B904 - as many drivers do
+
+
+@pytest.mark.parametrize("kind", [Switchboard, Wordy])
+def test_a_loan_is_found_lost_though_a_failure_from_the_same_stack_is_remembered(
+    kind: type[Switchboard],
+) -> None:
+    board = kind("a:1")
     with caller_pool("a:1, b:1", board, max_size=2) as pool:
 
         def forget() -> None:
@@ -318,3 +332,13 @@ def test_what_no_network_does_is_remembered_with_its_place() -> None:
         cause = caught.value.__cause__
         assert isinstance(cause, KeyError)
         assert any("in open_wrongly" in note for note in cause.__notes__)
+
+
+def test_who_has_dialled_in_vain_is_not_taken_to_be_dialling_still() -> None:
+    board = Switchboard("a:1")
+    with caller_pool("a:1, b:1", board, max_size=1) as pool:
+        pool.try_connect("b:1").release()
+        with pytest.raises(ConnectError):
+            pool.try_connect("a:1")
+        with pool.try_connect("b:1"), pytest.raises(CheckoutTimeoutError):
+            pool.try_connect("b:1", timeout=0.05)

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from connpool import Connection, ConnectionPool, SocketConnector, UsageError
+from connpool import (
+    CheckedIn,
+    CheckedOut,
+    Connection,
+    ConnectionPool,
+    PoolPaused,
+    PoolPausedError,
+    SocketConnector,
+    UsageError,
+)
+from connpool.pool import core
 from connpool.testing import ScriptedServer
 from tests.helpers.certificates import Certificates
 from tests.helpers.switchboard import Switchboard, until
@@ -272,3 +282,46 @@ def test_a_grandchild_starts_clean_as_well() -> None:
         assert in_child(child) == (0, b"hello")
         with pool.try_connect() as conn:
             assert conn.uses == 1
+
+
+def test_what_ends_listening_ends_it_in_the_child_too() -> None:
+    heard: list[object] = []
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        stop = pool.listen(heard.append, PoolPaused)
+
+        def job() -> int:
+            stop()
+            pool.pause()
+            return len(heard)
+
+        assert in_child(job) == 0
+        pool.pause()
+        assert len(heard) == 1
+
+
+def test_parent_and_child_do_not_draw_the_same_chances() -> None:
+    assert in_child(core.CHANCE.random) != core.CHANCE.random()
+
+
+def test_a_pause_that_fails_checkouts_does_so_in_the_child() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.pause(fail=True)
+
+        def job() -> None:
+            with pytest.raises(PoolPausedError):
+                pool.try_connect(timeout=5)
+
+        in_child(job)
+
+
+def test_who_listens_hears_of_the_childs_loans() -> None:
+    heard: list[object] = []
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.listen(heard.append, CheckedOut, CheckedIn)
+
+        def job() -> int:
+            pool.try_connect(timeout=5).release()
+            return len(heard)
+
+        assert in_child(job) == 2
+        assert heard == []

@@ -153,6 +153,21 @@ def test_close_waits_for_a_loan_that_comes_back_in_time() -> None:
         server.until_accepts(1).until_eof()
 
 
+def test_all_who_wait_for_the_last_loan_hear_that_it_is_back() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        loan = pool.try_connect()
+
+        def end() -> None:
+            with taking(0, 8):
+                assert pool.close(timeout=20) == 0
+
+        def give_back() -> None:
+            until(lambda: len(pool._lender.books.drains) == 2)
+            loan.release()
+
+        together(end, end, give_back, limit=30)
+
+
 def test_close_interrupts_a_loan_that_does_not() -> None:
     with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint) as pool:
         conn = pool.try_connect()
@@ -186,9 +201,12 @@ def test_close_fails_every_waiter_at_once() -> None:
     pool = ConnectionPool("a:1", connector=Switchboard(), max_size=1)
     conn = pool.try_connect()
 
+    errors = []  # each thread's own: a traceback belongs to one of them
+
     def wait() -> None:
-        with pytest.raises(PoolClosedError):
+        with pytest.raises(PoolClosedError) as caught:
             pool.try_connect(timeout=30)
+        errors.append(caught.value)
 
     def end() -> None:
         until(lambda: pool.stats().waiting == 5)
@@ -196,6 +214,7 @@ def test_close_fails_every_waiter_at_once() -> None:
 
     with taking(0, 5):
         together(*[wait] * 5, end)
+    assert len({id(error) for error in errors}) == 5
     conn.release()
     assert pool.stats().waiting == 0
 

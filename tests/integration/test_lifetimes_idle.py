@@ -444,3 +444,14 @@ def test_replacements_are_spread_as_well(clock: FakeClock) -> None:
         ends = [info.expires_at for info in pool.connections() if info.expires_at is not None]
         assert len(ends) == 30
         assert max(ends) - min(ends) > 1
+
+
+def test_after_a_leap_nothing_is_closed_for_its_idleness_though_nothing_is_looked_at(
+    clock: FakeClock,
+) -> None:
+    settings: dict[str, Any] = {"idle_timeout": 10, "look_after_idle": None, "max_lifetime": None}
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        fill(pool, 3)
+        clock.advance(5_000)
+        assert pool._chores.turn(is_leap=True) == 0
+        assert pool.stats().idle == 3

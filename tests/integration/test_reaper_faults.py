@@ -13,7 +13,9 @@ import pytest
 from connpool import CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
+from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, settle, sweep_until, the_reaper, turn
+from tests.helpers.wire import taking
 
 ERRORS = [SystemExit, MemoryError, KeyboardInterrupt, GeneratorExit, RuntimeError, RecursionError]
 
@@ -121,6 +123,23 @@ def test_the_reaper_survives_a_log_handler_that_raises() -> None:
             until(lambda: board.n_open == 0)
     finally:
         logger.removeHandler(handler)
+
+
+def test_a_turn_that_fails_is_followed_by_another_though_nobody_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board, failures = Switchboard(), [MemoryError()]
+    with ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN) as pool:
+        turn_of_it = pool._chores.turn
+
+        def fail_once(**how: bool) -> int:
+            if failures:
+                raise failures.pop()
+            return turn_of_it(**how)
+
+        monkeypatch.setattr(pool._chores, "turn", fail_once)
+        fill(pool, 1)
+        until(lambda: not failures and board.n_open == 0)
 
 
 # -- no thread can be started ------------------------------------------------------------------------
@@ -273,3 +292,39 @@ def test_an_open_that_never_ends_leaves_the_refill_to_the_other_endpoint() -> No
         until(lambda: pool.stats().idle >= 2, "those to the other endpoint")
         board.let_go("a:1")
         until(lambda: pool.stats().idle == 4)
+
+
+def test_what_is_owed_is_owed_until_a_thread_can_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Switchboard()
+    gate = NoThreads(monkeypatch, lambda name: name.startswith("connpool-dial"))
+    settings: dict[str, Any] = {"idle_timeout": None, "max_lifetime": None, "connect_timeout": 60}
+    with ConnectionPool("a:1", connector=board, revive=True, reap_interval=OFTEN, **settings) as pool:
+        conn = pool.try_connect()
+        n_refused = len(gate.refused)
+        conn.terminate(ConnectionResetError("it broke"))
+        until(lambda: len(gate.refused) > n_refused)
+        gate.is_closed = False
+        until(lambda: pool.stats().idle == 1)
+
+
+def test_a_place_that_no_thread_could_use_is_for_who_has_come_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, has_come = threading.Thread.start, threading.Event()
+    settings: dict[str, Any] = {"min_idle": 1, "connect_timeout": 60, "reap_interval": None}
+    with ConnectionPool("a:1", connector=Switchboard(), max_size=1, **settings) as pool:
+
+        def refuse_once(thread: threading.Thread) -> None:
+            if thread.name.startswith("connpool-dial") and not has_come.is_set():
+                has_come.set()
+                until(lambda: pool.stats().waiting == 1)
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        def wait() -> None:
+            assert has_come.wait(10)
+            pool.try_connect(timeout=20).release()
+
+        monkeypatch.setattr(threading.Thread, "start", refuse_once)
+        with taking(0, 8):
+            together(wait, pool.sweep)

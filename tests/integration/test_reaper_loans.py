@@ -15,7 +15,9 @@ import pytest
 from connpool import CloseReason, ConnectionClosed, ConnectionPool, LoanHeldLong, LoanLost
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
+from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, let_pass, settle, sweep_until, turn
+from tests.helpers.wire import taking
 
 
 def lose(pool: ConnectionPool, thread: str = "forgetful") -> int:
@@ -230,6 +232,24 @@ def test_the_thread_finds_a_lost_loan_for_who_waits() -> None:
         waiter.join(10)
         assert len(got) == 1
         server.until_accepts(1).until_eof()
+
+
+def test_who_waits_finds_a_lost_loan_itself_where_there_is_no_thread() -> None:
+    settings: dict[str, Any] = {"max_size": 1, "connect_timeout": 60, "reap_interval": None}
+    with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
+        held = [pool.try_connect()]
+
+        def wait() -> None:
+            pool.try_connect(timeout=20).release()
+
+        def forget() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            with pytest.warns(ResourceWarning):
+                held.clear()
+
+        with taking(0, 8):
+            together(wait, forget)
+        check_books(pool)
 
 
 def test_the_thread_finds_a_lost_loan_though_nobody_waits_and_nothing_else_is_due() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from connpool import (
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
-from tests.helpers.upkeep import OFTEN, fill, let_pass, settle, sweep_until, turn
+from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
 from tests.helpers.wire import taking
 from tests.stress.works import A, Works, door
 
@@ -399,3 +400,32 @@ def test_the_thread_serves_a_waiter_when_the_server_is_back() -> None:
             with pytest.raises(CheckoutTimeoutError):
                 pool.try_connect(timeout=0.2)
             together(lambda: pool.try_connect(timeout=10).release(), server.start)
+
+
+@pytest.mark.parametrize(
+    ("rest", "go_on"),
+    [(ConnectionPool.pause, ConnectionPool.resume), (ConnectionPool.shutdown, ConnectionPool.reopen)],
+)
+def test_after_a_rest_the_thread_goes_on_to_look_for_what_is_down(
+    rest: Callable[[ConnectionPool], object], go_on: Callable[[ConnectionPool], object]
+) -> None:
+    board = Switchboard("a:1")
+    settings = {"blacklist_initial": 0.01, "blacklist_max": 0.01, "reap_interval": OFTEN}
+    with ConnectionPool("a:1", connector=board, **settings) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=5)
+        rest(pool)
+        until(lambda: not reapers(), "the end of a thread that has nothing to do")
+        board.mend("a:1")
+        go_on(pool)
+        until(lambda: not down(pool))
+
+
+def test_the_last_connection_elsewhere_makes_no_room_for_a_probe(clock: FakeClock) -> None:
+    board = Switchboard()
+    with fallen(clock, board, "a:1 || c:1", max_size=1) as pool:
+        fill(pool, 1)
+        board.mend("a:1")
+        clock.advance(1)
+        settle(pool)
+        assert (pool.stats().idle, info_of(pool, "c:1").idle) == (1, 1)

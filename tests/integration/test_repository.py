@@ -16,10 +16,12 @@ from connpool import (
     ConfigError,
     ConnectionPool,
     DuplicatePoolError,
+    PoolClosed,
     PoolState,
     Repository,
     UnknownPoolError,
     UsageError,
+    registry,
 )
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import in_child
@@ -118,6 +120,16 @@ def test_a_pool_that_is_closed_leaves_and_its_name_is_free() -> None:
         assert [*repo] == []
 
 
+def test_who_hears_that_a_pool_was_closed_can_make_another_of_that_name() -> None:
+    made = []
+    with Repository() as repo:
+        old = repo.new("orders", "a:1")
+        old.listen(lambda _: made.append(repo.new("orders", "b:1")), PoolClosed)
+        old.close()
+        assert made == [repo["orders"]]
+        assert made[0].stats().state is PoolState.OPEN
+
+
 def test_a_pool_that_is_removed_goes_on() -> None:
     with ScriptedServer() as server, Repository() as repo:
         pool = repo.new("orders", server.endpoint)
@@ -142,6 +154,30 @@ def test_the_end_of_all_has_one_deadline_and_says_what_is_still_lent() -> None:
         assert repo.close() == 0
         repo.new("a", server.endpoint)
         repo.close()
+
+
+def test_what_one_pool_took_of_the_deadline_the_next_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, close = [], ConnectionPool.close
+
+    def note(pool: ConnectionPool, timeout: float | None = None) -> int:
+        given.append(timeout)
+        return close(pool, timeout)
+
+    repo = Repository(connector=Switchboard())
+    loans = [repo.new(name, "a:1").try_connect() for name in ("first", "second")]
+    monkeypatch.setattr(ConnectionPool, "close", note)
+    assert repo.close(timeout=0.1) == 2
+    assert given[1] == 0.0
+    for loan in loans:
+        loan.release()
+
+
+def test_pools_are_made_with_the_connector_of_the_repository_if_they_name_none() -> None:
+    common, own = Switchboard(), Switchboard()
+    with Repository(connector=common) as repo:
+        for n, settings in enumerate(({}, {"connector": own})):
+            repo.new(f"pool {n}", "a:1", **settings).try_connect().release()
+        assert (len(common.lines), len(own.lines)) == (1, 1)
 
 
 def test_two_repositories_never_mix() -> None:
@@ -169,7 +205,20 @@ def test_thirty_two_threads_make_one_pool_and_one_repository() -> None:
     assert connpool.repository() is connpool.repository("default")
 
 
-def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails() -> None:
+def test_threads_that_ask_while_a_repository_is_made_get_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(name: str) -> Repository:
+        threading.Event().wait(0.05)  # time for the others to come
+        return Repository(name)
+
+    monkeypatch.setattr(registry, "Repository", make)
+    found = together(*[lambda: connpool.repository("slowly made")] * 4)
+    assert len({id(home) for home in found}) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails(
+    error: type[BaseException],
+) -> None:
     repo, answers = Repository(), [threading.Event(), threading.Event()]
 
     class Slow(Switchboard):
@@ -182,18 +231,19 @@ def test_who_asks_for_a_pool_while_it_is_made_waits_and_takes_over_if_that_fails
                 Slow.n += 1
                 answers[0].set()
                 assert answers[1].wait(10)
-                raise RuntimeError("the connector is broken")
+                raise error("the connector is broken")
             raise AttributeError(name)
 
     connector = Slow()
 
     def first() -> None:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(error):
             repo.new("orders", "a:1", connector=connector)
 
     def second() -> None:
         assert answers[0].wait(10)
         assert "orders" not in repo
+        assert [*repo] == []
         threading.Timer(0.05, answers[1].set).start()
         assert repo.new("orders", "a:1", connector=connector) is repo["orders"]
 
@@ -255,6 +305,15 @@ def test_a_forgotten_repository_is_collected_with_its_pools() -> None:
     assert [ref() for ref in seen] == [None, None]
 
 
+def test_a_pool_keeps_no_forgotten_repository_alive() -> None:
+    repo = Repository()
+    seen = weakref.ref(repo)
+    with repo.new("orders", "a:1"):
+        del repo
+        gc.collect()
+        assert seen() is None
+
+
 def test_a_forked_child_has_the_repository_and_pools_of_its_own() -> None:
     with ScriptedServer() as server:
         home = connpool.repository("forked")
@@ -273,6 +332,40 @@ def test_a_forked_child_has_the_repository_and_pools_of_its_own() -> None:
         finally:
             home._lock.release()
         home.close()
+
+
+def test_a_forked_child_waits_for_nothing_that_the_parent_is_making() -> None:
+    home, is_making, may_go = Repository(), threading.Event(), threading.Event()
+
+    class Slow(Switchboard):
+        """Its first use, in the making of a pool, lasts until the test says so."""
+
+        def __getattr__(self, name: str) -> Any:
+            is_making.set()
+            assert may_go.wait(20)
+            raise AttributeError(name)
+
+    connector = Slow()
+
+    def make() -> None:
+        home.new("orders", "a:1", connector=connector)
+
+    def ask() -> None:
+        assert is_making.wait(10)
+
+        def job() -> str:
+            may_go.set()  # the child's own
+            return home.new("orders", "a:1", connector=connector).name
+
+        try:
+            with connpool.registry._HOMES.lock:  # as another thread may have at the moment of the fork
+                assert in_child(job) == "orders"
+                assert in_child(lambda: connpool.repository("the child's").name) == "the child's"
+        finally:
+            may_go.set()
+
+    together(make, ask, limit=60)
+    home.close()
 
 
 def test_ten_thousand_names_cost_one_thread() -> None:

@@ -163,6 +163,10 @@ def test_what_is_no_toml_is_told_with_its_line(write) -> None:
     assert "line 2" in problem
     (problem,) = problems_of(write(""))
     assert problem == "the file: it has no [pools.NAME]"
+    path = write("")
+    path.write_bytes("[pools.café]".encode("latin-1"))
+    (problem,) = problems_of(path)
+    assert problem.startswith("it is no TOML: ")
 
 
 def test_a_file_that_is_not_there_is_what_the_system_says(tmp_path: Path) -> None:
@@ -209,6 +213,26 @@ def test_a_secret_is_not_shown_in_pieces_or_in_disguise_either(
     ]
 
 
+def test_of_a_secret_with_another_in_it_nothing_is_shown(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHORT", "hush")
+    monkeypatch.setenv("LONG", "hush hush")
+    problems = problems_of(write('[pools.a]\nroute = "a:1"\nmax_size = "${SHORT}"\nmin_idle = "${LONG}"\n'))
+    assert problems == [
+        "[pools.a] max_size: max_size must be a whole number of at least 1, got '${SHORT}'",
+        "[pools.a] min_idle: min_idle must be a whole number of at least 0, got '${LONG}'",
+    ]
+
+
+def test_a_variable_that_is_empty_or_not_set_is_no_riddle(write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("MISSING", raising=False)
+    assert problems_of(write('[pools.a]\nroute = "a:1"\nmax_size = "${EMPTY}"\n')) == [
+        "[pools.a] max_size: max_size must be a whole number of at least 1, got ''"
+    ]
+    problems = problems_of(write('[pools.a]\nroute = "${MISSING}:1, ${MISSING}:2"\n'))
+    assert problems.count("[pools.a] route: the environment variable 'MISSING' is not set") == 1
+
+
 def test_tls_is_made_of_files_beside_it(write, tmp_path: Path, certificates: Certificates) -> None:
     (tmp_path / "ca.pem").write_bytes(certificates.authority.cert_pem.bytes())
     with ScriptedServer(tls=certificates.server()) as server:
@@ -222,6 +246,25 @@ def test_tls_is_made_of_files_beside_it(write, tmp_path: Path, certificates: Cer
         text += "tls.verify = 'insecure-accept-any-certificate'\n"
         with Repository.from_toml(write(text)) as repo, repo["a"].try_connect(timeout=5) as conn:
             conn.sendall(b"x")
+
+
+def test_what_all_say_of_tls_and_what_one_adds_hold_together(
+    write, tmp_path: Path, certificates: Certificates
+) -> None:
+    (tmp_path / "ca.pem").write_bytes(certificates.authority.cert_pem.bytes())
+    with ScriptedServer(tls=certificates.server()) as server:
+        path = write(
+            f"""
+            [defaults]
+            tls.ca = "ca.pem"
+            [pools.a]
+            route = "tls://127.0.0.1:{server.port}"
+            tls.server_hostname = "localhost"
+            """
+        )
+        with Repository.from_toml(path) as repo, repo["a"].try_connect(timeout=5) as conn:
+            assert conn.ssl_socket is not None
+            assert conn.ssl_socket.server_hostname == "localhost"
 
 
 def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path) -> None:

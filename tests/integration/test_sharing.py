@@ -36,10 +36,12 @@ from connpool import (
 from connpool.pool import checkout
 from connpool.pool.failures import timed_out
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
+from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
-from tests.helpers.upkeep import fill
+from tests.helpers.upkeep import OFTEN, fill
+from tests.helpers.wire import taking
 
 ECHO = Answer(lambda request: request, delimiter=b"\n")
 
@@ -93,6 +95,25 @@ def test_the_least_shared_is_joined_first(pool: ConnectionPool) -> None:
     shares.append(pool.share())
     assert shares[-1].raw is line
     end(shares)
+
+
+def test_of_several_shared_alike_each_is_joined_in_turn(pool: ConnectionPool) -> None:
+    fill(pool, 3)
+    shares = [pool.share() for _ in range(3)]
+    joined = []
+    for _ in range(6):
+        with pool.share() as conn:
+            joined.append(conn.raw)
+    assert joined == 2 * raws(shares)
+    end(shares)
+
+
+def test_a_limit_of_uses_that_was_lowered_meanwhile_holds_for_what_is_shared(pool: ConnectionPool) -> None:
+    first = pool.share()
+    pool.configure(max_uses=1)
+    second = pool.share()
+    assert second.raw is not first.raw
+    end([first, second])
 
 
 def test_one_is_opened_if_there_is_none_and_shared_rather_than_another_opened(
@@ -175,6 +196,29 @@ def test_what_the_request_does_not_like_is_not_joined(pool: ConnectionPool) -> N
     assert numbers(pool)[1:] == (0, 0)
 
 
+def test_a_question_that_fails_leaves_no_share_behind(pool: ConnectionPool) -> None:
+    def ask(info: object) -> bool:
+        raise ZeroDivisionError
+
+    held = pool.share()
+    with pytest.raises(ZeroDivisionError) as caught:
+        pool.share(Request(where=ask))
+    held.release()
+    assert numbers(pool) == (1, 0, 0)
+    assert pool.stats().lost == 0
+    assert caught.tb is not None  # kept till now, and every frame with it
+
+
+def test_one_that_was_idle_for_long_is_looked_at_and_shared(
+    pool: ConnectionPool, board: Switchboard, clock: FakeClock
+) -> None:
+    fill(pool, 1)
+    clock.advance(1)
+    with pool.share() as conn:
+        assert board.looked_at == [conn.raw]
+    assert (pool.stats().lost, len(board.lines)) == (0, 1)
+
+
 # -- exclusive or shared, never both ---------------------------------------------------------------------
 
 
@@ -238,6 +282,26 @@ def test_in_a_full_pool_one_joins_without_waiting(board: Switchboard) -> None:
         shares += [pool.try_connect(Request(shared=True, timeout=0)), pool.share("a:1", timeout=0)]
         assert len(set(raws(shares))) == 1
         end(shares)
+
+
+def test_who_gets_one_of_its_own_by_a_dial_keeps_nobody_from_joining(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=2) as pool:
+        share = pool.share()
+        board.hold("a:1")
+
+        def wait() -> None:
+            pool.try_connect(timeout=20).release()
+
+        def join() -> None:
+            board.until_dialling("a:1")
+            try:
+                with pool.share(timeout=0) as joined:
+                    assert joined.raw is share.raw
+            finally:
+                board.let_go("a:1")
+
+        together(wait, join)
+        share.release()
 
 
 def test_who_waits_for_the_first_to_be_opened_joins_it_at_once(board: Switchboard) -> None:
@@ -382,6 +446,33 @@ def test_a_share_that_is_dropped_is_found_and_the_connection_closed(pool: Connec
     assert numbers(pool) == (0, 0, 1)
     rest.release()
     assert pool.stats().closed == {CloseReason.LOST: 1}
+
+
+def test_a_share_that_is_dropped_is_found_by_who_waits_where_there_is_no_thread(board: Switchboard) -> None:
+    settings: dict[str, Any] = {"max_size": 1, "max_sharers": 1, "connect_timeout": 60, "reap_interval": None}
+    with ConnectionPool("a:1", connector=board, sharable=True, **settings) as pool:
+        held = [pool.share()]
+
+        def wait() -> None:
+            pool.share(timeout=20).release()
+
+        def forget() -> None:
+            until(lambda: pool.stats().waiting == 1)
+            with pytest.warns(ResourceWarning):
+                held.clear()
+
+        with taking(0, 8):
+            together(wait, forget)
+
+
+def test_the_thread_finds_a_share_that_is_dropped_though_nobody_waits(board: Switchboard) -> None:
+    settings: dict[str, Any] = {"idle_timeout": None, "max_lifetime": None, "reap_interval": OFTEN}
+    with ConnectionPool("a:1", connector=board, sharable=True, **settings) as pool:
+        held = [pool.share()]
+        with pytest.warns(ResourceWarning):
+            held.clear()
+        until(lambda: pool.stats().lost == 1)
+        until(lambda: not board.n_open)
 
 
 def apart(work: Callable[[], object], name: str) -> None:
@@ -588,6 +679,17 @@ def test_each_share_is_heard_of(pool: ConnectionPool) -> None:
     assert {event.id for event in heard} == {1}
 
 
+def test_a_share_comes_back_though_its_hearer_is_interrupted(pool: ConnectionPool) -> None:
+    def strike(event: object) -> None:
+        raise KeyboardInterrupt
+
+    pool.listen(strike, CheckedIn)
+    share = pool.share()
+    with pytest.raises(KeyboardInterrupt):
+        share.release()
+    assert numbers(pool) == (1, 0, 0)
+
+
 def test_a_share_that_its_request_does_not_like_is_not_heard_of(pool: ConnectionPool) -> None:
     heard: list[Any] = []
     pool.resize(max_size=1)
@@ -763,6 +865,21 @@ def test_an_exclusive_connection_exchanges_too() -> None:
         assert conn.exchange([b"x", b"y\n"], lambda conn: conn.recv_until(b"\n")) == b"xy\n"
 
 
+def test_a_write_has_what_the_wait_for_ones_turn_has_left_of_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = []
+
+    def note(stream: object, buffers: object, timeout: float) -> None:
+        given.append(timeout)
+
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        with pool.share(timeout=5) as conn:
+            monkeypatch.setattr(Stream, "writev_all", note)
+            conn.writev_all([b"hello"], timeout=5)
+        assert given[0] < 5
+
+
 def test_the_deadline_of_a_write_covers_the_wait_for_ones_turn() -> None:
     with ScriptedServer(script=[]) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
         slow, quick = pool.share(timeout=5), pool.share(timeout=5)
@@ -804,6 +921,19 @@ def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard)
         repo.new("other", "a:1", connector=board)
         with pytest.raises(NotSharableError):
             repo.share_from_pool("other")
+
+
+@pytest.mark.parametrize(("after", "reason"), [(1, CloseReason.BROKEN), (5_000, CloseReason.EXPIRED)])
+def test_a_repository_shares_nothing_that_is_dead_or_too_old(
+    after: float, reason: CloseReason, board: Switchboard, clock: FakeClock
+) -> None:
+    settings: dict[str, Any] = {"sharable": True, "idle_timeout": None}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        fill(pool, 1)
+        board.lines[0].is_alive = reason is not CloseReason.BROKEN
+        clock.advance(after)
+        assert pool._control.share_idle() is None  # a repository's pools have no clock of a test's
+        assert pool.stats().closed == {reason: 1}
 
 
 def test_what_a_repository_shares_is_heard_of_like_any_loan(board: Switchboard) -> None:

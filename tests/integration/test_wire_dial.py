@@ -96,6 +96,14 @@ def test_a_source_address_is_where_the_connection_comes_from() -> None:
         assert sock.getsockname()[0] == "127.0.0.9"
 
 
+def test_a_source_address_that_is_not_ours_is_said_at_once() -> None:
+    connector = SocketConnector(source_address=("192.0.2.1", 0))
+    with ScriptedServer() as server, taking(0, 3), pytest.raises(ConnectError) as caught:
+        connector.open(server.endpoint, 10.0)
+    assert not isinstance(caught.value, ConnectTimeoutError)
+    assert caught.value.local
+
+
 def test_a_source_address_of_the_other_family_is_our_own_fault() -> None:
     connector = SocketConnector(source_address=("::1", 0))
     with pytest.raises(ConnectError, match="family of source address ::1") as caught:
@@ -276,10 +284,15 @@ def test_no_thread_left_is_our_own_fault(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(error.local for error in errors)
 
 
-def test_an_interrupt_while_a_look_up_starts_is_that_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runs", [False, True])
+def test_an_interrupt_while_a_look_up_starts_is_that_interrupt(
+    runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = threading.Thread.start
 
     def interrupted(thread: threading.Thread) -> None:
+        if not runs:
+            raise KeyboardInterrupt
         start(thread)
         try:
             raise KeyboardInterrupt
@@ -287,9 +300,11 @@ def test_an_interrupt_while_a_look_up_starts_is_that_interrupt(monkeypatch: pyte
             raise RuntimeError("release unlocked lock")  # noqa: B904 - as a Condition does
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
+    kept = []  # a traceback must not keep a place
     for _ in range(resolve.MAX_LOOKUPS + 1):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             SocketConnector().open(NAME, 0.5)
+        kept.append(caught)
 
 
 def test_a_peer_that_resets_at_once_is_no_success_for_long() -> None:

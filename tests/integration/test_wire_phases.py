@@ -15,6 +15,7 @@ from connpool.model.endpoint import Endpoint
 from connpool.testing import ScriptedServer
 from connpool.wire import resolve
 from connpool.wire.connector import SocketConnector
+from tests.helpers.forks import in_child
 from tests.helpers.together import together
 from tests.helpers.wire import (
     answer_names_with,
@@ -63,6 +64,21 @@ def test_a_look_up_that_finds_no_room_waits_for_some(monkeypatch: pytest.MonkeyP
 
         together(*[dial_once] * (resolve.MAX_LOOKUPS + 2), free_when_full)
         assert resolver.peak == resolve.MAX_LOOKUPS
+
+
+def test_look_ups_that_hang_in_the_parent_take_no_room_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dial_once() -> None:
+        with pytest.raises(ConnectTimeoutError):
+            SocketConnector().open(NAME, 0.2)
+
+    with ScriptedServer() as server, stuck_resolver(monkeypatch):
+        together(*[dial_once] * resolve.MAX_LOOKUPS)
+
+        def job() -> None:
+            answer_names_with(monkeypatch, ("127.0.0.1", server.port))
+            SocketConnector().open(NAME, 2.0).close()
+
+        in_child(job)
 
 
 def test_a_place_whose_claimant_vanished_is_free_again() -> None:

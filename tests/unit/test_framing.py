@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connpool import ConfigError, Framing, FramingError, Identified, LengthPrefixed, Lines, Raw
-from connpool.wire.framing import bytes_of, decoder_of
+from connpool.wire.framing import bytes_of, decoder_of, has_rest
 
 BOUNDED = [Lines(), Lines(b"\r\n"), LengthPrefixed(), LengthPrefixed(2, byteorder="little")]
 texts = st.lists(st.binary(max_size=40).map(lambda text: text.replace(b"\n", b"").replace(b"\r", b"")))
@@ -95,6 +95,7 @@ def test_a_peer_that_announces_too_much_is_refused_before_any_memory_is_taken() 
 def test_messages_before_an_offence_are_given_and_none_after_it(framing: Framing, offence: bytes) -> None:
     decoder = decoder_of(framing)
     assert decoder.feed(framing.encode(b"ab") + offence) == [b"ab"]
+    assert has_rest(decoder)
     for data in (b"", framing.encode(b"cd")):
         with pytest.raises(FramingError):
             decoder.feed(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import socket
@@ -103,3 +104,21 @@ def test_an_interrupted_file_says_so_where_it_would_have_ended(pipe: Pipe) -> No
 def test_a_descriptor_that_is_not_open_is_refused_at_once() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         FileStream(-1)
+
+
+def test_one_that_the_system_could_not_store_is_closed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.ENOSPC, "no space left")
+
+    file = FileStream(os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fail)
+        with pytest.raises(OSError, match="no space left"):
+            file.close()
+        file.close()
+    assert file.fileno() == -1
