@@ -325,6 +325,27 @@ def test_a_hand_off_goes_to_who_waits_and_not_to_a_newcomer():
     assert_ended(pool, works)
 
 
+class LenientClock(FakeClock):
+    """Brief loans may overtake who waits, as on a real clock."""
+
+    overtake_delay = 0.01
+
+
+def test_who_comes_to_the_front_by_a_brief_loan_sets_itself_an_alarm():
+    """Until that goes off it hears of no return: what lies idle then would wait for it in vain."""
+    works, clock = Works(prompt=True), LenientClock()
+    pool = make(works, clock, checkout_timeout=None)
+    held = pool.try_connect()
+    first, second, third = queue(pool, clock, None, None, None)
+    clock.advance(0.01)  # the first has been overtaken long enough
+    held.release()
+    first.loan().release()
+    second.loan().release()
+    clock.advance(0.01)
+    third.loan().release()
+    assert_ended(pool, works)
+
+
 def test_a_dial_whose_waiter_left_serves_the_next_and_else_lies_idle():
     works, clock = Works(prompt=True), TellingClock()
     pool = make(works, clock)
