@@ -129,10 +129,11 @@ def lend_aloud(lender: Lender) -> Lend:
                 lent.seconds = at - began
                 lent.__class__ = CheckedOut
                 try:
-                    tell(lent)
-                except Exception:
-                    logger.exception(FAILED, name, lent)
-                except BaseException:  # Ctrl-C in a handler
+                    try:
+                        tell(lent)
+                    except Exception:
+                        logger.exception(FAILED, name, lent)
+                except BaseException:  # Ctrl-C in a handler, or while the log is told of it
                     conn.release()
                     raise
         except BaseException:
