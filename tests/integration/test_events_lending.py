@@ -1,0 +1,119 @@
+"""A pool that is listened to lends and takes back as every other does, though on ways of its own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from connpool import CloseReason, ConnectionPool
+from connpool.pool import hearing
+from connpool.testing import FakeClock
+from tests.stress.stage import Ears, make_stage  # noqa: F401 - a fixture
+
+
+def turn(s):
+    """Lend a connection and give it back; return its endpoint and its number."""
+    with s.pool.try_connect() as conn:
+        return str(conn.endpoint), conn.info.id
+
+
+# -- lending
+
+
+def test_endpoints_take_turns_though_each_connection_is_looked_at_first(stage):
+    s = stage("a:1, b:1", max_size=4)
+    turns = []
+    for _ in range(6):
+        turns.append(turn(s)[0])
+        s.clock.advance(10)
+    assert turns == ["a:1", "b:1"] * 3
+
+
+def test_a_connection_that_is_used_up_is_lent_no_more(stage):
+    s = stage(max_uses=2)
+    assert [turn(s)[1] for _ in range(5)] == [1, 1, 2, 2, 3]
+    assert s.pool.stats().closed == {CloseReason.USED_UP: 2}
+
+
+def test_a_connection_that_expired_while_it_lay_idle_is_lent_no_more(stage):
+    s = stage(max_lifetime=10, look_after_idle=1000, idle_timeout=None)
+    assert turn(s)[1] == 1
+    s.clock.advance(11)
+    assert turn(s)[1] == 2
+    assert s.pool.stats().closed == {CloseReason.EXPIRED: 1}
+
+
+def test_a_loan_begins_when_it_is_lent_and_has_the_name_of_the_thread_that_took_it(stage):
+    s = stage()
+    turn(s)
+    s.clock.advance(0.25)
+    holders = []
+
+    def lend():
+        with s.pool.try_connect():
+            s.clock.advance(3)
+            (info,) = s.pool.connections()
+            holders.append((info.holder, info.since))
+
+    thread = threading.Thread(target=lend, name="second")
+    thread.start()
+    thread.join()
+    assert holders == [("second", s.ears.of("CheckedOut")[-1].at)]
+    assert s.ears.of("CheckedIn")[-1].seconds == 3
+
+
+def test_what_a_class_of_ones_own_does_before_it_lends_counts_as_waiting():
+    clock, ears = FakeClock(), Ears()
+
+    class Hesitant(ConnectionPool):
+        def try_connect(self, *args, **kwargs):
+            clock.advance(2)
+            return super().try_connect(*args, **kwargs)
+
+    with Hesitant.of(object, clock=clock, listeners=[ears]) as pool:
+        began = clock.now()
+        pool.try_connect().release()
+        lent = ears.only("CheckedOut")
+        assert (lent.seconds, lent.at) == (2, began + 2)
+
+
+class StrikingClock(FakeClock):
+    """Its *n*-th look from now on is interrupted."""
+
+    n = 0
+
+    def now(self):
+        self.n -= 1
+        if self.n == 0:
+            raise KeyboardInterrupt
+        return super().now()
+
+
+@pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
+def test_an_interrupt_just_as_a_connection_was_taken_holds_it_no_longer_though_it_is_itself_kept(stage):
+    clock = StrikingClock()
+    s = stage(max_size=1, clock=clock)
+    turn(s)
+    clock.n = 2
+    with pytest.raises(KeyboardInterrupt) as kept:
+        s.pool.try_connect()
+    s.pool.sweep()
+    assert kept.value.__traceback__ is not None
+    assert (s.pool.stats().in_use, s.pool.stats().lost) == (0, 1)
+    assert s.ears.kinds("CheckedOut", "CheckoutFailed")[-1] == "CheckoutFailed"
+
+
+@pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
+def test_an_interrupt_while_it_is_kept_where_a_loan_was_taken_holds_it_no_longer(stage, monkeypatch):
+    def strike(frame):
+        raise KeyboardInterrupt
+
+    s = stage(max_size=1, track_origin=True)
+    turn(s)
+    monkeypatch.setattr(hearing, "origin_of", strike)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        s.pool.try_connect()
+    s.pool.sweep()
+    assert kept.value.__traceback__ is not None
+    assert (s.pool.stats().in_use, s.pool.stats().lost) == (0, 1)
