@@ -117,3 +117,26 @@ def test_an_interrupt_while_it_is_kept_where_a_loan_was_taken_holds_it_no_longer
     s.pool.sweep()
     assert kept.value.__traceback__ is not None
     assert (s.pool.stats().in_use, s.pool.stats().lost) == (0, 1)
+
+
+def test_origins_are_kept_for_as_long_as_they_are_asked_for(stage):
+    s = stage(sharable=True)
+    for is_tracked in (False, True, False):
+        s.pool.configure(track_origin=is_tracked)
+        for lend in (s.pool.try_connect, s.pool.share):
+            for _ in range(2):  # by the fast path the second time
+                with lend():
+                    origin = s.pool.connections()[0].origin
+                assert (__file__ in str(origin)) is is_tracked
+
+
+# -- taking back
+
+
+def test_a_connection_lies_idle_from_its_return_on(stage):
+    s = stage()
+    conn = s.pool.try_connect()
+    s.clock.advance(3)
+    conn.release()
+    (info,) = s.pool.connections()
+    assert info.idle_since == s.clock.now() == s.ears.only("CheckedIn").at
