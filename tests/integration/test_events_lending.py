@@ -8,7 +8,7 @@ import pytest
 
 from connpool import CloseReason, ConnectionPool
 from connpool.pool import hearing
-from connpool.testing import FakeClock
+from connpool.testing import Echo, FakeClock, ScriptedServer, Send
 from tests.stress.stage import Ears, make_stage  # noqa: F401 - a fixture
 
 
@@ -140,3 +140,23 @@ def test_a_connection_lies_idle_from_its_return_on(stage):
     conn.release()
     (info,) = s.pool.connections()
     assert info.idle_since == s.clock.now() == s.ears.only("CheckedIn").at
+
+
+def test_a_connection_that_comes_back_with_bytes_that_nobody_read_is_closed():
+    ears = Ears()
+    with (
+        ScriptedServer(script=[Send(b"one\ntwo\n"), Echo()]) as server,
+        ConnectionPool(server.endpoint, listeners=[ears]) as pool,
+    ):
+        with pool.try_connect() as conn:
+            assert conn.recv_until(b"\n", timeout=5) == b"one\n"
+        assert ears.until("ConnectionClosed").reason is CloseReason.DIRTY
+        assert ears.kinds("CheckedIn", "ConnectionClosed") == ["CheckedIn", "ConnectionClosed"]
+
+
+def test_however_many_loans_end_in_one_instant_how_long_they_took_is_kept_of_a_few_alone(stage):
+    s = stage()
+    for _ in range(1000):
+        turn(s)
+    assert not s.pool._lender.books.timings.is_behind()
+    assert s.pool.stats().hold.p50 == 0
