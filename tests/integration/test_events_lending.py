@@ -154,9 +154,10 @@ def test_a_connection_that_comes_back_with_bytes_that_nobody_read_is_closed():
         assert ears.kinds("CheckedIn", "ConnectionClosed") == ["CheckedIn", "ConnectionClosed"]
 
 
-def test_however_many_loans_end_in_one_instant_how_long_they_took_is_kept_of_a_few_alone(stage):
-    s = stage()
+@pytest.mark.parametrize("how", ["try_connect", "share"])
+def test_however_many_loans_end_in_one_instant_how_long_they_took_is_kept_of_a_few_alone(stage, how):
+    s = stage(sharable=True)
     for _ in range(1000):
-        turn(s)
+        getattr(s.pool, how)().release()
     assert not s.pool._lender.books.timings.is_behind()
     assert s.pool.stats().hold.p50 == 0
