@@ -37,9 +37,9 @@ def test_a_connection_that_is_used_up_is_lent_no_more(stage):
 
 
 def test_a_connection_that_expired_while_it_lay_idle_is_lent_no_more(stage):
-    s = stage(max_lifetime=10, look_after_idle=1000, idle_timeout=None)
+    s = stage(max_lifetime=3, look_after_idle=1000, idle_timeout=None)
     assert turn(s)[1] == 1
-    s.clock.advance(11)
+    s.clock.advance(4)
     assert turn(s)[1] == 2
     assert s.pool.stats().closed == {CloseReason.EXPIRED: 1}
 
@@ -102,6 +102,20 @@ def test_an_interrupt_just_as_a_connection_was_taken_holds_it_no_longer_though_i
     assert kept.value.__traceback__ is not None
     assert (s.pool.stats().in_use, s.pool.stats().lost) == (0, 1)
     assert s.ears.kinds("CheckedOut", "CheckoutFailed")[-1] == "CheckoutFailed"
+
+
+@pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
+@pytest.mark.parametrize("listeners", [(), (repr,)], ids=["unheard", "heard"])
+def test_an_interrupt_just_as_a_loan_comes_back_holds_it_no_longer_though_it_is_itself_kept(stage, listeners):
+    clock = StrikingClock()
+    s = stage(max_size=1, clock=clock, listeners=listeners)
+    conn = s.pool.try_connect()
+    clock.n = 1
+    with pytest.raises(KeyboardInterrupt) as kept:
+        conn.release()
+    s.pool.sweep()
+    assert kept.value.__traceback__ is not None
+    assert (s.pool.stats().in_use, s.pool.stats().lost) == (0, 1)
 
 
 @pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
