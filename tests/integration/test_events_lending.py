@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool
+from connpool import CloseReason, ConnectionPool, Request
 from connpool.pool import hearing
 from connpool.testing import Echo, FakeClock, ScriptedServer, Send
 from tests.stress.stage import Ears, make_stage  # noqa: F401 - a fixture
@@ -61,6 +61,31 @@ def test_a_loan_begins_when_it_is_lent_and_has_the_name_of_the_thread_that_took_
     thread.join()
     assert holders == [("second", s.ears.of("CheckedOut")[-1].at)]
     assert s.ears.of("CheckedIn")[-1].seconds == 3
+
+
+@pytest.mark.parametrize("how", ["try_connect", "share"])
+@pytest.mark.parametrize("listeners", [None, ()], ids=["heard", "unheard"])
+@pytest.mark.parametrize("what", ["look", "filter"])
+def test_what_it_takes_to_look_at_a_connection_is_no_part_of_its_loan(stage, what, listeners, how):
+    s = stage(sharable=True, **({} if listeners is None else {"listeners": listeners}))
+    turn(s)
+    s.clock.advance(10)
+
+    def dawdle(_):
+        s.clock.advance(3)
+        return True
+
+    where = None
+    if what == "look":
+        s.works.looking = dawdle
+    else:
+        where = dawdle
+    with getattr(s.pool, how)(Request(where=where)) as conn:
+        assert conn.info.since == s.clock.now()
+        s.clock.advance(2)
+    if listeners is None:
+        assert s.ears.of("CheckedOut")[-1].seconds == 3
+        assert s.ears.of("CheckedIn")[-1].seconds == 2
 
 
 def test_what_a_class_of_ones_own_does_before_it_lends_counts_as_waiting():
