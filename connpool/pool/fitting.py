@@ -50,8 +50,10 @@ class Fitting:
             and not waiter.must_look
             and request.where is None
         )
-        if not is_beyond_doubt and not self._is_good(key, now):
-            return None
+        if not is_beyond_doubt:
+            if not self._is_good(key, now):
+                return None
+            now = lender.now()  # the loan begins when the look, or the filter, is over
         if request.shared:
             return self._lend_shared(key, now)
         conn = Connection()

@@ -29,7 +29,7 @@ from connpool.pool.fleet import Missed
 from connpool.pool.listeners import FAILED
 from connpool.pool.loan_events import InDraft, OutDraft, StartDraft
 from connpool.pool.origin import Origin, origin_of
-from connpool.pool.record import Key
+from connpool.pool.record import OPEN, Key
 from connpool.pool.sharing import Share
 from connpool.pool.timings import MANY
 
@@ -55,8 +55,8 @@ class Lend(Protocol):
 
 def lend_aloud(lender: Lender) -> Lend:
     """What lends a connection of *lender*'s pool, and tells how it went."""
-    pool, books, listeners, ask = lender.pool, lender.books, lender.listeners, lender.now
-    name, is_tracked = pool.name, books.config.track_origin
+    pool, ask = lender.pool, lender.now
+    name, is_tracked = pool.name, lender.config.track_origin
 
     def try_connect(
         req: Request | Endpoint | str | None = None,
@@ -66,6 +66,7 @@ def lend_aloud(lender: Lender) -> Lend:
     ) -> Connection:
         key: Key | None = None
         conn: Connection | None = None
+        listeners = pool._lender.listeners  # by now it may be another lender: who kept this may be forked
         began = ask()
         if (tell := listeners.of_start) is not None:
             begun: Any
@@ -111,9 +112,9 @@ def lend_aloud(lender: Lender) -> Lend:
                         pass
                 if conn is None:
                     if key is not None:  # its turn was taken with it
-                        turn = books.fleet.turn_of(key.record.host)
+                        turn = pool._lender.books.fleet.turn_of(key.record.host)
                     request = ANYTHING if req is None else Request.of(req)
-                    conn = Checkout(lender, request, timeout, turn).run(key)
+                    conn = Checkout(pool._lender, request, timeout, turn).run(key)
                     at = ask()
         except BaseException as error:
             key = conn = None  # a traceback must not keep a key from its finaliser
@@ -138,10 +139,11 @@ def lend_aloud(lender: Lender) -> Lend:
                 else:
                     lent = CheckedOut(name, at, record.id, record.host.endpoint, at - began)
                 try:
-                    tell(lent)
-                except Exception:
-                    logger.exception(FAILED, name, lent)
-                except BaseException:  # Ctrl-C in a handler
+                    try:
+                        tell(lent)
+                    except Exception:
+                        logger.exception(FAILED, name, lent)
+                except BaseException:  # Ctrl-C in a handler, or while the log is told of it
                     conn.release()
                     raise
         except BaseException:
@@ -159,7 +161,7 @@ def receive_aloud(lender: Lender) -> Callable[[Key, float], None]:
 
     def receive(key: Key, now: float) -> None:
         record = key.record
-        if not record.id:  # a file: of its loan nothing was told, either
+        if not record.id or record.phase is not OPEN:  # a file, or refused: nothing to tell
             take_back(key, now)
             return
         held = now - record.since

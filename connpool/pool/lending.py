@@ -45,8 +45,8 @@ class Lender(Desk):
 
     def tell_checked_in(self, record: Record, now: float, held: float) -> None:
         """Tell of a return that does not come by way of ``receive_aloud``: of a share, of a farewell."""
-        if not record.id:
-            return  # a file: of its loan nothing was told, either
+        if not record.id or record.phase is not OPEN:
+            return  # a file, of whose loan nothing was told, either; or what cannot come back
         timings = self.books.timings
         timings.new_holds.append(held)
         if now >= timings.count_at or len(timings.new_holds) >= MANY:

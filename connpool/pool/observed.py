@@ -7,9 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import Connection
@@ -50,11 +49,9 @@ def _heard(pool: ConnectionPool) -> Callable[..., Connection]:
     return lambda *args, **kwargs: lend(connect=partial(connect, pool, *args, **kwargs))
 
 
-def _tracked(
-    pool: ConnectionPool, req: Request | Endpoint | str | None = None, *, timeout: float | None = None
-) -> Connection:
-    """As ``ConnectionPool.try_connect``, and remember who asked."""
-    conn = type(pool).try_connect(pool, req, timeout=timeout)
+def _tracked(pool: ConnectionPool, *args: Any, **kwargs: Any) -> Connection:
+    """As the ``try_connect`` of its class, and remember who asked."""
+    conn = type(pool).try_connect(pool, *args, **kwargs)
     keep_origin(conn, origin_of(sys._getframe(1)))
     return conn
 

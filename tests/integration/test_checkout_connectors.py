@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from connpool import (
+    CheckedIn,
     Connection,
     ConnectionInfo,
     ConnectionPool,
@@ -125,14 +126,17 @@ def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
     ],
 )
 def test_a_login_that_gives_the_connection_back_is_told_so_and_closes(hook: Any, said: str) -> None:
+    returns: list[CheckedIn] = []
     with (
         ScriptedServer() as server,
         ConnectionPool(server.endpoint, connector=SocketConnector(handshake=hook), reconnect=False) as pool,
     ):
+        pool.listen(returns.append, CheckedIn)
         with pytest.raises(HandshakeError, match=f"the login at .* failed: .*{said}"):
             pool.try_connect(timeout=5)
         pool.close()
         assert pool.stats().size == 0
+    assert returns == []  # of what nobody was lent
 
 
 def test_a_login_that_hangs_ends_with_the_dial() -> None:

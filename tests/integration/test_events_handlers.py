@@ -64,6 +64,32 @@ def test_a_listener_that_always_fails_costs_nothing_but_log_lines(stage, in_call
     assert len([record for record in caplog.records if record.name == "connpool.events"]) >= 20
 
 
+@pytest.mark.parametrize("n_failing", [1, 2])
+@pytest.mark.parametrize("name", ["CheckoutStarted", "CheckedOut", "CheckedIn"])
+def test_an_interrupt_while_the_failure_of_a_handler_is_logged_loses_nothing(stage, name, n_failing):
+    s = stage(max_size=1, listeners=[])
+    borrow(s)
+
+    def fail(event):
+        raise ValueError("no")
+
+    def interrupt(record):
+        raise KeyboardInterrupt
+
+    for _ in range(n_failing):
+        s.pool.listen(fail, getattr(connpool, name))
+    logger = logging.getLogger("connpool.events")
+    logger.addFilter(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            borrow(s)
+    finally:
+        logger.removeFilter(interrupt)
+    gc.collect()
+    stats = balanced(s.pool)
+    assert (stats.idle, stats.opened, stats.lost) == (1, 1, 0)
+
+
 class Doom:
     """Raises what is no Exception, once, where it is armed for."""
 

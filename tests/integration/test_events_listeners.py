@@ -353,6 +353,20 @@ def test_a_class_of_ones_own_is_told_of_and_lends_in_its_own_way() -> None:
     ]  # fmt: skip
 
 
+def test_a_class_of_ones_own_lends_in_its_own_way_where_origins_are_kept_too() -> None:
+    class Labelled(ConnectionPool):
+        def try_connect(self, *args: Any, label: str = "", **kwargs: Any) -> Connection:
+            conn = super().try_connect(*args, **kwargs)
+            conn.extra = label
+            return conn
+
+    with (
+        Labelled.of(object, track_origin=True) as pool,
+        pool.try_connect(timeout=1.0, label="mine") as conn,
+    ):
+        assert conn.extra == "mine"
+
+
 def test_several_who_hear_of_a_loan_get_one_and_the_same_event_and_one_that_fails_hinders_nobody(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

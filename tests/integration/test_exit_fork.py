@@ -9,13 +9,23 @@ import socket
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import connpool
-from connpool import Connection, ConnectionClosed, ConnectionPool, PoolClosedError
+from connpool import (
+    CheckedIn,
+    CheckedOut,
+    CheckoutStarted,
+    Connection,
+    ConnectionClosed,
+    ConnectionPool,
+    Event,
+    PoolClosedError,
+    UsageError,
+)
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import fork, in_child
 from tests.helpers.switchboard import Switchboard, until
@@ -227,6 +237,49 @@ def test_a_pool_that_was_paused_before_the_fork_is_paused_in_the_child() -> None
             return state, pool.stats().state.name
 
         assert in_child(job) == ("PAUSED", "OPEN")
+
+
+# -- a pool that is listened to -----------------------------------------------------------------------
+
+
+def test_a_checkout_that_was_kept_before_the_fork_lends_what_is_the_childs_and_tells_its_listeners() -> None:
+    heard: list[type[Event]] = []
+    later: list[Event] = []
+    with ConnectionPool("a:1", connector=Switchboard(), max_size=1) as pool:
+        stop = pool.listen(lambda event: heard.append(type(event)), CheckoutStarted, CheckedOut, CheckedIn)
+        lend = pool.try_connect
+        held = lend()
+
+        def job() -> tuple[int, int]:
+            heard.clear()
+            lend(timeout=5).release()
+            assert heard == [CheckoutStarted, CheckedOut, CheckedIn]
+            assert pool.stats().idle == 1
+            stop()
+            pool.listen(later.append, CheckedOut)
+            lend(timeout=5).release()
+            return len(heard), len(later)
+
+        assert in_child(job) == (3, 1)
+        held.release()
+
+
+@pytest.mark.parametrize("end", [Connection.release, Connection.terminate, Connection.detach])
+def test_of_a_loan_of_the_parents_the_child_hears_no_return(end: Callable[[Connection], object]) -> None:
+    heard: list[type[Event]] = []
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.listen(lambda event: heard.append(type(event)))
+        held = pool.try_connect()
+
+        def job() -> list[str]:
+            heard.clear()
+            with contextlib.suppress(UsageError):
+                end(held)
+            return [kind.__name__ for kind in heard]
+
+        assert in_child(job) == []
+        held.release()
+        assert heard[-1] is CheckedIn
 
 
 # -- transports of other libraries ------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_a_file_is_a_connection_that_is_not_counted(tmp_path: Path) -> None:
     assert path.read_bytes() == b"one\ntwo\n"
 
 
-@pytest.mark.parametrize("how", ["release", "terminate"])
+@pytest.mark.parametrize("how", ["release", "terminate", "detach"])
 def test_who_listens_to_the_pool_hears_nothing_of_a_file(how: str) -> None:
     heard: list[Event] = []
     reader, writer = os.pipe()
@@ -52,6 +52,8 @@ def test_who_listens_to_the_pool_hears_nothing_of_a_file(how: str) -> None:
         stop()
         assert (heard, pool.stats().hold.max) == ([], 0)
     os.close(reader)
+    if how == "detach":
+        os.close(writer)
 
 
 @pytest.mark.parametrize("how", ["release", "terminate", "with", "raise"])

@@ -135,6 +135,18 @@ def test_holds_are_measured_while_somebody_listens(stage):
     assert (found.max, found.p50) == (30, about(2))
 
 
+def test_how_long_a_share_and_what_leaves_the_pool_were_held_is_measured_too(stage):
+    s = stage(sharable=True)
+    share = s.pool.share()
+    s.clock.advance(2)
+    share.release()
+    assert s.pool.stats().hold.max == 2
+    conn = s.pool.try_connect()
+    s.clock.advance(5)
+    s.works.disown(conn.detach())
+    assert s.pool.stats().hold.max == 5
+
+
 def test_measuring_holds_begins_with_the_first_who_listens_and_ends_with_the_last(stage):
     s = stage(listeners=())
     hold(s, 3)
@@ -144,6 +156,9 @@ def test_measuring_holds_begins_with_the_first_who_listens_and_ends_with_the_las
     assert s.pool.stats().hold.max == 5
     stop()
     hold(s, 9)
+    conn = s.pool.try_connect()
+    s.clock.advance(9)
+    conn.terminate()
     assert s.pool.stats().hold.max == 5
 
 

@@ -225,8 +225,20 @@ class TerminatingShare(Joining):
         self.pool.share().terminate()
 
 
+def heard(scene: type[Scene]) -> type[Scene]:
+    """The same in a pool whose loans are told of, and of which is kept where they were taken."""
+
+    class Heard(scene):
+        def settings(self):
+            return {**super().settings(), "listeners": [lambda event: None], "track_origin": True}
+
+    Heard.__name__ = f"Heard{scene.__name__}"
+    return Heard
+
+
 SCENES = [
     IdleHit, WithBlock, StaleIdle, StaleIdleApart, DeadIdle, FirstDial, DialInCaller, Waiting,
     WaitingForAPlace, Handing, Terminating, TerminatingApart, Resetting, UsedUp, Sweeping, Clearing,
     SharingIdle, SharingStale, SharingFirst, Joining, LeavingLast, TerminatingShare,
+    *map(heard, [IdleHit, StaleIdle, FirstDial, Handing, Terminating, Detaching, Resetting, LeavingLast]),
 ]  # fmt: skip

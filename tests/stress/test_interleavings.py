@@ -149,17 +149,23 @@ def meetings(
         yield stage, pause.where
 
 
+# Loans that are listened to go ways of their own.
+heard_or_not = pytest.mark.parametrize("listeners", [(), (repr,)], ids=["unheard", "heard"])
+
 # -- no wake-up is lost --------------------------------------------------------------
 
 
+@heard_or_not
 @pytest.mark.parametrize("how", ["release", "terminate", "detach"])
-def test_a_waiter_that_comes_at_any_moment_of_a_giving_back_is_served(how):
-    for stage, where in meetings(partial(Stage, lent=1), lambda it: it.give_back(how), Stage.call):
+def test_a_waiter_that_comes_at_any_moment_of_a_giving_back_is_served(how, listeners):
+    build = partial(Stage, lent=1, listeners=listeners)
+    for stage, where in meetings(build, lambda it: it.give_back(how), Stage.call):
         stage.end(where)
 
 
+@heard_or_not
 @pytest.mark.parametrize("how", ["release", "terminate"])
-def test_a_giving_back_at_any_moment_of_a_checkout_is_not_slept_through(how):
+def test_a_giving_back_at_any_moment_of_a_checkout_is_not_slept_through(how, listeners):
     def check_out(stage: Stage) -> None:
         stage.clock.helper = lambda: stage.give_back(how)  # at the latest
         began = time.monotonic()
@@ -167,7 +173,8 @@ def test_a_giving_back_at_any_moment_of_a_checkout_is_not_slept_through(how):
         assert time.monotonic() - began < 2
         connection.release()
 
-    for stage, where in meetings(partial(Stage, lent=1), check_out, lambda it: it.give_back(how)):
+    build = partial(Stage, lent=1, listeners=listeners)
+    for stage, where in meetings(build, check_out, lambda it: it.give_back(how)):
         stage.end(where)
 
 
@@ -234,10 +241,11 @@ def close(stage: Stage) -> None:
     stage.pool.close()
 
 
+@heard_or_not
 @pytest.mark.parametrize("idle", [0, 1])
 @pytest.mark.parametrize("deed", [lend, lend_and_close, add, take])
-def test_a_pool_that_is_closed_at_any_moment_of_a_deed_leaves_nothing_open(deed, idle):
-    for stage, where in meetings(partial(Stage, 2, idle=idle), deed, close):
+def test_a_pool_that_is_closed_at_any_moment_of_a_deed_leaves_nothing_open(deed, idle, listeners):
+    for stage, where in meetings(partial(Stage, 2, idle=idle, listeners=listeners), deed, close):
         if where is None:
             stage.pool.close()
         until = time.monotonic() + 1
@@ -269,10 +277,11 @@ def move(stage: Stage) -> None:
     stage.pool.route = "b:1"
 
 
+@heard_or_not
 @pytest.mark.parametrize("deed", [lend, lend_and_close, take])
 @pytest.mark.parametrize("order", [clear, flicker, shrink, age, move])
-def test_an_order_given_at_any_moment_of_a_deed_is_carried_out_and_loses_nothing(deed, order):
-    for stage, where in meetings(partial(Stage, 2, idle=2), deed, order):
+def test_an_order_given_at_any_moment_of_a_deed_is_carried_out_and_loses_nothing(deed, order, listeners):
+    for stage, where in meetings(partial(Stage, 2, idle=2, listeners=listeners), deed, order):
         stats = balanced(stage.pool)
         assert (stats.in_use, stats.waiting, stats.opening) == (0, 0, 0), (where, stats)
         if where is not None:

@@ -164,9 +164,10 @@ def test_a_broadcaster_that_cannot_tell_how_long_it_may_wait_does_nothing(
             broadcaster.broadcast(b"x")
 
 
-@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), True])
-def test_a_checkout_that_cannot_tell_how_long_it_may_wait_takes_nothing(timeout: Any) -> None:
-    with ConnectionPool.of(object, sharable=True, max_size=1) as pool:
+@pytest.mark.parametrize("listeners", [(), (repr,)], ids=["unheard", "heard"])
+@pytest.mark.parametrize("timeout", ["5", -1, float("nan"), float("inf"), True])
+def test_a_checkout_that_cannot_tell_how_long_it_may_wait_takes_nothing(timeout: Any, listeners: Any) -> None:
+    with ConnectionPool.of(object, sharable=True, max_size=1, listeners=listeners) as pool:
         pool.try_connect().release()
         for ask in (pool.try_connect, pool.share):
             with pytest.raises(ConfigError, match="timeout must be at least 0 seconds and finite"):
