@@ -115,7 +115,7 @@ class Connection(Traffic):
         """Leave the pool with the transport still open, and return it; its place is free again.
 
         Raises:
-            UsageError: it was given back before.
+            UsageError: it was given back before, or is the parent's of a forked child.
         """
         key = self._surrender()
         lender, record = key.record.pool._lender, key.record

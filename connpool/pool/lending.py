@@ -164,8 +164,14 @@ class Lender(Desk):
         return reason
 
     def let_go(self, key: Key) -> Any:
-        """The transport leaves the pool open. Returns it."""
+        """The transport leaves the pool open. Returns it.
+
+        Raises:
+            UsageError: the process was forked since: it is the parent's.
+        """
         record, todo = key.record, Todo()
+        if record.phase is Phase.CLOSED:
+            record.check_may_return()
         if record.stream is not None:
             record.stream.hand_out()
         with self._lock:
