@@ -128,7 +128,7 @@ class Office:
                 self._publish_locked()
         if was_up:
             if not self.is_closed:
-                why = error or "taken down"
+                why = "taken down" if error is None else str(error) or repr(error)
                 logger.warning("broadcaster %r: %s is lost: %s", self.name, strand.endpoint, why)
             self.speak_up()
             self.on_strands()

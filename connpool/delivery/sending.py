@@ -310,4 +310,4 @@ def _describe(link: LinkInfo) -> str:
     endpoint, error = str(link.endpoint), link.last_error
     if error is None:
         return f"{endpoint} is {'not tried yet' if link.state is LinkState.NEW else link.state.value}"
-    return str(error) if endpoint in str(error) else f"{endpoint}: {error}"
+    return str(error) if endpoint in str(error) else f"{endpoint}: {str(error) or repr(error)}"

@@ -27,7 +27,16 @@ from connpool.pool.snapshots import describe_loans
 if TYPE_CHECKING:
     from connpool.pool.core import Books
 
-__all__ = ["again", "as_connect_error", "drop_frames", "exhausted", "no_endpoint", "reason_of", "timed_out"]
+__all__ = [
+    "again",
+    "as_connect_error",
+    "drop_frames",
+    "exhausted",
+    "in_words",
+    "no_endpoint",
+    "reason_of",
+    "timed_out",
+]
 
 
 class SoleConnectError(NoEndpointError, ConnectError):
@@ -106,7 +115,7 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
 def in_words(error: BaseException, tell: Callable[[BaseException], str] = str) -> str:
     """What *error* says of itself, even if it cannot: it is foreign, and its words are but for the reader."""
     try:
-        return tell(error)
+        return tell(error) or repr(error)
     except Exception as failure:  # noqa: BLE001 - foreign code
         return f"{type(error).__name__}, of which nothing can be said ({type(failure).__name__})"
 

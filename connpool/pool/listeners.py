@@ -19,6 +19,7 @@ from connpool.model.events import (
     Event,
     GroupSwitched,
 )
+from connpool.pool.failures import in_words
 
 __all__ = ["FAILED", "Handler", "Listeners", "Teller"]
 
@@ -146,7 +147,7 @@ class Listeners:
         if kind is EndpointDown:
             _, at, endpoint, error, until = fields
             again = "for good" if until is None else f"next try in {max(0.0, until - at):.1f} s"
-            why = "taken out by hand" if error is None else error
+            why = "taken out by hand" if error is None else in_words(error)
             endpoint_logger.warning("pool %r: %s is down (%s): %s", self._pool, endpoint, again, why)
         elif kind is EndpointUp:
             endpoint_logger.info(

@@ -67,6 +67,18 @@ def test_an_error_that_cannot_be_shown_costs_no_place_and_is_the_cause_all_the_s
         assert "Unspeakable" in str(failing(pool))
 
 
+def test_an_error_without_words_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Connector:
+        def open(self, endpoint: Endpoint, timeout: float, cancel: object) -> object:
+            raise ConnectError("")
+
+    with ConnectionPool("a:1, b:1", connector=Connector(), max_size=1) as pool:
+        assert str(failing(pool)).count("ConnectError(") == 2
+    down = [record.getMessage() for record in caplog.records if "is down" in record.getMessage()]
+    assert len(down) == 2
+    assert all("ConnectError(" in line for line in down)
+
+
 class Peculiar(ConnectError):
     """Cannot be copied: it is made of more than it tells its class."""
 

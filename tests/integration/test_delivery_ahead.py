@@ -14,7 +14,7 @@ import connpool.delivery.office
 import connpool.delivery.sending
 import connpool.delivery.tending
 import connpool.delivery.writing
-from connpool import ConfigError, MemorySpool, SpoolError, SpoolFullError, SQLiteSpool
+from connpool import ConfigError, MemorySpool, NoEndpointError, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery.link import Link, Outcome
 from connpool.model.delivery import GLOBAL
 from connpool.testing import FakeClock
@@ -82,6 +82,17 @@ def test_a_message_is_spooled_before_it_is_sent_and_removed_after_it_was_confirm
         assert sender.broadcast(b"hello").sent == (answering.endpoint,)
         assert spool.log == ["put hello", "confirm hello", "remove"]
         assert sender.unsent().total == 0
+
+
+def test_a_confirm_that_fails_without_a_word_is_named_in_log_and_error(a, caplog):
+    def confirm(conn: object, message: bytes) -> None:
+        raise ValueError
+
+    with broadcasting(a, spool=None, confirm=confirm, reconnect=False) as sender:
+        assert sender.wait_ready(GUARD)
+        with pytest.raises(NoEndpointError, match=r"ValueError\(\)"):
+            sender.broadcast(b"hello")
+    assert "is lost: ValueError()" in caplog.text
 
 
 def test_a_message_that_is_not_confirmed_stays_in_the_spool(a):
