@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from connpool import clock as real
 from connpool.errors import ConfigError
 from connpool.model.checks import is_whole, require_seconds
 from connpool.model.delivery import LinkInfo, LinkState
@@ -13,6 +14,7 @@ from connpool.model.uncopied import Uncopied
 
 if TYPE_CHECKING:
     from connpool.delivery.keeping import Keeping
+    from connpool.delivery.link import Link
     from connpool.delivery.office import Office
     from connpool.pool.pool import ConnectionPool
 
@@ -50,13 +52,32 @@ class Admin(Uncopied):
         return any(link.state is LinkState.ALIVE and (takes_any or 0 in link.groups) for link in self.links())
 
     def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until a member lives that messages may go to. False: none does within *timeout* seconds."""
+        """Wait until a member lives that messages may go to. False: none does within *timeout* seconds.
+
+        Like a message it has a later group dialled, where that is done on demand, if all before it are dead.
+        """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
         office.rouse()
-        with office.settled:
-            office.settled.wait_for(lambda: self.ready or office.is_closed, timeout)
+        until = None if timeout is None else real.now() + timeout
+        is_waiting = True
+        while is_waiting and not (self.ready or office.is_closed):
+            for link in self._untried():
+                office.want(link)
+            with office.settled:
+                is_waiting = office.settled.wait_for(
+                    lambda: self.ready or office.is_closed or bool(self._untried()),
+                    None if until is None else max(0.0, until - real.now()),
+                )
         return self.ready
+
+    def _untried(self) -> list[Link]:
+        """The links that a message would have opened now, and nobody has."""
+        groups = self._office.roster.groups
+        for links in groups if self._office.settings.failover else groups[:1]:
+            if any(link.state is not LinkState.DEAD for link in links):
+                return [link for link in links if link.state is LinkState.NEW and not link.is_wanted]
+        return []
 
     def mark_dead(self, endpoint: Endpoint | str) -> None:
         """Close the link to *endpoint*; it is opened again after the back-off. Does nothing if it is dead.

@@ -249,6 +249,19 @@ def test_hot_standby_connects_the_later_groups_beforehand_and_sends_them_nothing
     assert c.lines == []
 
 
+def test_who_waits_until_it_is_ready_has_cold_standby_connected_where_a_message_would_have(a, c):
+    with refused() as dead, refused() as also_dead:
+        with broadcasting(dead, "||", also_dead, "||", a, "||", c, standby="cold") as sender:
+            assert sender.wait_ready(GUARD)
+            assert [link.endpoint.port for link in sender.links() if link.state is LinkState.ALIVE] == [
+                a.port
+            ]
+            assert sender.links()[-1].state is LinkState.NEW
+        with broadcasting(dead, "||", a, standby="cold", failover=False, reconnect=False) as sender:
+            assert not sender.wait_ready(0.2)
+            assert sender.links()[-1].state is LinkState.NEW
+
+
 def test_cold_standby_connects_a_later_group_when_it_is_needed(a, c):
     with broadcasting(a, "||", c, standby="cold") as sender:
         sender.broadcast(b"one")
