@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from connpool.clock import now
 from connpool.errors import DuplicatePoolError, NotSharableError, UnknownPoolError, UsageError
-from connpool.model.checks import require_seconds, require_text
+from connpool.model.checks import require_path, require_seconds, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
@@ -77,7 +77,7 @@ class Repository:
         from connpool.settings_file import read_pools  # noqa: PLC0415 - few programs pay for a TOML parser
 
         made = cls(name)
-        for wanted in read_pools(Path(path)):
+        for wanted in read_pools(Path(require_path("path", path))):
             made.new(wanted.name, wanted.route, connector=wanted.connector, **wanted.settings)
         return made
 

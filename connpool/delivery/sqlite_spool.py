@@ -19,7 +19,7 @@ from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.segment import disown_all
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
-from connpool.model.checks import require_flag
+from connpool.model.checks import require_flag, require_path
 from connpool.model.events import SpoolDamaged
 from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
@@ -75,7 +75,7 @@ class SQLiteSpool:
         listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.abspath(require_path("path", path)))
         self.damage: SpoolDamaged | None = None
         self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)

@@ -8,6 +8,7 @@ here say ``ConfigError`` with the name and the value, at once.
 from __future__ import annotations
 
 import difflib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
@@ -87,6 +88,14 @@ def require_text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"{name} must be a text, got {value!r}")
     return value
+
+
+def require_path(name: str, value: Any) -> str:
+    """Give *value*, an argument *name*, as a text, if it can be the path of a file."""
+    path = value.__fspath__() if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"{name} must be the path of a file, as a text, got {value!r}")
+    return path
 
 
 def require_kind(name: str, value: Any, kind: type[T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -327,3 +328,9 @@ def test_what_stands_for_no_limit_is_told_in_the_words_of_the_file(write) -> Non
     problems = problems_of(write('[pools.a]\nroute = "a:1"\nmax_lifetime = "None"\nmax_waiters = "None"\n'))
     assert problems[0].endswith("max_lifetime must be more than 0 seconds and finite, or 'none', got 'None'")
     assert problems[1].endswith("max_waiters must be a whole number of at least 0 or 'none', got 'None'")
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"pools.toml", ""])
+def test_a_path_that_is_none_is_refused_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match=f"path must be the path of a file, as a text, got {wrong!r}"):
+        Repository.from_toml(wrong)

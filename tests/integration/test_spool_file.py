@@ -10,6 +10,7 @@ import stat
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -413,6 +414,13 @@ def test_durable_is_true_or_false_and_nothing_else(path: Path) -> None:
     with pytest.raises(ConfigError, match="durable must be True or False, got 'no'"):
         SQLiteSpool(path, durable="no")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"spool", "", "a\0b"])
+def test_a_path_that_is_none_is_refused_with_its_value(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="path must be the path of a file") as refused:
+        SQLiteSpool(wrong)
+    assert repr(wrong) in str(refused.value)
 
 
 def test_what_is_committed_together_is_flushed_if_one_of_them_wants_that(path: Path) -> None:
