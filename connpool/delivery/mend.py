@@ -19,7 +19,7 @@ from connpool.errors import SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 
-__all__ = ["damage_of", "mend", "open_whole", "remove_attached", "remove_file", "renewed", "rescue"]
+__all__ = ["MENDED", "damage_of", "mend", "open_whole", "remove_attached", "remove_file", "renewed", "rescue"]
 
 ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
 ASIDE: Final = ".damaged-"

@@ -97,6 +97,10 @@ class Segment:
         now = disk.identity(self.path), disk.identity(log_of(self.path))
         return now == (self._identity, self._log_identity)
 
+    def has_no_successor(self) -> bool:
+        """Whether no other file has its name now."""
+        return disk.identity(self.path) in (None, self._identity)
+
     def remove_rest(self) -> None:
         """Remove what is still there of its files; leave what has taken their places."""
         disk.remove(self.path.with_name(self.path.name + "-shm"))  # says nothing that the log does not say
