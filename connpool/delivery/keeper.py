@@ -160,7 +160,7 @@ class Keeper:
                 return  # nothing else was removed
         assert self.path is not None
         known = self.books.messages
-        aside = rescue(segment, self.path)
+        aside = rescue(segment, self.path, self.ledger.late)
         self.ledger.segment = None
         segment.close() if self.path == segment.path else segment.let_go()
         self.ledger.segment = new = open_whole(self.path, self._note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -93,8 +93,11 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
     return Segment(path)
 
 
-def rescue(segment: Segment, path: Path) -> Path:
+def rescue(segment: Segment, path: Path, late: Iterable[int]) -> Path:
     """Copy what the open *segment* holds, whose file is gone, to *path*, which the caller has locked.
+
+    Args:
+        late: Positions of messages that were removed, and are still in it.
 
     Returns:
         What the file that had that name is called now, if there was one.
@@ -102,12 +105,15 @@ def rescue(segment: Segment, path: Path) -> Path:
     draft = path.with_name(path.name + ".mending")
     remove_file(draft)
     try:
-        segment.copy_to(draft)
+        segment.copy_to(draft, late)
     except SpoolError:
         remove_file(draft)
         raise
     mended = _free_name(path)
     disk.rename(draft, mended)
+    for earlier in disk.names_like(path, MENDED + ".*"):
+        if earlier != mended:  # an interrupt has kept it from being swapped
+            disk.remove(earlier)
     if path == segment.path:
         segment.remove_rest()
     return _swap(path, mended)

@@ -46,6 +46,5 @@ def _names(base: Path, former: Path | None) -> Iterator[Path]:
 
 
 def _is_vacant(path: Path, segment: Segment | None) -> bool:
-    if segment is not None and path == segment.path:
-        return segment.has_no_successor()
-    return disk.size_of(path) is None and not disk.names_like(path, MENDED + ".*")
+    is_its_own = segment is not None and path == segment.path and segment.has_no_successor()
+    return (is_its_own or disk.size_of(path) is None) and not disk.names_like(path, MENDED + ".*")

@@ -110,13 +110,17 @@ class Segment:
         if disk.identity(self.path) == self._identity:
             disk.remove(self.path)
 
-    def copy_to(self, path: Path) -> None:
-        """Copy all that is in it into the new file *path*, and to the disk."""
+    def copy_to(self, path: Path, late: Iterable[int]) -> None:
+        """Copy all that is in it, but the messages at *late*, into the new file *path*, and to the disk."""
         disk.create(path)
         try:
             copy = _connect(path)
             try:
                 self._connection.backup(copy)
+                copy.execute("PRAGMA secure_delete = ON")
+                copy.execute("BEGIN")
+                _delete(copy, late)
+                copy.execute("COMMIT")
             finally:
                 copy.close()
         except sqlite3.Error as error:
@@ -231,9 +235,7 @@ class Segment:
         self._connection.execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def delete(self, positions: Iterable[int]) -> None:
-        self._connection.executemany(
-            "DELETE FROM message WHERE position = ?", [(position,) for position in positions]
-        )
+        _delete(self._connection, positions)
 
     def notes(self) -> Iterator[Note]:
         """All notes.
@@ -277,6 +279,10 @@ class Segment:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+
+
+def _delete(connection: sqlite3.Connection, positions: Iterable[int]) -> None:
+    connection.executemany("DELETE FROM message WHERE position = ?", [(position,) for position in positions])
 
 
 class _Cut:

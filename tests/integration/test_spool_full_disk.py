@@ -303,3 +303,28 @@ def test_a_full_disk_without_space_even_for_an_empty_file_costs_no_counter_and_n
     )
     counters = "{'a': SpoolCount(messages=0, bytes=0, dropped=5)}"
     assert said == [f"True {counters}", "0", "True", f"[0] {counters} None"]
+
+
+def test_what_was_removed_while_a_disk_was_full_does_not_come_back_with_removed_files(tmp_path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        put_sixty(spool)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        spool.remove([item.position for item in spool.peek("a", 10, 10_000_000)])
+        for ending in ("", "-wal", "-shm", ".lock"):
+            os.remove(path + ending)
+        try:
+            spool.adopt()
+        except SpoolError as error:
+            print(path in str(error), os.listdir(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(spool.count("a"), spool.damage.recovered, drain(spool) == list(range(10, 60)))
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["True ['spool.db.lock']", "50 50 True"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolDamaged, SpoolError, SQLiteSpool
-from connpool.delivery import keeper
+from connpool.delivery import keeper, mend
 from connpool.delivery.segment import _FOREIGN
 
 
@@ -235,3 +235,27 @@ def test_a_file_that_could_not_be_begun_anew_takes_the_place_of_nobody_who_has_b
     assert left_by_a_kill(path, tmp_path / "copy") == [8, 9, 1]
     first.close()
     second.close()
+
+
+def test_what_happens_after_an_interrupted_attempt_to_go_on_is_not_undone_by_the_next_one(
+    path, monkeypatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stamps = iter(["20261121T183000Z", "20261121T183001Z"])
+    monkeypatch.setattr(mend.clock, "stamp", lambda: next(stamps))
+    spool = SQLiteSpool(path)
+    put(spool, 1, 2)
+    remove(path, ("", "-wal", "-shm", ".lock"))
+    with monkeypatch.context() as patch:
+        patch.setattr(mend, "_swap", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            spool.adopt()
+    spool.remove([item.position for item in spool.peek("a", 1, 1)])
+    put(spool, 3)
+    spool.adopt()
+
+    assert numbers(spool) == [2, 3]
+    spool.close()
+    assert os.listdir(path.parent) == [path.name]
