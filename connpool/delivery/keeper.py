@@ -16,6 +16,7 @@ from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, renewed, rescue
 from connpool.delivery.places import take
+from connpool.delivery.rows import Note
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolCorruptError, SpoolError
 from connpool.model.events import SpoolDamaged
@@ -54,6 +55,7 @@ class Keeper:
         self.news: deque[News] = deque()
         self._lock: FileLock | None = None
         self._is_bare = False  # the file is to be begun anew: all that was in it is gone
+        self._merged: list[Note] = []  # and how far heirlooms were copied into it, which is still to be known
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
@@ -177,18 +179,22 @@ class Keeper:
             segment = self.ledger.segment
             if segment is None or self.books.messages or not self.ledger.late or not self._is_in_place():
                 return
+            with Told(segment.path):
+                self._merged = [note for note in segment.notes() if note.kind == "merged"]
             self.ledger.segment = None
             segment.close()
             self._is_bare = True
             with suppress(UnwritableError):  # others have taken the space: whoever needs the file tries again
                 self._begin_anew(segment.path)
+        except Damaged:  # the next who looks for the notes mends it
+            pass
         finally:
             if call is not None:
                 call.end()
 
     def _begin_anew(self, path: Path) -> Segment:
         """Put a new file in the place of the one whose messages are gone."""
-        self.ledger.segment = new = renewed(path, self.books)
+        self.ledger.segment = new = renewed(path, self.books, self._merged)
         self.ledger.late.clear()
         self._is_bare = False
         return new

@@ -48,8 +48,8 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     return segment
 
 
-def renewed(path: Path, books: Books) -> Segment:
-    """Put a new file in the place of *path*, all of whose messages are gone, with what *books* know besides.
+def renewed(path: Path, books: Books, notes: Iterable[Note]) -> Segment:
+    """Put a new file in the place of *path*, all of whose messages are gone, with what is known besides.
 
     Raises:
         SpoolError: it cannot be written: others have taken the space, perhaps.
@@ -62,6 +62,8 @@ def renewed(path: Path, books: Books) -> Segment:
         for queue, tally in books.tallies.items():
             if tally.dropped:
                 new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+        for note in notes:
+            new.write(note.kind, note.name, note.number)
         new.commit()
     return new
 

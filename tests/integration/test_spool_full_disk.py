@@ -328,3 +328,29 @@ def test_what_was_removed_while_a_disk_was_full_does_not_come_back_with_removed_
         "small files",
     )
     assert said == ["True ['spool.db.lock']", "50 50 True"]
+
+
+def test_what_was_taken_over_before_a_disk_was_full_is_not_taken_over_again(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool, other = SQLiteSpool(path), SQLiteSpool(path)
+        for n in range(2_000):
+            other.put(["a"], bytes(2_000), n.to_bytes(16, "big"))
+        other.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, usual[1]))
+        try:
+            spool.adopt()
+        except SpoolError:
+            first = drain(spool)
+            print(0 < len(first) < 2_000, os.path.getsize(path) < 100_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(first + drain(spool) == list(range(2_000)))
+        spool.close()
+        print(os.listdir(sys.argv[1]))
+        """,
+        "small files",
+    )
+    assert said == ["True True", "True", "['spool.db']"]
