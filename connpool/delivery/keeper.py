@@ -179,15 +179,13 @@ class Keeper:
             segment = self.ledger.segment
             if segment is None or self.books.messages or not self.ledger.late or not self._is_in_place():
                 return
-            with Told(segment.path):
+            # Its notes are damaged, or others have taken the space: whoever needs the file tries again.
+            with suppress(Damaged, UnwritableError), Told(segment.path):
                 self._merged = [note for note in segment.notes() if note.kind == "merged"]
-            self.ledger.segment = None
-            segment.close()
-            self._is_bare = True
-            with suppress(UnwritableError):  # others have taken the space: whoever needs the file tries again
+                self.ledger.segment = None
+                segment.close()
+                self._is_bare = True
                 self._begin_anew(segment.path)
-        except Damaged:  # the next who looks for the notes mends it
-            pass
         finally:
             if call is not None:
                 call.end()
@@ -255,7 +253,7 @@ class Keeper:
             except SpoolError as error:  # it has changed nothing that must be undone
                 job.error = error
         self.ledger.written(draft)
-        if draft.gone:
+        if draft.gone and not draft.late:  # else there is no space for that either
             segment.tidy()
         self._unsettled = jobs, draft
         segment.commit()

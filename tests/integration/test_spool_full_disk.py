@@ -354,3 +354,53 @@ def test_what_was_taken_over_before_a_disk_was_full_is_not_taken_over_again(tmp_
         "small files",
     )
     assert said == ["True True", "True", "['spool.db']"]
+
+
+def test_on_a_full_disk_what_is_too_old_keeps_nothing_younger_from_being_sent(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        import time
+        from connpool import clock
+        from connpool.delivery.heirs import adopt
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path, max_age=60)
+        put_sixty(spool)
+        spool.put(["b"], b"old", bytes(16))
+        clock.wall = lambda: time.time() + 61
+        other = SQLiteSpool(path)
+        for n in range(3):
+            other.put(["a"], b"young", bytes(15) + b"%d" % n)
+        other.close()
+        adopt(spool._keeper)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        print(spool.peek("b", 9, 9), [item.id[-1:] for item in spool.peek("a", 9, 10_000_000)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(spool.count("a"), spool.counts()["a"].dropped)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["[] [b'0', b'1', b'2']", "3 60"]
+
+
+def test_on_a_full_disk_messages_are_removed_also_from_a_file_with_many_free_pages(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(400):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        positions = [item.position for item in spool.peek("a", 400, 10_000_000)]
+        spool.remove(positions[:300])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+        spool.remove(positions[300:310])
+        print(spool.count("a"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["90"]
