@@ -353,6 +353,23 @@ def test_a_heartbeat_that_is_a_function_says_goodbye_at_the_end_of_the_program(a
     a.until_has(b"bye")
 
 
+def test_a_program_that_ends_says_goodbye_by_a_heartbeat_also_to_a_member_that_lives_since_a_moment(a):
+    program = """
+        import logging, sys, threading
+        from connpool import Broadcaster, ConnectionPool, Lines
+        class Slow(logging.Handler):
+            def emit(self, record):
+                threading.Event().wait(0.5)
+        logging.getLogger("connpool.delivery").addHandler(Slow())
+        logging.getLogger("connpool.delivery").setLevel(logging.INFO)
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), framing=Lines(), heartbeat=(1_000, lambda: b"bye"))
+        sender.wait_ready(10)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    a.until_has(b"bye")
+
+
 def test_the_end_during_a_flush_keeps_what_is_not_sent_in_the_spool(a):
     spool = Lasting()
     a.stop()
