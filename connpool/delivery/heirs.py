@@ -13,9 +13,10 @@ from typing import Final
 
 from connpool.delivery.books import Draft
 from connpool.delivery.faults import Damaged, Told
-from connpool.delivery.keeper import HEIRLOOM, Keeper, lock_of
+from connpool.delivery.keeper import HEIRLOOM, Keeper
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_attached, remove_file
+from connpool.delivery.places import lock_of
 from connpool.delivery.rows import END, Row, up_to
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolError

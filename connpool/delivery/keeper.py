@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -16,22 +15,19 @@ from connpool.delivery.faults import Damaged, Told, UnwritableError, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, renewed, rescue
+from connpool.delivery.places import take
+from connpool.delivery.rows import Note
 from connpool.delivery.segment import Segment
 from connpool.errors import SpoolCorruptError, SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 from connpool.wire.disk import FileLock
 
-__all__ = ["HEIRLOOM", "Keeper", "News", "lock_of"]
+__all__ = ["HEIRLOOM", "Keeper", "News"]
 
 HEIRLOOM: Final = r"\.inherited-[0-9a-f]{16}"  # how the name of a file goes on that another one inherited
 
 News: TypeAlias = dict[str, int] | tuple[SpoolDamaged, str]
-
-
-def lock_of(path: Path) -> Path:
-    """The file whose lock its owner has."""
-    return path.with_name(path.name + ".lock")
 
 
 class Keeper:
@@ -59,6 +55,7 @@ class Keeper:
         self.news: deque[News] = deque()
         self._lock: FileLock | None = None
         self._is_bare = False  # the file is to be begun anew: all that was in it is gone
+        self._merged: list[Note] = []  # and how far heirlooms were copied into it, which is still to be known
         self._is_at_it = False  # a transaction has begun and is not settled
         self._unsettled: tuple[Sequence[Job], Draft] | None = None  # what is being committed
 
@@ -89,8 +86,10 @@ class Keeper:
             try:
                 if self.books.messages:
                     self._rescue()
-            finally:
+            except Exception:  # not after an interrupt: what is open may be all that there is of it
                 self._let_go()
+                raise
+            self._let_go()
         finally:
             call.end()
 
@@ -99,7 +98,7 @@ class Keeper:
         if segment is not None:
             segment.close()
         try:
-            if segment is not None and not self._is_of_use(segment.path):
+            if segment is not None and not self._is_of_use(segment.path) and segment.has_no_successor():
                 remove_file(segment.path)
         finally:  # the lock ends also if the directory is gone
             if self._lock is not None:
@@ -118,9 +117,9 @@ class Keeper:
         if self.is_closed:
             raise SpoolError(f"spool {self.base} is closed")
         if self.ledger.segment is None:
-            if self.path is None:
+            if self._lock is None or not self._lock.is_in_place():
                 disk.require_directory(self.base)
-                self._find()
+                self.own(*take(self.base, self.path, is_vacant=self._is_bare))
             assert self.path is not None
             if self._is_bare:
                 return self._begin_anew(self.path)
@@ -158,12 +157,12 @@ class Keeper:
             return
         disk.require_directory(self.base)
         if not lock.is_in_place():
-            self._find(segment.path)
+            self.own(*take(self.base, segment.path, is_vacant=True, segment=segment))
             if segment.is_in_place() and self.path == segment.path:
                 return  # nothing else was removed
         assert self.path is not None
         known = self.books.messages
-        aside = rescue(segment, self.path)
+        aside = rescue(segment, self.path, self.ledger.late)
         self.ledger.segment = None
         segment.close() if self.path == segment.path else segment.let_go()
         self.ledger.segment = new = open_whole(self.path, self._note)
@@ -180,32 +179,20 @@ class Keeper:
             segment = self.ledger.segment
             if segment is None or self.books.messages or not self.ledger.late or not self._is_in_place():
                 return
-            self.ledger.segment = None
-            segment.close()
-            self._is_bare = True
-            with suppress(UnwritableError):  # others have taken the space: whoever needs the file tries again
+            # Its notes are damaged, or others have taken the space: whoever needs the file tries again.
+            with suppress(Damaged, UnwritableError), Told(segment.path):
+                self._merged = [note for note in segment.notes() if note.kind == "merged"]
+                self.ledger.segment = None
+                segment.close()
+                self._is_bare = True
                 self._begin_anew(segment.path)
         finally:
             if call is not None:
                 call.end()
 
-    def _find(self, former: Path | None = None) -> None:
-        """Have the first file that nobody has: *base*, or one called like it and a number.
-
-        Rather *former* again; else one that is not there yet: what is there is a dead owner's.
-        """
-        others = (self.base.with_name(f"{self.base.name}.{n}") for n in itertools.count(2))
-        paths: Iterator[Path] = itertools.chain([self.base], others)
-        if former is not None:
-            paths = itertools.chain([former], (path for path in paths if disk.size_of(path) is None))
-        for path in paths:
-            if (lock := FileLock.try_take(lock_of(path))) is not None:
-                self.own(path, lock)
-                return
-
     def _begin_anew(self, path: Path) -> Segment:
         """Put a new file in the place of the one whose messages are gone."""
-        self.ledger.segment = new = renewed(path, self.books)
+        self.ledger.segment = new = renewed(path, self.books, self._merged)
         self.ledger.late.clear()
         self._is_bare = False
         return new
@@ -266,7 +253,7 @@ class Keeper:
             except SpoolError as error:  # it has changed nothing that must be undone
                 job.error = error
         self.ledger.written(draft)
-        if draft.gone:
+        if draft.gone and not draft.late:  # else there is no space for that either
             segment.tidy()
         self._unsettled = jobs, draft
         segment.commit()

@@ -176,9 +176,12 @@ class Keeping:
 
     def waiting(self) -> Mapping[str, int]:
         """How many messages wait in each queue; after the end: did then."""
+        return self._left if self._office.is_closed else self._counted()
+
+    def _counted(self) -> Mapping[str, int]:
         spool = self._office.spool
-        if spool is None or self._office.is_closed:
-            return self._left
+        if spool is None:
+            return {}
         return {queue: count.messages for queue, count in spool.counts().items() if count.messages}
 
     def unsent(self) -> int:
@@ -206,7 +209,7 @@ class Keeping:
                 self._watch.have_done(self._say_goodbye, left())
             else:
                 self._say_goodbye()
-            self._left = self.waiting()
+            self._left = self._counted()
         except SpoolError:  # somebody has closed it, perhaps
             logger.exception("broadcaster %r: what is unsent stays so", office.name)
         with office._lock:
@@ -223,6 +226,8 @@ class Keeping:
             with office.settled:
                 office.settled.wait_for(lambda: not self._are_busy(links), min(left() or GRACE, GRACE))
                 office.settled.wait_for(lambda: not self._are_busy(links, with_ours=True), GRACE)
+        with suppress(SpoolError):
+            self._left = self._counted()  # they have sent some meanwhile, perhaps
         if office.kept is not None:
             watch(office.kept, math.inf)
         return self.unsent()

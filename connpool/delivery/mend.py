@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -19,7 +19,7 @@ from connpool.errors import SpoolError
 from connpool.model.events import SpoolDamaged
 from connpool.wire import disk
 
-__all__ = ["damage_of", "mend", "open_whole", "remove_attached", "remove_file", "renewed", "rescue"]
+__all__ = ["MENDED", "damage_of", "mend", "open_whole", "remove_attached", "remove_file", "renewed", "rescue"]
 
 ATTACHED: Final = "-wal", "-shm", "-journal"  # what SQLite keeps beside a file
 ASIDE: Final = ".damaged-"
@@ -48,8 +48,8 @@ def open_whole(path: Path, tell: Tell) -> Segment:
     return segment
 
 
-def renewed(path: Path, books: Books) -> Segment:
-    """Put a new file in the place of *path*, all of whose messages are gone, with what *books* know besides.
+def renewed(path: Path, books: Books, notes: Iterable[Note]) -> Segment:
+    """Put a new file in the place of *path*, all of whose messages are gone, with what is known besides.
 
     Raises:
         SpoolError: it cannot be written: others have taken the space, perhaps.
@@ -62,6 +62,8 @@ def renewed(path: Path, books: Books) -> Segment:
         for queue, tally in books.tallies.items():
             if tally.dropped:
                 new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+        for note in notes:
+            new.write(note.kind, note.name, note.number)
         new.commit()
     return new
 
@@ -93,8 +95,11 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
     return Segment(path)
 
 
-def rescue(segment: Segment, path: Path) -> Path:
+def rescue(segment: Segment, path: Path, late: Iterable[int]) -> Path:
     """Copy what the open *segment* holds, whose file is gone, to *path*, which the caller has locked.
+
+    Args:
+        late: Positions of messages that were removed, and are still in it.
 
     Returns:
         What the file that had that name is called now, if there was one.
@@ -102,12 +107,15 @@ def rescue(segment: Segment, path: Path) -> Path:
     draft = path.with_name(path.name + ".mending")
     remove_file(draft)
     try:
-        segment.copy_to(draft)
+        segment.copy_to(draft, late)
     except SpoolError:
         remove_file(draft)
         raise
     mended = _free_name(path)
     disk.rename(draft, mended)
+    for earlier in disk.names_like(path, MENDED + ".*"):
+        if earlier != mended:  # an interrupt has kept it from being swapped
+            disk.remove(earlier)
     if path == segment.path:
         segment.remove_rest()
     return _swap(path, mended)

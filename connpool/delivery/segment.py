@@ -97,6 +97,10 @@ class Segment:
         now = disk.identity(self.path), disk.identity(log_of(self.path))
         return now == (self._identity, self._log_identity)
 
+    def has_no_successor(self) -> bool:
+        """Whether no other file has its name now."""
+        return disk.identity(self.path) in (None, self._identity)
+
     def remove_rest(self) -> None:
         """Remove what is still there of its files; leave what has taken their places."""
         disk.remove(self.path.with_name(self.path.name + "-shm"))  # says nothing that the log does not say
@@ -106,13 +110,17 @@ class Segment:
         if disk.identity(self.path) == self._identity:
             disk.remove(self.path)
 
-    def copy_to(self, path: Path) -> None:
-        """Copy all that is in it into the new file *path*, and to the disk."""
+    def copy_to(self, path: Path, late: Iterable[int]) -> None:
+        """Copy all that is in it, but the messages at *late*, into the new file *path*, and to the disk."""
         disk.create(path)
         try:
             copy = _connect(path)
             try:
                 self._connection.backup(copy)
+                copy.execute("PRAGMA secure_delete = ON")
+                copy.execute("BEGIN")
+                _delete(copy, late)
+                copy.execute("COMMIT")
             finally:
                 copy.close()
         except sqlite3.Error as error:
@@ -227,9 +235,7 @@ class Segment:
         self._connection.execute("INSERT OR IGNORE INTO message VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def delete(self, positions: Iterable[int]) -> None:
-        self._connection.executemany(
-            "DELETE FROM message WHERE position = ?", [(position,) for position in positions]
-        )
+        _delete(self._connection, positions)
 
     def notes(self) -> Iterator[Note]:
         """All notes.
@@ -273,6 +279,10 @@ class Segment:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+
+
+def _delete(connection: sqlite3.Connection, positions: Iterable[int]) -> None:
+    connection.executemany("DELETE FROM message WHERE position = ?", [(position,) for position in positions])
 
 
 class _Cut:

@@ -103,7 +103,10 @@ class SQLiteSpool:
             self._require_open()
             return []
         work = partial(self._keeper.ledger.peek, queue=queue, max_messages=max_messages, max_bytes=max_bytes)
-        oldest: Sequence[Spooled] = self._do(work)
+        try:
+            oldest: Sequence[Spooled] = self._do(work)
+        except UnwritableError:  # what is too old cannot be dropped, for now
+            oldest = self._do(partial(work, drops=False))
         return oldest
 
     def remove(self, positions: Sequence[int]) -> None:

@@ -91,7 +91,8 @@ class Watch:
     def have_done(self, errand: Callable[[], object], timeout: float | None) -> bool:
         """Have the thread do *errand*, which may take for ever. False: it is not done.
 
-        At the end of the program no other thread can be had. Where there is none, nobody is connected.
+        At the end of the program no other thread can be had. Where there is none, nobody is connected, or
+        only since a moment: then it is done here.
 
         Args:
             timeout: Seconds to wait for it.
@@ -106,15 +107,20 @@ class Watch:
                 done.set()
 
         self._errand = do
-        self._wake()
+        self.look()  # wakes the thread, or starts it
         until = math.inf if timeout is None else now() + timeout
         while self._is_running() and (left := until - now()) > 0:
+            if self._can_not_start():
+                do()
             if done.wait(min(left, SLICE)):
                 return True
         return done.is_set()
 
     def _is_running(self) -> bool:
         return self._thread is not None and (self._thread.is_alive() or self._thread.ident is None)
+
+    def _can_not_start(self) -> bool:
+        return self._thread is not None and self._thread.ident is None and self._starts.are_free()
 
     def is_at_it(self, thread: threading.Thread) -> bool:
         """Whether *thread* is the one that watches."""

@@ -51,11 +51,12 @@ class FileLock:
     It belongs to one open descriptor, so that two owners in one process exclude each other too.
     """
 
-    __slots__ = ("_file", "_path", "_process")
+    __slots__ = ("_file", "_is_held", "_path", "_process")
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
         self._process = os.getpid()
+        self._is_held = False
         self._file = file
 
     @classmethod
@@ -70,6 +71,7 @@ class FileLock:
                 lock = cls(path, FileIO(path, "ab", opener=_open_private))
                 try:
                     fcntl.flock(lock._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock._is_held = True  # an interrupt before: the file may be another's, and stays
                 except OSError as error:
                     lock.abandon()
                     if isinstance(error, BlockingIOError):
@@ -91,7 +93,8 @@ class FileLock:
     def end(self) -> None:
         """Let another have it, and remove the file; again: do nothing. A forked parent keeps it."""
         try:
-            if not self._file.closed and self._process == os.getpid() and self.is_in_place():
+            is_ours = self._is_held and not self._file.closed and self._process == os.getpid()
+            if is_ours and self.is_in_place():
                 remove(self._path)  # while it is locked: who has opened it meanwhile will look again
         finally:
             self.abandon()

@@ -303,3 +303,104 @@ def test_a_full_disk_without_space_even_for_an_empty_file_costs_no_counter_and_n
     )
     counters = "{'a': SpoolCount(messages=0, bytes=0, dropped=5)}"
     assert said == [f"True {counters}", "0", "True", f"[0] {counters} None"]
+
+
+def test_what_was_removed_while_a_disk_was_full_does_not_come_back_with_removed_files(tmp_path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        put_sixty(spool)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        spool.remove([item.position for item in spool.peek("a", 10, 10_000_000)])
+        for ending in ("", "-wal", "-shm", ".lock"):
+            os.remove(path + ending)
+        try:
+            spool.adopt()
+        except SpoolError as error:
+            print(path in str(error), os.listdir(sys.argv[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(spool.count("a"), spool.damage.recovered, drain(spool) == list(range(10, 60)))
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["True ['spool.db.lock']", "50 50 True"]
+
+
+def test_what_was_taken_over_before_a_disk_was_full_is_not_taken_over_again(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool, other = SQLiteSpool(path), SQLiteSpool(path)
+        for n in range(2_000):
+            other.put(["a"], bytes(2_000), n.to_bytes(16, "big"))
+        other.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, usual[1]))
+        try:
+            spool.adopt()
+        except SpoolError:
+            first = drain(spool)
+            print(0 < len(first) < 2_000, os.path.getsize(path) < 100_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(first + drain(spool) == list(range(2_000)))
+        spool.close()
+        print(os.listdir(sys.argv[1]))
+        """,
+        "small files",
+    )
+    assert said == ["True True", "True", "['spool.db']"]
+
+
+def test_on_a_full_disk_what_is_too_old_keeps_nothing_younger_from_being_sent(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        import time
+        from connpool import clock
+        from connpool.delivery.heirs import adopt
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path, max_age=60)
+        put_sixty(spool)
+        spool.put(["b"], b"old", bytes(16))
+        clock.wall = lambda: time.time() + 61
+        other = SQLiteSpool(path)
+        for n in range(3):
+            other.put(["a"], b"young", bytes(15) + b"%d" % n)
+        other.close()
+        adopt(spool._keeper)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        print(spool.peek("b", 9, 9), [item.id[-1:] for item in spool.peek("a", 9, 10_000_000)])
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(spool.count("a"), spool.counts()["a"].dropped)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["[] [b'0', b'1', b'2']", "3 60"]
+
+
+def test_on_a_full_disk_messages_are_removed_also_from_a_file_with_many_free_pages(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        for n in range(400):
+            spool.put(["a"], bytes(size), n.to_bytes(16, "big"))
+        positions = [item.position for item in spool.peek("a", 400, 10_000_000)]
+        spool.remove(positions[:300])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+        spool.remove(positions[300:310])
+        print(spool.count("a"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == ["90"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolDamaged, SpoolError, SQLiteSpool
+from connpool.delivery import keeper, mend
 from connpool.delivery.segment import _FOREIGN
 
 
@@ -148,3 +149,113 @@ def test_a_spool_whose_directory_is_gone_says_so_until_it_is_back(path, tmp_path
 
     assert left_by_a_kill(path, tmp_path / "copy") == [1, 2]
     spool.close()
+
+
+def test_a_spool_without_messages_that_is_closed_leaves_who_has_begun_at_its_path_alone(
+    path, tmp_path
+) -> None:
+    first, second = SQLiteSpool(path), SQLiteSpool(path)
+    remove(Path(f"{path}.2"), ("", "-wal", "-shm", ".lock"))
+    third = SQLiteSpool(path)
+    put(third, 1, 2)
+    second.close()
+
+    assert left_by_a_kill(path, tmp_path / "copy") == [1, 2]
+    third.close()
+    first.close()
+
+
+def test_an_interrupt_in_a_close_that_brings_removed_files_back_leaves_it_to_the_next_close(
+    path, monkeypatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    spool = SQLiteSpool(path)
+    put(spool, 1, 2)
+    remove(path, ("", "-wal", "-shm", ".lock"))
+    with monkeypatch.context() as patch:
+        patch.setattr(keeper, "rescue", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            spool.close()
+    spool.close()
+
+    heir = SQLiteSpool(path)
+    assert numbers(heir) == [1, 2]
+    heir.close()
+
+
+def test_who_has_begun_at_the_path_and_left_meanwhile_leaves_its_messages_to_the_former_owner(path) -> None:
+    first = SQLiteSpool(path)
+    put(first, 1)
+    remove(path, ("", "-wal", "-shm", ".lock"))
+    second = SQLiteSpool(path)
+    put(second, 8, 9)
+    second.close()
+    assert first.adopt() == {"a": 2}
+
+    assert first.damage is not None
+    assert first.damage.aside == ""
+    assert numbers(first) == [1, 8, 9]
+    first.close()
+    _FOREIGN.pop().close()
+
+
+def test_what_a_dead_owner_was_just_mending_is_not_taken_for_a_free_place(path, tmp_path) -> None:
+    dead = SQLiteSpool(tmp_path / "dead.db")
+    put(dead, 7)
+    dead.close()
+    first = SQLiteSpool(path)
+    put(first, 1)
+    remove(path, ("", "-wal", "-shm", ".lock"))
+    second = SQLiteSpool(path)
+    os.replace(tmp_path / "dead.db", f"{path}.2.mended-20261121T183000Z")
+    first.adopt()
+
+    assert numbers(first) == [1, 7]
+    first.close()
+    second.close()
+    _FOREIGN.pop().close()
+
+
+def test_a_file_that_could_not_be_begun_anew_takes_the_place_of_nobody_who_has_begun_there(
+    path, tmp_path
+) -> None:
+    first = SQLiteSpool(path)
+    owner = first._keeper
+    segment, owner.ledger.segment = owner.ledger.segment, None
+    assert segment is not None
+    segment.close()
+    owner._is_bare = True  # a full disk had no space for it
+    remove(path, ("", ".lock"))
+    second = SQLiteSpool(path)
+    put(second, 8, 9)
+    put(first, 1)
+
+    assert left_by_a_kill(path, tmp_path / "copy") == [8, 9, 1]
+    first.close()
+    second.close()
+
+
+def test_what_happens_after_an_interrupted_attempt_to_go_on_is_not_undone_by_the_next_one(
+    path, monkeypatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    stamps = iter(["20261121T183000Z", "20261121T183001Z"])
+    monkeypatch.setattr(mend.clock, "stamp", lambda: next(stamps))
+    spool = SQLiteSpool(path)
+    put(spool, 1, 2)
+    remove(path, ("", "-wal", "-shm", ".lock"))
+    with monkeypatch.context() as patch:
+        patch.setattr(mend, "_swap", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            spool.adopt()
+    spool.remove([item.position for item in spool.peek("a", 1, 1)])
+    put(spool, 3)
+    spool.adopt()
+
+    assert numbers(spool) == [2, 3]
+    spool.close()
+    assert os.listdir(path.parent) == [path.name]

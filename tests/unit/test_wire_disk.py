@@ -46,6 +46,24 @@ def test_a_lock_that_is_dropped_ends(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_an_interrupt_in_the_attempt_to_take_it_leaves_anothers_lock_in_place(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "a.lock"
+    lock = FileLock.try_take(path)
+    assert lock is not None
+
+    def interrupted(file, how) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.fcntl, "flock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            FileLock.try_take(path)
+    gc.collect()
+    assert lock.is_in_place()
+    assert FileLock.try_take(path) is None
+    lock.end()
+
+
 def test_a_forked_child_neither_has_nor_ends_its_parents_lock(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     lock = FileLock.try_take(path)
