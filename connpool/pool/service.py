@@ -188,9 +188,9 @@ class Service(Attempts):
                 return answer
             if not is_patient and self.begin_dial(waiter, host, now, todo):
                 return Answer.PENDING
-            fleet = books.fleet
-            if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
-                evict_from(books, fleet.rich, waiter, now, todo)  # the next who comes to its turn can dial it
+            is_poor = host is hosts[0] and host in books.fleet.poor and books.has_place(host, now)
+            if is_poor and not waiter.is_evicting():
+                evict_from(books, books.fleet.rich, waiter, now, todo)  # the next in its turn can dial it
         if waiter.attempt is not None and hosts:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):
