@@ -140,11 +140,12 @@ class Host:
         self.failures += 1
         self.blacklist(now, delay_after(self.failures, error, config, rng), by_hand=False)
 
-    def rely_on_dials(self) -> None:
-        """Whoever comes its way has to wait for the dials under way: should they fail, it is down."""
-        for record, underway in self.opening.items():
-            if not underway.blames:
-                self.opening[record] = underway._replace(blames=True)
+    def rely_on(self, dials: dict[Record, Underway]) -> bool:
+        """Somebody else has to wait for its *dials*: should they fail, it is down. False: so it was."""
+        others = [record for record, underway in dials.items() if not underway.blames]
+        for record in others:
+            dials[record] = dials[record]._replace(blames=True)
+        return bool(others)
 
     def succeed(self, now: float) -> None:
         """A dial succeeded: the endpoint is up, unless the user said otherwise."""

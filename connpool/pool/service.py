@@ -181,6 +181,8 @@ class Service(Attempts):
         hosts = candidates(books, waiter, now)
         if waiter.request.shared and self._join(waiter, hosts, now, todo):
             return Answer.SETTLED
+        while waiter.pinned is None and self.blame_hung(hosts, now):
+            hosts = candidates(books, waiter, now)
         is_patient = waiter.attempt is not None and now < waiter.patience_at
         for host in hosts:
             answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
