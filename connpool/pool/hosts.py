@@ -13,7 +13,7 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, EndpointState
 from connpool.pool.backoff import delay_after
 from connpool.pool.piles import look_through
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key, Phase, Record
 
 __all__ = ["Host", "Underway"]
 
@@ -108,6 +108,10 @@ class Host:
     def may_serve(self, now: float, max_connecting: int) -> bool:
         """Whether checkouts may turn to it: it is up, or due with a dial to spare beside those that hang."""
         return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
+
+    def n_staying(self) -> int:
+        """How many of its places are not about to be free."""
+        return sum(record.phase is not Phase.CLOSING for record in self.records)
 
     def blacklist(self, now: float, delay: float, *, by_hand: bool) -> None:
         if self.retry_at is None:

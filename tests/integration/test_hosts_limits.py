@@ -250,6 +250,26 @@ def test_while_one_is_being_closed_for_an_endpoint_that_has_none_no_other_one_is
         check_books(pool)
 
 
+def test_an_endpoint_gives_up_no_more_than_its_share_to_one_that_is_back_however_slowly_they_close(
+    clock: FakeClock,
+) -> None:
+    board = SlowToClose(4)
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=4) as pool:
+        for loan in [pool.try_connect("a:1") for _ in range(4)]:
+            loan.release()
+        try:
+            for _ in range(8):
+                pool.try_connect().release()
+            assert (pool.stats().closing, pool.stats().idle) == (2, 2)
+        finally:
+            board.may_close.set()
+        until(lambda: pool.stats().closing == 0)
+        for _ in range(4):
+            pool.try_connect().release()
+        assert {str(info.endpoint): info.size for info in pool.endpoints()} == {"a:1": 2, "b:1": 1}
+        check_books(pool)
+
+
 def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: FakeClock) -> None:
     board = SlowToClose(2)
     with ConnectionPool(
