@@ -4,7 +4,9 @@ Start two servers, each in a terminal of its own (they end with their input), an
 
     python -m connpool.cli.line_server --port 7001
     python -m connpool.cli.line_server --port 7002
-    python examples/failover.py "127.0.0.1:7001, 127.0.0.1:7002"
+    python examples/failover.py "127.0.0.1:7001, 127.0.0.1:7002" 100000
+
+The number says how often it asks; without one it is done before anybody could kill anything.
 """
 
 # ruff: noqa: T201 - a program that speaks to people

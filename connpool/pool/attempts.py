@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.pool.core import Books
@@ -26,7 +27,7 @@ class Attempts:
         books = self._books
         if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
             if waiter.pinned is None:
-                host.rely_on_dials()  # begun by those who pin it: this one would have begun them, too
+                host.rely_on(host.opening)  # begun by those who pin it: this one would have begun them, too
             return False
         if any(record in host.opening for record in waiter.attempts):
             return False  # one dial at a time to one endpoint
@@ -86,16 +87,33 @@ class Attempts:
                     books.hang_at = min(books.hang_at, hangs_at)
                     continue
                 host.hung[record] = host.opening.pop(record)
-                error = ConnectTimeoutError(
-                    f"opening a connection to {host.endpoint} goes on after {now - record.opened_at:.1f} s",
-                    pool=books.pool.name,
-                    endpoint=host.endpoint,
-                )
+                error = self._hangs(record, now)
                 failed_at = record.opened_at + books.config.connect_timeout  # it is seen only now
                 self._charge(host, error, failed_at, blames=underway.blames)
                 waiter = self.attempt_is_over(record)
                 if waiter is not None:
                     waiter.has_failed_at(host.endpoint, error)
+
+    def _hangs(self, record: Record, now: float) -> ConnectTimeoutError:
+        endpoint = record.host.endpoint
+        return ConnectTimeoutError(
+            f"opening a connection to {endpoint} goes on after {now - record.opened_at:.1f} s",
+            pool=self._books.pool.name,
+            endpoint=endpoint,
+        )
+
+    def blame_hung(self, hosts: Iterable[Host], now: float) -> bool:
+        """Somebody wants any of *hosts*: is one down whose dials all hang, and blamed it for nobody else?"""
+        books, is_news = self._books, False
+        for host in hosts:
+            if host.idle or not host.is_up() or len(host.hung) < books.config.max_connecting:
+                continue
+            if host.rely_on(host.hung):
+                host.fail(self._hangs(next(iter(host.hung)), now), now, books.config, books.rng)
+                is_news = True
+        if is_news:
+            books.publish(now)
+        return is_news
 
     def attempt_is_over(self, record: Record) -> Waiter | None:
         """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""

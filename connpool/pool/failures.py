@@ -21,7 +21,7 @@ from connpool.errors import (
     PoolPausedError,
 )
 from connpool.model.endpoint import Endpoint
-from connpool.model.states import FailReason
+from connpool.model.states import FailReason, PoolState
 from connpool.pool.snapshots import describe_loans
 
 if TYPE_CHECKING:
@@ -146,6 +146,8 @@ def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
     """The error of a checkout that has left the queue, for its time is up: who has what, what went wrong."""
     name, loans, last = books.pool.name, describe_loans(books, now), books.last_error
     details = [books.summary()]
+    if books.state is PoolState.PAUSED:
+        details.insert(0, "it is paused")
     if loans:
         details.append(f"longest held: {loans}")
     if last is not None:

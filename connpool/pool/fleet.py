@@ -127,7 +127,7 @@ class Fleet:
         if self.is_full and len(self.rota) > 1:
             share = max_size // len(self.rota)
             poor = frozenset(h for h in self.rota if len(h.records) < share and not h.opening)
-            self.rich = frozenset(h for h in self.rota if len(h.records) > share)
+            self.rich = frozenset(h for h in self.rota if poor and h.n_staying() > share)
         self.poor = poor  # in one go: checkouts ask for it without the lock
 
     def take_any(self, turn: int) -> Key:

@@ -13,7 +13,7 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, EndpointState
 from connpool.pool.backoff import delay_after
 from connpool.pool.piles import look_through
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key, Phase, Record
 
 __all__ = ["Host", "Underway"]
 
@@ -109,6 +109,10 @@ class Host:
         """Whether checkouts may turn to it: it is up, or due with a dial to spare beside those that hang."""
         return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
 
+    def n_staying(self) -> int:
+        """How many of its places are not about to be free."""
+        return sum(record.phase is not Phase.CLOSING for record in self.records)
+
     def blacklist(self, now: float, delay: float, *, by_hand: bool) -> None:
         if self.retry_at is None:
             self.since = now
@@ -140,11 +144,12 @@ class Host:
         self.failures += 1
         self.blacklist(now, delay_after(self.failures, error, config, rng), by_hand=False)
 
-    def rely_on_dials(self) -> None:
-        """Whoever comes its way has to wait for the dials under way: should they fail, it is down."""
-        for record, underway in self.opening.items():
-            if not underway.blames:
-                self.opening[record] = underway._replace(blames=True)
+    def rely_on(self, dials: dict[Record, Underway]) -> bool:
+        """Somebody else has to wait for its *dials*: should they fail, it is down. False: so it was."""
+        others = [record for record, underway in dials.items() if not underway.blames]
+        for record in others:
+            dials[record] = dials[record]._replace(blames=True)
+        return bool(others)
 
     def succeed(self, now: float) -> None:
         """A dial succeeded: the endpoint is up, unless the user said otherwise."""

@@ -40,13 +40,14 @@ def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
 
 def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float, todo: Todo) -> bool:
     """At the total limit: close an idle connection that serves nobody here, to make room."""
-    if waiter.eviction is not None and waiter.eviction.phase is Phase.CLOSING:
-        if now >= waiter.evict_again_at:  # closing it takes long: another, of those that nobody would get
+    wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
+    is_short = books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted)
+    if waiter.is_evicting():
+        if is_short and now >= waiter.evict_again_at:  # it takes long: another, that nobody would get
             useless = [h for h in books.fleet.hosts.values() if h.on_route and h not in books.fleet.lending]
             evict_from(books, [h for h in useless if h not in hosts], waiter, now, todo)
         return True
-    wanted = [h for h in hosts if books.may_dial(h, now) and h.endpoint not in waiter.dialled]
-    if books.fleet.is_full and not all(books.is_at_limit(host) for host in wanted):
+    if is_short:
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
         return evict_from(books, others, waiter, now, todo)
     if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room

@@ -181,6 +181,8 @@ class Service(Attempts):
         hosts = candidates(books, waiter, now)
         if waiter.request.shared and self._join(waiter, hosts, now, todo):
             return Answer.SETTLED
+        while waiter.pinned is None and self.blame_hung(hosts, now):
+            hosts = candidates(books, waiter, now)
         is_patient = waiter.attempt is not None and now < waiter.patience_at
         for host in hosts:
             answer = self._try_idle(waiter, host, now, todo, only_new=is_patient)
@@ -188,9 +190,9 @@ class Service(Attempts):
                 return answer
             if not is_patient and self.begin_dial(waiter, host, now, todo):
                 return Answer.PENDING
-            fleet = books.fleet
-            if host is hosts[0] and host in fleet.poor and books.has_place(host, now):
-                evict_from(books, fleet.rich, waiter, now, todo)  # the next who comes to its turn can dial it
+            is_poor = host is hosts[0] and host in books.fleet.poor and books.has_place(host, now)
+            if is_poor and not waiter.is_evicting():
+                evict_from(books, books.fleet.rich, waiter, now, todo)  # the next in its turn can dial it
         if waiter.attempt is not None and hosts:
             return Answer.PENDING
         if not any(host.dialable for host in hosts):

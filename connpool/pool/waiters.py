@@ -130,8 +130,11 @@ class Waiter:
 
     def has_something_coming(self) -> bool:
         """Whether a dial, a look or a close is under way on its behalf."""
-        is_evicting = self.eviction is not None and self.eviction.phase is Phase.CLOSING
-        return self.attempt is not None or is_evicting
+        return self.attempt is not None or self.is_evicting()
+
+    def is_evicting(self) -> bool:
+        """Whether what was to make room for it is still being closed."""
+        return self.eviction is not None and self.eviction.phase is Phase.CLOSING
 
     def wake(self) -> None:
         """Open its gate; harmless when it is open already."""

@@ -14,7 +14,9 @@ __all__ = ["abandon", "address_text", "close", "describe", "interrupt", "is_usab
 
 _SOMETHING_TO_READ: Final = select.POLLIN | select.POLLPRI
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
-_ESTABLISHED: Final = b"\x01"  # the first byte that Linux answers is the state
+# The first byte that Linux answers is the state. After the peer's end, or a reset, it is TIME_WAIT, CLOSE,
+# CLOSE_WAIT, LAST_ACK or CLOSING; what only we have ended, or is still being connected, is in another.
+_ENDED: Final = frozenset((b"\x06", b"\x07", b"\x08", b"\x09", b"\x0b"))
 
 _abandoned: Final[list[object]] = []  # see abandon()
 
@@ -56,7 +58,7 @@ def _has_just_ended(raw: socket.socket) -> bool:
     if _TCP_INFO is None:
         return False
     try:
-        return raw.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) != _ESTABLISHED
+        return raw.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) in _ENDED
     except OSError:  # no TCP
         return False
 

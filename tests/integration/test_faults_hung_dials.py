@@ -254,6 +254,46 @@ def test_who_waits_behind_the_hanging_dials_of_pinned_checkouts_goes_on_to_the_n
         until(lambda: connector.n_under_way == 0)
 
 
+@pytest.mark.parametrize("timeout", [0, 10])
+@pytest.mark.parametrize("n_dials", [1, 2])
+def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_the_next_group(
+    clock: FakeClock, n_dials: int, timeout: float
+) -> None:
+    connector = WatchedConnector(clock=clock)
+    settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": n_dials, **LIMITS}
+    with (
+        ScriptedServer() as deaf,
+        ScriptedServer() as other,
+        ConnectionPool(f"{deaf.endpoint} || {other.endpoint}", **settings) as pool,
+    ):
+
+        def pin() -> None:
+            with pytest.raises(ConnectTimeoutError, match="goes on after"):
+                pool.try_connect(deaf.endpoint, timeout=100)
+
+        def go_on() -> None:
+            until(lambda: pool.stats().opening == n_dials)
+            until(passes_and_all_are_gone, "the end of the pinned checkouts")
+
+        def passes_and_all_are_gone() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
+
+        connector.hang(n_dials)
+        try:
+            together(*[pin] * n_dials, go_on, limit=20)
+            assert info_of(pool, deaf.endpoint).failures == 0  # nobody else wants it
+            with pool.try_connect(timeout=timeout) as conn:
+                assert conn.endpoint == other.endpoint
+            assert info_of(pool, deaf.endpoint).failures == 1
+            with pool.try_connect(timeout=timeout) as conn:
+                assert (conn.endpoint, conn.uses) == (other.endpoint, 1)
+        finally:
+            connector.let_go()
+        until(lambda: connector.n_under_way == 0)
+        check_books(pool)
+
+
 @pytest.mark.parametrize("reconnect", [True, False])
 @pytest.mark.parametrize("is_left", [True, False])
 def test_who_waits_for_anothers_probe_tries_again_when_that_has_failed(

@@ -160,19 +160,18 @@ def test_no_more_is_evicted_than_is_needed_and_never_what_is_lent(clock: FakeClo
 
 
 class SlowToClose(Switchboard):
-    """Closes its first connection only when it is let go."""
+    """Closes its first connections only when it may."""
 
     prompt = False
 
-    def __init__(self) -> None:
+    def __init__(self, n_slow: int = 1) -> None:
         super().__init__()
-        self.let_go = threading.Event()
-        self.is_first = True
+        self.may_close = threading.Event()
+        self.closes = iter([*[True] * n_slow, *[False] * 20])
 
     def close(self, raw: Any) -> None:
-        is_first, self.is_first = self.is_first, False
-        if is_first:
-            self.let_go.wait(20)
+        if next(self.closes):
+            self.may_close.wait(20)
         super().close(raw)
 
 
@@ -211,7 +210,7 @@ def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
                 clock.until_waiting(1)
                 clock.advance(0.1)
             assert (pool.stats().closing, pool.stats().idle) == (1, 2)
-            board.let_go.set()
+            board.may_close.set()
 
         def passes_and_it_is_served() -> bool:
             clock.advance(0.05)
@@ -220,9 +219,89 @@ def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
         try:
             together(ask, go_on)
         finally:
-            board.let_go.set()
+            board.may_close.set()
         until(lambda: pool.stats().closing == 0)
         assert pool.stats().closed == {CloseReason.EVICTED: 1 if is_useful else 2}
+        check_books(pool)
+
+
+def test_while_one_is_being_closed_for_an_endpoint_that_has_none_no_other_one_is(clock: FakeClock) -> None:
+    board = SlowToClose()
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=4) as pool:
+        for loan in [pool.try_connect("a:1") for _ in range(4)]:
+            loan.release()
+
+        def ask() -> None:
+            pool.try_connect("b:1", timeout=100).release()
+
+        def go_on() -> None:
+            until(lambda: pool.stats().closing == 1)
+            for _ in range(3):
+                clock.advance(0.5)
+                pool.sweep()
+            assert (pool.stats().closing, pool.stats().idle) == (1, 3)
+            board.may_close.set()
+
+        try:
+            together(ask, go_on)
+        finally:
+            board.may_close.set()
+        assert pool.stats().closed == {CloseReason.EVICTED: 1}
+        check_books(pool)
+
+
+def test_an_endpoint_gives_up_no_more_than_its_share_to_one_that_is_back_however_slowly_they_close(
+    clock: FakeClock,
+) -> None:
+    board = SlowToClose(4)
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=4) as pool:
+        for loan in [pool.try_connect("a:1") for _ in range(4)]:
+            loan.release()
+        try:
+            for _ in range(8):
+                pool.try_connect().release()
+            assert (pool.stats().closing, pool.stats().idle) == (2, 2)
+        finally:
+            board.may_close.set()
+        until(lambda: pool.stats().closing == 0)
+        for _ in range(4):
+            pool.try_connect().release()
+        assert {str(info.endpoint): info.size for info in pool.endpoints()} == {"a:1": 2, "b:1": 1}
+        check_books(pool)
+
+
+def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: FakeClock) -> None:
+    board = SlowToClose(2)
+    with ConnectionPool(
+        "a:1 || b:1", connector=board, clock=clock, max_size=5, max_connecting=1, reconnect=False
+    ) as pool:
+        loans = [pool.try_connect("a:1") for _ in range(5)]
+        while len(loans) > 1:
+            loans.pop().release()
+        pool.blacklist("a:1")
+        board.hold("b:1")
+
+        def ask() -> None:
+            pool.try_connect(timeout=100).release()
+
+        def go_on() -> None:
+            until(lambda: pool.stats().closing == 2)
+            loans.pop().terminate()
+            board.until_dialling("b:1")
+            for _ in range(3):
+                clock.advance(0.5)
+                pool.sweep()
+            assert (pool.stats().closing, pool.stats().idle) == (2, 2)
+            board.may_close.set()
+            board.let_go("b:1")
+
+        try:
+            together(ask, ask, go_on)
+        finally:
+            board.may_close.set()
+            board.let_go("b:1")
+        until(lambda: pool.stats().closing == 0)
+        assert pool.stats().closed == {CloseReason.EVICTED: 2, CloseReason.TERMINATED: 1}
         check_books(pool)
 
 

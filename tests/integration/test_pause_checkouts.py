@@ -81,6 +81,13 @@ def test_the_default_deadline_counts_too(stage, warm):
     caller.failure(CheckoutTimeoutError)
 
 
+def test_who_waited_in_vain_is_told_that_the_pool_is_paused():
+    with ConnectionPool.of(object) as pool:
+        pool.pause()
+        with pytest.raises(CheckoutTimeoutError, match=r"within 0.01 s \(it is paused; 0 of 10 open"):
+            pool.try_connect(timeout=0.01)
+
+
 @WARM
 def test_a_pinned_checkout_waits_as_well(stage, warm):
     s = warmed(stage, warm)

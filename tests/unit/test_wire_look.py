@@ -56,6 +56,16 @@ def test_an_end_of_stream_a_reset_and_a_stray_byte_are_seen(pair: Pair) -> None:
     assert not look.is_usable(ours)
 
 
+def test_a_connection_that_only_reads_is_usable_until_its_peer_ends_it(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.shutdown(socket.SHUT_WR)
+    until_readable(theirs)  # and so the peer knows
+    assert look.is_usable(ours)
+    theirs.close()
+    until_readable(ours)
+    assert not look.is_usable(ours)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
 def test_an_end_that_comes_while_the_interpreter_is_given_to_others_is_seen(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
