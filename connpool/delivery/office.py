@@ -23,6 +23,7 @@ from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.pool.backoff import delay_after
 from connpool.pool.census import Kept, watch
+from connpool.pool.failures import in_words
 from connpool.pool.pool import ConnectionPool
 
 __all__ = ["Office"]
@@ -93,8 +94,7 @@ class Office:
             link.since = self.clock.now()
             link.endpoint = strand.endpoint
             link.failures = 0
-            link.retry_at = None
-            link.last_error = None
+            link.retry_at = link.last_error = None
             link.is_wanted = False
             self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
             is_behind = self.spool is not None and not self.is_closed and self.spool.count(link.queue) > 0
@@ -128,7 +128,7 @@ class Office:
                 self._publish_locked()
         if was_up:
             if not self.is_closed:
-                why = "taken down" if error is None else str(error) or repr(error)
+                why = "taken down" if error is None else in_words(error)
                 logger.warning("broadcaster %r: %s is lost: %s", self.name, strand.endpoint, why)
             self.speak_up()
             self.on_strands()

@@ -17,6 +17,7 @@ from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkInfo, LinkState
 from connpool.pool.census import wink
+from connpool.pool.failures import in_words
 
 __all__ = ["Sending"]
 
@@ -310,4 +311,5 @@ def _describe(link: LinkInfo) -> str:
     endpoint, error = str(link.endpoint), link.last_error
     if error is None:
         return f"{endpoint} is {'not tried yet' if link.state is LinkState.NEW else link.state.value}"
-    return str(error) if endpoint in str(error) else f"{endpoint}: {str(error) or repr(error)}"
+    words = in_words(error)
+    return words if endpoint in words else f"{endpoint}: {words}"

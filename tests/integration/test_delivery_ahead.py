@@ -95,6 +95,23 @@ def test_a_confirm_that_fails_without_a_word_is_named_in_log_and_error(a, caplog
     assert "is lost: ValueError()" in caplog.text
 
 
+def test_a_confirm_whose_error_cannot_be_shown_is_told_of_all_the_same(a, caplog):
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+        __repr__ = __str__
+
+    def confirm(conn: object, message: bytes) -> None:
+        raise Unspeakable
+
+    with broadcasting(a, spool=None, confirm=confirm, reconnect=False) as sender:
+        assert sender.wait_ready(GUARD)
+        with pytest.raises(NoEndpointError, match="Unspeakable"):
+            sender.broadcast(b"hello")
+    assert "is lost: Unspeakable" in caplog.text
+
+
 def test_a_message_that_is_not_confirmed_stays_in_the_spool(a):
     def confirm(conn: object, message: bytes) -> None:
         raise TimeoutError("no answer")
