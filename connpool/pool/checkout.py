@@ -209,7 +209,7 @@ class Checkout(Fitting):
         waiter, books, now = self._waiter, self._books, self._lender.now()
         first = until = self._deadline if self._limit != 0 else self._until()
         if waiter.front_at is not None and not waiter.is_asleep:
-            first = min(first, waiter.front_at + books.overtake_delay)
+            first = min(first, waiter.front_at + books.pace.grace)
         if waiter.attempt is not None and waiter.patience_at > now:
             first = min(first, waiter.patience_at)
         if waiter.eviction is not None and waiter.evict_again_at > now:

@@ -22,6 +22,7 @@ from connpool.pool.hosts import Host, Underway
 from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners
+from connpool.pool.pace import Pace
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.reserve import Reserve
 from connpool.pool.tally import Tally
@@ -38,7 +39,6 @@ __all__ = ["Books"]
 
 CHANCE: Final = random.Random()  # of all pools that are given none of their own
 os.register_at_fork(after_in_child=CHANCE.seed)  # parent and child must not dial in step
-BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
 HANG_GRACE: Final = 0.25  # seconds by which a dial may outlast its timeout
 JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, however often others get one
 
@@ -71,7 +71,7 @@ class Books:
         self.warm_reserve = Reserve(self)
         self.queue = WaitQueue()
         self.rng = CHANCE
-        self.overtake_delay = overtake_delay
+        self.pace = Pace(overtake_delay)
         self._has_reset = has_reset
         self._all_returns_are_long = has_reset
         self.return_until = -math.inf  # from this instant on a return takes the long way
@@ -304,11 +304,11 @@ class Books:
         oldest = self.queue.oldest
         is_closed = self.state is POOL_CLOSED  # what slips past the closing is closed by who returns it
         board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)
-        board._brief_for = math.inf if oldest is None else BRIEF
+        board._brief_for = math.inf if oldest is None else self.pace.brief
         if self._all_returns_are_long or board._is_awaited:
             self.return_until = -math.inf
         elif oldest is not None and oldest.front_at is not None:
-            self.return_until = min(self.next_change, oldest.front_at + self.overtake_delay)
+            self.return_until = min(self.next_change, oldest.front_at + self.pace.grace)
         else:
             self.return_until = self.next_change
         board._return_until = -math.inf if self.is_heard else self.return_until

@@ -41,6 +41,9 @@ class Fitting:
         """Make a loan of *key* if its connection proves usable; else see it off and return None."""
         record, waiter, lender = key.record, self._waiter, self._lender
         pool, now, request = lender.pool, lender.now(), waiter.request
+        if waiter.handed_at is not None:
+            self._books.pace.note(now - waiter.handed_at)
+            waiter.handed_at = None
         if request.shared and isinstance(key, Share):
             return self._lend_shared(key, now) if self._suits_share(key) else None
         is_beyond_doubt = (  # the fast path would lend it as well

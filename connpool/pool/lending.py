@@ -11,7 +11,6 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.census import wink
-from connpool.pool.core import BRIEF
 from connpool.pool.desk import Desk
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import as_connect_error, drop_frames
@@ -124,7 +123,7 @@ class Lender(Desk):
         with self._lock:
             now = self.now()
             service, reason = self.service, self._fate_locked(record, now)
-            is_brisk = (now if at is None else at) - record.since < BRIEF
+            is_brisk = (now if at is None else at) - record.since < self.books.pace.brief
             if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
                 reason = CloseReason.EVICTED
             if reason is None:

@@ -98,7 +98,7 @@ class Service(Attempts):
 
     def welcome(self, waiter: Waiter, now: float, todo: Todo) -> None:
         """*waiter* has just queued up; now it looks."""
-        if self._books.overtake_delay and self._queue.oldest is waiter:
+        if self._books.pace.grace and self._queue.oldest is waiter:
             waiter.front_at = now  # it sets its alarm itself
         self.look(waiter, now, todo)
 
@@ -128,6 +128,7 @@ class Service(Attempts):
             return False
         if waiter.is_busy or not waiter.is_plain or key.record.host not in books.fleet.lending:
             return False
+        waiter.handed_at = now
         self.give(waiter, key, now)
         if waiters and books.pool._is_awaited and not is_brisk:
             waiters[0].is_asleep = True  # somebody sleeps, as the board says already: now it is this one
@@ -145,13 +146,13 @@ class Service(Attempts):
         """See to it that the oldest waiter is heard of.
 
         As a rule it gets the very next connection that comes back. Only while
-        loans are brief may others overtake it for ``overtake_delay``: each costs
-        it microseconds, where a hand-off costs a change of threads. Until then
-        it is not told of returns, so it is woken to set an alarm of its own.
+        loans are brief, for a hand-off (see ``Pace``), may others overtake it for a
+        moment. Until that is over it is not told of returns, so it is woken to set
+        an alarm of its own.
         """
         oldest = self._queue.oldest
         if oldest is not None and not oldest.is_asleep:
-            delay = self._books.overtake_delay
+            delay = self._books.pace.grace
             if oldest.front_at is None and is_brisk and delay:
                 oldest.front_at = now
                 oldest.wake()

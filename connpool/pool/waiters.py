@@ -55,6 +55,7 @@ class Waiter:
         "eviction",
         "front_at",
         "gate",
+        "handed_at",
         "is_asleep",
         "is_busy",
         "is_fresh_only",
@@ -87,6 +88,7 @@ class Waiter:
         gate: Gate = threading.Lock()
         gate.acquire()
         self.gate = gate
+        self.handed_at: float | None = None  # when what came back was given to it, past the stack
         self.outcome = WAITING
         self.key: Key | None = None
         self.error: BaseException | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from connpool import CheckoutTimeoutError, ConnectionPool, PoolExhaustedError, R
 from connpool.clock import Gate
 from connpool.pool import checkout
 from connpool.pool.failures import timed_out
+from connpool.pool.pace import Pace
 from connpool.testing import FakeClock
 from tests.helpers.together import together
 from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, assert_whole, balanced
@@ -343,6 +345,112 @@ def test_who_comes_to_the_front_by_a_brief_loan_sets_itself_an_alarm():
     second.loan().release()
     clock.advance(0.01)
     third.loan().release()
+    assert_ended(pool, works)
+
+
+class LaggingClock(LenientClock):
+    """Whoever is served is there only a while later, as where threads queue for a processor."""
+
+    lag = 0.0
+
+    def has_alarm(self) -> bool:
+        return any(sleeper.deadline < math.inf for sleeper in list(self._sleepers))
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        came = super().wait(gate, timeout)
+        if came and self.lag:
+            self.advance(self.lag)
+        return came
+
+
+def pool_of_lagging_threads(works, lag):
+    """All loans so far were too long for anybody to be overtaken, and too short for the alarm."""
+    clock = LaggingClock()
+    pool = make(works, clock, checkout_timeout=None)
+    clock.lag = lag
+    for _ in range(60):
+        held = pool.try_connect()
+        (waiter,) = queue(pool, clock, None)
+        clock.advance(0.005)
+        held.release()
+        waiter.loan().release()
+    clock.lag = 0.0
+    return pool, clock
+
+
+def can_overtake(pool):
+    try:
+        pool.try_connect(timeout=0).release()
+    except PoolExhaustedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("lag", "hold", "is_brief"),
+    [(0.001, 0.002, True), (0.001, 0.004, False), (0.0, 0.002, False)],
+    ids=["brief for such lags", "long for such lags", "no lag"],
+)
+def test_brief_loans_overtake_only_where_hand_offs_take_as_long(lag, hold, is_brief):
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, lag)
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(hold)
+    held.release()
+    assert can_overtake(pool) is is_brief
+    clock.advance(0.01)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+def test_who_comes_to_the_front_by_a_loan_that_is_brief_for_such_lags_may_be_overtaken():
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, 0.001)
+    held = pool.try_connect()
+    first, second, third = queue(pool, clock, None, None, None)
+    clock.advance(0.005)
+    held.release()  # a long one: the second is announced as the next
+    held = first.loan()
+    clock.advance(0.002)
+    held.release()
+    held = second.loan()
+    works.until(clock.has_alarm, 5)  # the third's
+    clock.advance(0.002)
+    held.release()
+    assert can_overtake(pool)
+    clock.advance(0.01)
+    third.loan().release()
+    assert_ended(pool, works)
+
+
+class Noting(Pace):
+    """Remembers how long each hand-off took."""
+
+    __slots__ = ("noted",)
+
+    def note(self, seconds):
+        self.noted.append(seconds)
+
+
+def test_a_dial_in_place_of_what_was_handed_over_is_no_part_of_a_hand_off():
+    def clear_once():
+        clock.leaver = None
+        pool.clear()
+        return True
+
+    clock = LeavingClock(clear_once)
+    works = Works(prompt=True)
+    pool = make(works, clock)
+    pace = pool._lender.books.pace = Noting(clock.overtake_delay)
+    pace.noted = []
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.leaver = waiter._thread
+    held.release()
+    waiter.loan().release()
+    assert works.dials == 2
+    assert len(pace.noted) == 1
     assert_ended(pool, works)
 
 
