@@ -6,18 +6,17 @@ import os
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Callable
-from typing import Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
 from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
-from connpool.wire.stream import ByteStream, TimeIsUp
+from connpool.wire.modes import SocketModes, is_tls
+from connpool.wire.stream import TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
-from connpool.wire.waiting import BRIEF, limit_reads, may_begin_to_read
 
 __all__ = [
     "DIRECTIONS",
@@ -48,7 +47,6 @@ _EAGER: Final = int(socket.MSG_DONTWAIT)
 _QUIET: Final = int(socket.MSG_NOSIGNAL)
 _EAGER_AND_QUIET: Final = _EAGER | _QUIET
 _TLS_CHUNK: Final = 65_536  # OpenSSL tells no progress within one write
-_UNTOLD: Final = -1.0  # seconds
 
 
 def is_stream(raw: object) -> bool:
@@ -59,11 +57,6 @@ def is_stream(raw: object) -> bool:
 def is_socket(raw: object) -> TypeGuard[socket.socket]:
     """Whether *raw* is a socket, with or without TLS."""
     return isinstance(raw, socket.socket)
-
-
-def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
-    """Whether *raw* is a socket that speaks TLS."""
-    return isinstance(raw, ssl.SSLSocket)
 
 
 def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream | None:
@@ -77,54 +70,17 @@ def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream
     return Stream(raw, is_private=is_private) if isinstance(raw, socket.socket) else None
 
 
-class Stream(ByteStream):
-    """A connected stream socket, with or without TLS.
+class Stream(SocketModes):
+    """A connected stream socket, with or without TLS."""
 
-    A plain socket is never switched to non-blocking mode, so several holders
-    with different timeouts do not disturb each other. A TLS socket is, but only
-    inside a lock that is never held while waiting: OpenSSL allows no two calls
-    on one connection at once. Outside of calls the socket blocks without limit,
-    unless nobody else has it: to switch there and back costs more than a call.
-
-    A plain socket that nobody else has is read in one system call instead of two, each of which
-    gives the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO).
-
-    Attributes:
-        raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
-    """
-
-    __slots__ = ("_has_ended", "_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
+    __slots__ = ("_has_ended",)
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
-        super().__init__()
-        self.raw = raw
-        self._is_private = is_private
+        super().__init__(raw, is_private=is_private)
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
-        self._tls_turn = threading.Lock()
-        self._is_alone = is_private and not is_tls(raw)  # the system may be told for how long it waits
-        self._is_in_read = False  # and does so, perhaps
-        self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
-
-    def fileno(self) -> int:
-        return self.raw.fileno()
 
     def is_clean(self) -> bool:
         return not self.rest and self.raw.fileno() >= 0
-
-    def hand_out(self) -> None:
-        """Others will have the socket too: from now on it blocks without limit outside of calls."""
-        if self._is_private:
-            with self._tls_turn:
-                if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
-                    self.raw.settimeout(None)
-                self._is_private = False
-        self.expect_company()
-
-    def expect_company(self) -> None:
-        """Several threads may read from now on, each with a timeout of its own: the system has but one."""
-        self._is_alone = False  # said first, and looked after that: a read does it the other way round
-        if not self._is_in_read:
-            self._lift_limit()  # else the read does so when it ends, which is soon
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -168,6 +124,7 @@ class Stream(ByteStream):
         if self.rest:
             raise UsageError(f"start_tls: {len(self.rest)} bytes of plain text lie unread")
         limit = self._limit(timeout)
+        self._lift_limit()
         peer = look.describe(self.raw)[1] or server_hostname or "the peer"
         try:
             secure = begin_tls(self.raw, context, server_hostname)
@@ -188,26 +145,31 @@ class Stream(ByteStream):
 
     def sendall(self, data: BytesLike, timeout: float | None = None) -> None:
         raw = self.raw
-        if type(data) is not bytes or not data or isinstance(raw, ssl.SSLSocket):
+        if type(data) is not bytes or not data:
             self.writev_all((data,), timeout)
             return
         if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
             self._limit(timeout)  # what is wrong with it is said before a byte is sent
-        if (
-            raw.gettimeout() is not None
-        ):  # see _block_without_limit, the call of which would cost as much again
-            raw.settimeout(None)
-        try:  # as a rule the system takes a message at once
-            sent = raw.send(data, _EAGER_AND_QUIET)
-        except OSError:
-            sent = 0  # it says so again, to who knows what to do
+        if isinstance(raw, ssl.SSLSocket):
+            if len(data) > _TLS_CHUNK:
+                self.writev_all((data,), timeout)
+                return
+            is_brief = self._may_wait_briefly(self._limit(timeout))
+            sent: int = self._try_once(self._on_tls_alone if is_brief else self._on_tls, raw.send, data) or 0
+        else:
+            if raw.gettimeout() is not None:  # see _block_without_limit, the call of which would cost as much
+                raw.settimeout(None)
+            try:  # as a rule the system takes a message at once
+                sent = raw.send(data, _EAGER_AND_QUIET)
+            except OSError:
+                sent = 0  # it says so again, to who knows what to do
         if sent < len(data):
             self._write([memoryview(data)[sent:]], len(data), timeout)
 
     # -- one attempt each ---------------------------------------------------------
 
     def _try_handshake(self, secure: ssl.SSLSocket, eager: bool) -> None:
-        self._on_tls(secure, secure.do_handshake)
+        self._on_tls(secure.do_handshake)
 
     def must_wait_to_read(self, eager: bool) -> bool:
         raw = self.raw
@@ -218,58 +180,45 @@ class Stream(ByteStream):
 
     def _read(self, n: int, limit: float | None) -> bytes:
         raw = self.raw
-        if isinstance(raw, ssl.SSLSocket):
+        data: bytes | None
+        is_secure = isinstance(raw, ssl.SSLSocket)
+        if self._may_wait_briefly(limit):  # as a rule there is something before the time is up
+            read = self._read_tls_alone if is_secure else self._read_alone
+            data = self._try_once(read, raw, n, limit)
+        elif is_secure or limit is None:
             return super()._read(n, limit)
-        try:  # as a rule there is something before the time is up
-            if self._is_alone and may_begin_to_read(limit):
-                data = self._read_alone(n, limit)
-            elif limit is None:
-                return super()._read(n, None)
-            else:
-                _block_without_limit(raw)
-                self._wait(select.POLLIN, limit)
-                data = raw.recv(n, _EAGER)
-        except BlockingIOError:
-            data = b""
-        except OSError as exc:
-            if self.interrupted is not None:
-                raise ConnectionAbortedError(self.interrupted) from exc
-            raise
+        else:
+            data = self._try_once(self._look_and_read, raw, n, limit)
         if not data:
             return super()._read(n, limit)  # it says so again, to who knows what to do
         self.received = True
         return data
 
-    def _read_alone(self, n: int, limit: float | None) -> bytes:
-        """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
-        seconds = 0.0 if limit is None else BRIEF
+    def _read_tls_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
+        data = self._on_tls_alone(raw.recv, n)
+        self._has_ended = not data
+        return data
+
+    def _look_and_read(self, raw: socket.socket, n: int, limit: float) -> bytes:
+        _block_without_limit(raw)
+        self._wait(select.POLLIN, limit)
+        return raw.recv(n, _EAGER)
+
+    def _try_once(self, attempt: Callable[..., Any], *arguments: object) -> Any:
+        """What *attempt* returns; None: not now."""
         try:
-            self._is_in_read = True  # see ``expect_company``
-            if not self._is_alone or (self._system_waits != seconds and not self._tell_system(seconds)):
-                return b""
-            return self.raw.recv(n)
-        finally:
-            self._is_in_read = False
-            if not self._is_alone:
-                self._lift_limit()
-
-    def _lift_limit(self) -> None:
-        if self._system_waits:
-            self._tell_system(0.0)
-
-    def _tell_system(self, seconds: float) -> bool:
-        """Let no read last longer than *seconds*; 0: without end. False: the system does not take it."""
-        self._system_waits = _UNTOLD  # an interrupt may come between the two
-        if not limit_reads(self.raw, seconds):
-            self._is_alone = False
-            return False
-        self._system_waits = seconds
-        return True
+            return attempt(*arguments)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+        except OSError as exc:
+            if self.interrupted is not None:
+                raise ConnectionAbortedError(self.interrupted) from exc
+            raise
 
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            data = self._on_tls(raw, raw.recv, n)
+            data = self._on_tls(raw.recv, n)
             self._has_ended = not data
             return data
         _block_without_limit(raw)
@@ -278,7 +227,7 @@ class Stream(ByteStream):
     def try_read_into(self, target: memoryview, eager: bool) -> int:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            got = self._on_tls(raw, raw.recv_into, target)
+            got = self._on_tls(raw.recv_into, target)
             self._has_ended = not got
             return got
         _block_without_limit(raw)
@@ -288,27 +237,14 @@ class Stream(ByteStream):
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             if len(views) > 1 and len(views[0]) < _TLS_CHUNK:
-                return self._on_tls(raw, raw.send, gather(views, _TLS_CHUNK))
+                return self._on_tls(raw.send, gather(views, _TLS_CHUNK))
             with views[0][:_TLS_CHUNK] as front:
-                return self._on_tls(raw, raw.send, front)
+                return self._on_tls(raw.send, front)
         _block_without_limit(raw)
         flags = _EAGER_AND_QUIET if eager else _QUIET
         if len(views) == 1:
             return raw.send(views[0], flags)
         return raw.sendmsg(views[:_IOV_MAX], (), flags)
-
-    def _on_tls(self, raw: ssl.SSLSocket, operation: Callable[..., T], *arguments: object) -> T:
-        """Do one operation that does not block, alone on this connection."""
-        with self._tls_turn:
-            if self._is_private:
-                if raw.gettimeout() != 0.0:
-                    raw.settimeout(0.0)
-                return operation(*arguments)
-            try:
-                raw.settimeout(0.0)
-                return operation(*arguments)
-            finally:
-                raw.settimeout(None)
 
 
 def _block_without_limit(raw: socket.socket) -> None:

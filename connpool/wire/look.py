@@ -66,6 +66,7 @@ def _has_just_ended(raw: socket.socket) -> bool:
 def _has_only_tickets(raw: ssl.SSLSocket) -> bool:
     """Read what TLS itself has to say. True: there was no data, no end and no error."""
     timeout = raw.gettimeout()
+    system_waits = os.get_blocking(raw.fileno())  # perhaps where Python does not: see ``limit_waits``
     try:
         raw.settimeout(0.0)
         raw.recv(1)
@@ -73,6 +74,7 @@ def _has_only_tickets(raw: ssl.SSLSocket) -> bool:
         return True
     finally:
         raw.settimeout(timeout)
+        os.set_blocking(raw.fileno(), system_waits)
     return False
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import select
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -20,8 +22,8 @@ __all__ = [
     "LOCAL_ERRORS",
     "Budget",
     "Cancel",
-    "limit_reads",
-    "may_begin_to_read",
+    "limit_waits",
+    "may_wait_briefly",
     "milliseconds",
     "pause",
     "wait_until_ready",
@@ -59,8 +61,8 @@ def wait_until_ready(fd: int, events: int, seconds: float | None) -> bool:
     return bool(poll.poll(milliseconds(seconds)))
 
 
-def may_begin_to_read(limit: float | None) -> bool:
-    """Whether a read may begin though there may be nothing yet: the system ends it well before *limit*.
+def may_wait_briefly(limit: float | None) -> bool:
+    """Whether a call may begin in which the system waits: it ends it well before *limit*.
 
     Not on the main thread: after a signal it would begin anew, too.
     """
@@ -69,10 +71,23 @@ def may_begin_to_read(limit: float | None) -> bool:
     return limit - now() >= _TICKS and threading.get_ident() != threading.main_thread().ident
 
 
-def limit_reads(raw: socket.socket, seconds: float) -> bool:
-    """Let no read of *raw* last longer than *seconds*; 0: without end. False: the system does not take it."""
+def limit_waits(raw: socket.socket, seconds: float) -> bool:
+    """Let no read of *raw* last longer than *seconds*; 0: without end.
+
+    A TLS socket is a non-blocking one for Python throughout: so it does not call again when the system has
+    waited. The system waits in reads and writes, or, if *seconds* are 0, in neither.
+
+    Returns:
+        False: the system does not take it.
+    """
+    limit = _timeval(0, int(seconds * 1e6))
     try:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(0, int(seconds * 1e6)))
+        if isinstance(raw, ssl.SSLSocket):
+            raw.settimeout(0.0)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        if isinstance(raw, ssl.SSLSocket) and seconds:
+            os.set_blocking(raw.fileno(), True)
     except OSError:
         return False
     return True

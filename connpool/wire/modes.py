@@ -1,0 +1,137 @@
+"""The mode of a stream's socket: whether a call on it waits, for how long, and who else must not notice."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Final, TypeGuard, TypeVar
+
+from connpool.wire.stream import ByteStream
+from connpool.wire.waiting import BRIEF, limit_waits, may_wait_briefly
+
+__all__ = ["SocketModes", "is_tls"]
+
+T = TypeVar("T")
+
+_UNTOLD: Final = -1.0  # seconds
+
+
+def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
+    """Whether *raw* is a socket that speaks TLS."""
+    return isinstance(raw, ssl.SSLSocket)
+
+
+class SocketModes(ByteStream):
+    """A socket, and the modes it is in while nobody else has it.
+
+    A plain socket is never switched to non-blocking mode, so several holders with different timeouts do not
+    disturb each other. A TLS socket is, but only inside a lock: OpenSSL allows no two calls on one connection
+    at once. Outside of calls the socket blocks without limit, unless nobody else has it: to switch there and
+    back costs more than a call.
+
+    A socket that one thread alone reads from is read in one system call instead of two, each of which gives
+    the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO), or for room
+    (SO_SNDTIMEO, which only TLS needs). Under TLS that keeps the lock for as long, so whoever finds it taken
+    declares that there are two of them, for good.
+
+    Attributes:
+        raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
+    """
+
+    __slots__ = ("_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
+
+    def __init__(self, raw: socket.socket, *, is_private: bool) -> None:
+        super().__init__()
+        self.raw = raw
+        self._is_private = is_private
+        self._tls_turn = threading.Lock()
+        self._is_alone = is_private  # the system may be told for how long it waits
+        self._is_in_read = False  # and does so, perhaps
+        self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
+
+    def fileno(self) -> int:
+        return self.raw.fileno()
+
+    def hand_out(self) -> None:
+        """Others will have the socket too: from now on it blocks without limit outside of calls."""
+        if self._is_private:
+            self._is_alone = False
+            with self._tls_turn:
+                if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
+                    if is_tls(self.raw):
+                        self._lift_limit()
+                    self.raw.settimeout(None)
+                self._is_private = False
+        self.expect_company()
+
+    def expect_company(self) -> None:
+        """Several threads may read from now on, each with a timeout of its own: the system has but one."""
+        self._is_alone = False  # said first, and looked after that: a read does it the other way round
+        if not self._is_in_read and not is_tls(self.raw):
+            self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
+
+    def _may_wait_briefly(self, limit: float | None) -> bool:
+        """Whether a call that is to end at *limit* may be one in which the system waits."""
+        return self._is_alone and may_wait_briefly(limit)
+
+    def _read_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
+        """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
+        seconds = 0.0 if limit is None else BRIEF
+        try:
+            self._is_in_read = True  # see ``expect_company``
+            if not self._is_alone or (self._system_waits != seconds and not self._tell_system(seconds)):
+                return b""
+            return raw.recv(n)
+        finally:
+            self._is_in_read = False
+            if not self._is_alone:
+                self._lift_limit()
+
+    def _on_tls_alone(self, operation: Callable[..., T], argument: object) -> T:
+        """Do one operation in which the system may wait, briefly.
+
+        Raises:
+            BlockingIOError: Somebody else uses the connection, too.
+        """
+        self._notice_others()
+        with self._tls_turn:
+            if not self._is_alone or (self._system_waits != BRIEF and not self._tell_system(BRIEF)):
+                raise BlockingIOError
+            return operation(argument)
+
+    def _on_tls(self, operation: Callable[..., T], *arguments: object) -> T:
+        """Do one operation that does not block, alone on this connection."""
+        raw = self.raw
+        self._notice_others()
+        with self._tls_turn:
+            if not self._is_private:
+                try:
+                    raw.settimeout(0.0)
+                    return operation(*arguments)
+                finally:
+                    raw.settimeout(None)
+            if self._system_waits:
+                self._lift_limit()
+            elif raw.gettimeout() != 0.0:
+                raw.settimeout(0.0)
+            return operation(*arguments)
+
+    def _notice_others(self) -> None:
+        """See whether another thread is at it: it may be in a call that waits, and must not do so again."""
+        if self._is_alone and self._tls_turn.locked():
+            self._is_alone = False
+
+    def _lift_limit(self) -> None:
+        if self._system_waits:
+            self._tell_system(0.0)
+
+    def _tell_system(self, seconds: float) -> bool:
+        """Let no call wait longer than *seconds*; 0: see ``limit_waits``. False: it cannot be told."""
+        self._system_waits = _UNTOLD  # an interrupt may come between the two
+        if not limit_waits(self.raw, seconds):
+            self._is_alone = False
+            return False
+        self._system_waits = seconds
+        return True

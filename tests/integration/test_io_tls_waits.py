@@ -1,0 +1,417 @@
+"""Input and output over TLS that nobody else has: the system waits, and nobody notices but the clock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from connpool import Connection, ConnectionPool, SocketConnector
+from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
+from connpool.wire import look, stream
+from connpool.wire.io import Stream
+from connpool.wire.modes import SocketModes
+from connpool.wire.waiting import limit_waits
+from tests.helpers.certificates import Certificates
+from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
+from tests.helpers.together import together
+from tests.helpers.wire import taking
+
+
+@pytest.fixture
+def echo(certificates: Certificates) -> Iterator[ScriptedServer]:
+    with ScriptedServer(script=Echo(), tls=certificates.server()) as server:
+        yield server
+
+
+def secure_pool(server: ScriptedServer, certificates: Certificates, **settings: Any) -> ConnectionPool:
+    return ConnectionPool(server.endpoint, connector=SocketConnector(certificates.client()), **settings)
+
+
+def apart(*jobs: Callable[[], Any]) -> Any:
+    """Run *jobs* on threads that are not the main one. Returns what the first does."""
+    return together(*jobs, limit=30)[0]
+
+
+def ask(conn: Connection, timeout: float | None = 5) -> None:
+    conn.sendall(b"ping", timeout=timeout)
+    assert conn.recv_exactly(4, timeout=timeout) == b"ping"
+
+
+def limits_of(raw: socket.socket) -> list[float]:
+    """Seconds after which the system ends a read and a write of *raw*; 0: it never does."""
+    found = [raw.getsockopt(socket.SOL_SOCKET, name, 16) for name in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)]
+    return [seconds + micros / 1e6 for seconds, micros in (struct.unpack("ll", one) for one in found)]
+
+
+def is_waiting_mode(raw: Any) -> bool:
+    return raw.gettimeout() == 0.0 and os.get_blocking(raw.fileno()) and all(limits_of(raw))
+
+
+def blocks_without_limit(raw: Any) -> bool:
+    return raw.gettimeout() is None and os.get_blocking(raw.fileno()) and not any(limits_of(raw))
+
+
+def count_polls(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """The seconds of each wait in front of a read or a write, from now on."""
+    waits: list[float | None] = []
+    wait = stream.wait_until_ready
+
+    def noting(fd: int, events: int, seconds: float | None) -> bool:
+        waits.append(seconds)
+        return wait(fd, events, seconds)
+
+    monkeypatch.setattr(stream, "wait_until_ready", noting)
+    return waits
+
+
+READS: dict[str, Callable[[Connection, float | None], bytes]] = {
+    "recv": lambda conn, timeout: conn.recv(5, timeout),
+    "recv_exactly": lambda conn, timeout: conn.recv_exactly(5, timeout),
+    "recv_until": lambda conn, timeout: conn.recv_until(b"\n", timeout=timeout),
+}
+every_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
+
+
+@every_read
+@pytest.mark.parametrize("timeout", [5, 0.5, None])
+def test_answers_are_read_without_a_look_before(
+    read: Callable[[Connection, float | None], bytes],
+    timeout: float | None,
+    echo: ScriptedServer,
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def turns() -> list[float | None]:
+        with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            waits = count_polls(monkeypatch)
+            for _ in range(20):
+                conn.sendall(b"ping\n", timeout)
+                assert read(conn, timeout) == b"ping\n"
+            return waits
+
+    assert len(apart(turns)) < 10  # an answer may be late now and then
+
+
+def test_the_mode_is_set_once(echo: ScriptedServer, certificates: Certificates) -> None:
+    def turns() -> int:
+        with secure_pool(echo, certificates) as pool:
+            for _ in range(20):
+                with pool.try_connect(timeout=5) as conn:
+                    ask(conn)
+                    raw = conn._record.raw
+                    n_waiting.append(is_waiting_mode(raw))
+        return sum(n_waiting)
+
+    n_waiting: list[bool] = []
+    assert apart(turns) > 10
+
+
+@every_read
+@pytest.mark.parametrize("timeout", [0, 0.01, 0.03, 0.3, 1.2])
+def test_silence_ends_a_read_in_time(
+    read: Callable[[Connection, float | None], bytes], timeout: float, certificates: Certificates
+) -> None:
+    def wait() -> None:
+        with secure_pool(server, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            conn.sendall(b"?", timeout=5)
+            with taking(timeout, timeout + 0.3), pytest.raises(TimeoutError, match=f"{timeout:g} s passed"):
+                read(conn, timeout)
+            conn.release()
+
+    with ScriptedServer(script=Silence(), tls=certificates.server()) as server:
+        apart(wait)
+
+
+def test_each_timeout_holds_whatever_came_before(certificates: Certificates) -> None:
+    def wait() -> None:
+        with secure_pool(server, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            assert conn.recv_exactly(1, timeout=0.2) == b"a"
+            with taking(0.1, 0.4), pytest.raises(TimeoutError):
+                conn.recv(1, timeout=0.1)
+            assert conn.recv_exactly(1, timeout=5) == b"b"  # comes after 0.5 s
+            with taking(0.005, 0.3), pytest.raises(TimeoutError):
+                conn.recv(1, timeout=0.005)
+            assert conn.recv_exactly(1, timeout=None) == b"c"
+
+    script = [Send(b"a"), Pause(0.5), Send(b"b"), Pause(0.5), Send(b"c")]
+    with ScriptedServer(script=script, tls=certificates.server()) as server:
+        apart(wait)
+
+
+@pytest.mark.parametrize("timeout", [0.3, 0.01])
+@pytest.mark.parametrize("size", [50_000, 60_000, 500_000])
+def test_who_does_not_read_ends_a_write_in_time(
+    size: int, timeout: float, certificates: Certificates
+) -> None:
+    def write() -> None:
+        with secure_pool(server, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            conn.sendall(b"?", timeout=5)
+            for _ in range(1_000):
+                began = time.monotonic()
+                try:
+                    conn.sendall(bytes(size), timeout=timeout)
+                except TimeoutError:
+                    assert timeout <= time.monotonic() - began < timeout + 0.3
+                    break
+            else:
+                pytest.fail("everything was taken")
+            conn.release()
+
+    with ScriptedServer(script=[Pause(20)], tls=certificates.server()) as server:
+        apart(write)
+
+
+def test_what_a_slow_reader_gets_is_whole_and_in_order(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    """Writes that the system breaks off midway go on where they were, byte for byte."""
+    parts = [bytes([n]) * 40_000 for n in range(100)]
+
+    def write() -> None:
+        for part in parts:
+            conn.sendall(part, timeout=10)
+
+    def read() -> None:
+        time.sleep(0.3)
+        for part in parts:
+            assert conn.recv_exactly(len(part), timeout=10) == part
+
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        apart(lambda: ask(conn))
+        apart(write, read)
+
+
+def test_a_reader_that_waits_holds_up_no_writer(echo: ScriptedServer, certificates: Certificates) -> None:
+    """The first that finds it waiting may; from then on there are two of them."""
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        apart(lambda: ask(conn))
+
+        def listen() -> bytes:
+            return conn.recv_exactly(100, timeout=20)
+
+        def talk() -> float:
+            time.sleep(0.05)
+            took = []
+            for _ in range(100):
+                time.sleep(0.002)
+                began = time.monotonic()
+                conn.sendall(b"x", timeout=5)
+                took.append(time.monotonic() - began)
+            return sorted(took)[50]
+
+        assert together(listen, talk, limit=30)[1] < 0.002
+
+
+HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
+    "raw": lambda conn: conn.raw,
+    "socket": lambda conn: conn.socket,
+    "ssl_socket": lambda conn: conn.ssl_socket,
+    "detach": lambda conn: conn.detach(),
+}
+
+
+@pytest.mark.parametrize("hand_out", HAND_OUTS.values(), ids=HAND_OUTS)
+def test_who_is_given_the_socket_itself_finds_it_blocking_without_a_limit(
+    hand_out: Callable[[Connection], Any], echo: ScriptedServer, certificates: Certificates
+) -> None:
+    def take() -> None:
+        with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            ask(conn)
+            raw = hand_out(conn)
+            assert blocks_without_limit(raw)
+            if raw is not conn._record.raw:
+                raw.close()
+            else:
+                ask(conn)
+                assert blocks_without_limit(raw)  # and it stays so
+
+    apart(take)
+
+
+def test_what_is_shared_is_read_by_nobody_for_whom_the_system_waits(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    def share() -> None:
+        with secure_pool(echo, certificates, sharable=True) as pool:
+            with pool.try_connect(timeout=5) as conn:
+                ask(conn)
+            with pool.share(timeout=5) as conn:
+                ask(conn)
+                assert not any(limits_of(conn._record.raw))
+
+    apart(share)
+
+
+def test_a_socket_that_others_opened_is_left_alone(echo: ScriptedServer, certificates: Certificates) -> None:
+    theirs = SocketConnector(certificates.client()).open(echo.endpoint, 5.0)
+
+    def use() -> None:
+        with ConnectionPool.of(lambda: theirs) as pool, pool.try_connect(timeout=5) as conn:
+            ask(conn)
+            assert blocks_without_limit(theirs)
+
+    apart(use)
+
+
+def test_a_look_leaves_the_mode_as_it_is(echo: ScriptedServer, certificates: Certificates) -> None:
+    """Tickets lie there unread: to read them it must not wait."""
+    raw = SocketConnector(certificates.client()).open(echo.endpoint, 5.0)
+    with raw:
+        assert isinstance(raw, ssl.SSLSocket)
+        assert select.select([raw], [], [], 5)[0]  # the tickets
+        limit_waits(raw, 0.5)
+        with taking(0, 0.4):
+            assert look.is_usable(raw)
+        assert is_waiting_mode(raw)
+        limit_waits(raw, 0.0)
+        assert look.is_usable(raw)
+        assert not os.get_blocking(raw.fileno())
+
+
+def test_on_the_main_thread_signals_do_not_make_a_read_last(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    try:
+        with secure_pool(echo, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            ask(conn)
+            with taking(0.4, 2), pytest.raises(TimeoutError):
+                conn.recv(1, timeout=0.4)
+            conn.release()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_signal_handler_may_use_the_connection_whose_read_it_interrupts(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        apart(lambda: ask(conn))
+        before = signal.signal(signal.SIGALRM, lambda *_: conn.sendall(b"!", timeout=5))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            assert conn.recv_exactly(1, timeout=5) == b"!"
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+
+@needs_monitoring
+@pytest.mark.parametrize("step", [SocketModes._tell_system, limit_waits])
+def test_an_interrupt_as_the_system_is_told_leaves_nobody_a_limit(
+    step: Any, echo: ScriptedServer, certificates: Certificates
+) -> None:
+    def interrupt_at(n: int) -> bool:
+        with secure_pool(echo, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            with Strike(n, codes_of(step)) as strike:
+                conn.sendall(b"ping", timeout=5)
+                conn.recv_exactly(4, timeout=5)
+            if strike.where is not None:
+                with taking(0.05, 1), pytest.raises(TimeoutError):
+                    conn.recv_exactly(50, timeout=0.05)
+                assert blocks_without_limit(conn.socket)
+            conn.terminate()
+            return strike.where is not None
+
+    def interrupt_everywhere() -> int:
+        return next(n for n in count(1) if not interrupt_at(n))
+
+    assert apart(interrupt_everywhere) > 10
+
+
+def test_a_read_that_waits_is_interrupted(echo: ScriptedServer, certificates: Certificates) -> None:
+    pool = secure_pool(echo, certificates)
+    conn = pool.try_connect(timeout=5)
+
+    def listen() -> None:
+        ask(conn, 30)
+        with taking(0, 5), pytest.raises(ConnectionAbortedError):
+            conn.recv(1, timeout=30)
+        conn.release()
+
+    def shut() -> None:
+        time.sleep(0.3)
+        pool.shutdown()
+
+    apart(listen, shut)
+    pool.close()
+
+
+@pytest.mark.parametrize("end", [Close(), Reset()])
+def test_the_end_of_the_stream_is_told_as_ever(end: Close | Reset, certificates: Certificates) -> None:
+    def listen() -> object:
+        with secure_pool(server, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            assert conn.recv_exactly(2, timeout=5) == b"ab"
+            try:
+                return conn.recv(1, timeout=5)
+            except ConnectionResetError:
+                return b""  # of a reset TLS knows as well, or does not
+            finally:
+                conn.release()
+                assert pool.stats().size == 0
+
+    script = [Send(b"ab"), Pause(0.2), end]
+    with ScriptedServer(script=script, tls=certificates.server()) as server:
+        assert apart(listen) == b""
+
+
+def test_after_the_end_of_tls_a_read_does_not_wait_for_the_end_of_tcp(certificates: Certificates) -> None:
+    """The peer says that it sends no more, and keeps the socket open."""
+    ours, theirs = socket.socketpair()
+    ours_to_be = Stream(ours, is_private=True)
+    context = certificates.client()
+    context.check_hostname = False
+
+    def listen() -> list[bytes]:
+        ours_to_be.start_tls(context, None, timeout=5)
+        with taking(0, 3):
+            return [ours_to_be.recv(1, timeout=10) for _ in range(3)]
+
+    def serve() -> ssl.SSLSocket:
+        secure = certificates.server().wrap_socket(theirs, server_side=True)
+        secure.settimeout(0.2)
+        with contextlib.suppress(OSError):
+            secure.unwrap()
+        return secure
+
+    read, secure = together(listen, serve, limit=30)
+    with secure, ours_to_be.raw:
+        assert read == [b"", b"", b""]
+
+
+def test_an_upgraded_connection_is_read_without_a_look_and_has_no_limit_left(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upgrade() -> int:
+        with ConnectionPool(server.endpoint) as pool:
+            conn = pool.try_connect(timeout=5)
+            conn.sendall(b"STARTTLS\n", timeout=5)
+            assert conn.recv_until(b"\n", timeout=5) == b"go ahead\n"
+            conn.start_tls(certificates.client(), timeout=5)
+            waits = count_polls(monkeypatch)
+            for _ in range(20):
+                ask(conn)
+            assert blocks_without_limit(conn.socket)
+            conn.terminate()
+            return len(waits)
+
+    script = [Answer(b"go ahead\n", times=1), StartTls(certificates.server()), Echo()]
+    with ScriptedServer(script=script) as server:
+        assert apart(upgrade) < 10
