@@ -124,7 +124,6 @@ class Stream(SocketModes):
         if self.rest:
             raise UsageError(f"start_tls: {len(self.rest)} bytes of plain text lie unread")
         limit = self._limit(timeout)
-        self._lift_limit()
         peer = look.describe(self.raw)[1] or server_hostname or "the peer"
         try:
             secure = begin_tls(self.raw, context, server_hostname)

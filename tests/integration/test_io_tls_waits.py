@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -213,6 +214,30 @@ def test_a_reader_that_waits_holds_up_no_writer(echo: ScriptedServer, certificat
             return sorted(took)[50]
 
         assert together(listen, talk, limit=30)[1] < 0.002
+
+
+def test_who_finds_another_at_it_has_the_system_wait_no_more(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    """The other may be about to give the socket away."""
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        other = conn._record.stream
+        assert isinstance(other, Stream)
+
+        def listen() -> bytes:
+            return conn.recv_exactly(1, timeout=10)
+
+        def give_away() -> None:
+            other._tls_turn.acquire()
+            is_held.set()
+            time.sleep(0.2)  # the reader comes
+            other._tls_turn.release()
+            time.sleep(0.2)
+            assert not any(limits_of(conn._record.raw))
+            conn.sendall(b"!", timeout=5)
+
+        is_held = threading.Event()
+        assert apart(lambda: is_held.wait(5) and listen(), give_away) == b"!"
 
 
 HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
