@@ -8,6 +8,7 @@ __all__ = ["BRIEF", "Pace"]
 
 BRIEF: Final = 50e-6  # seconds: loans so short that overtaking costs a waiter next to nothing
 WORTH: Final = 3.0  # lags: what a loan must last for one to be a small price
+LONGEST: Final = 1.5  # times ``grace``: loans that last longer let nobody pass, whatever the lag
 WEIGHT: Final = 1 / 16  # of one hand-off in the average
 MOST: Final = 1e-3  # seconds; a thread that was stopped says nothing about the others
 
@@ -22,8 +23,8 @@ class Pace:
     Attributes:
         grace: Seconds for which who has come to the front may be overtaken.
         lag: Seconds from a hand-off until the thread is there, as a moving average.
-        brief: Only loans shorter than this (seconds) let anybody pass. No more than ``grace``, unless that is
-            next to nothing: so the oldest waiter loses twice ``grace`` at the very most.
+        brief: Only loans shorter than this (seconds) let anybody pass. So what the oldest waiter loses is
+            ``grace``, and then the rest of one such loan, of which several are under way as a rule.
     """
 
     __slots__ = ("brief", "grace", "lag")
@@ -38,7 +39,7 @@ class Pace:
         lag = self.lag
         lag += ((seconds if seconds < MOST else MOST) - lag) * WEIGHT
         self.lag = lag
-        brief = lag * WORTH
-        if brief > self.grace:
-            brief = self.grace
+        brief, longest = lag * WORTH, self.grace * LONGEST
+        if brief > longest:
+            brief = longest
         self.brief = brief if brief > BRIEF else BRIEF

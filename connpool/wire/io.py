@@ -6,8 +6,7 @@ import os
 import select
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Any, Final, TypeGuard, TypeVar
+from typing import Final, TypeGuard, TypeVar
 
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
@@ -17,6 +16,7 @@ from connpool.wire.files import FileStream
 from connpool.wire.modes import SocketModes, is_tls
 from connpool.wire.stream import TimeIsUp
 from connpool.wire.tls import begin_tls, handshake_error
+from connpool.wire.waiting import may_wait_briefly
 
 __all__ = [
     "DIRECTIONS",
@@ -150,11 +150,8 @@ class Stream(SocketModes):
         if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
             self._limit(timeout)  # what is wrong with it is said before a byte is sent
         if isinstance(raw, ssl.SSLSocket):
-            if len(data) > _TLS_CHUNK:
-                self.writev_all((data,), timeout)
-                return
-            is_brief = self._may_wait_briefly(self._limit(timeout))
-            sent: int = self._try_once(self._on_tls_alone if is_brief else self._on_tls, raw.send, data) or 0
+            is_brief = self._is_alone and len(data) <= _TLS_CHUNK and may_wait_briefly(self._limit(timeout))
+            sent = (self._on_tls_alone(raw.write, data) or 0) if is_brief else 0
         else:
             if raw.gettimeout() is not None:  # see _block_without_limit, the call of which would cost as much
                 raw.settimeout(None)
@@ -180,39 +177,32 @@ class Stream(SocketModes):
     def _read(self, n: int, limit: float | None) -> bytes:
         raw = self.raw
         data: bytes | None
-        is_secure = isinstance(raw, ssl.SSLSocket)
-        if self._may_wait_briefly(limit):  # as a rule there is something before the time is up
-            read = self._read_tls_alone if is_secure else self._read_alone
-            data = self._try_once(read, raw, n, limit)
-        elif is_secure or limit is None:
-            return super()._read(n, limit)
+        if isinstance(raw, ssl.SSLSocket):
+            if not (self._is_alone and may_wait_briefly(limit)):
+                return super()._read(n, limit)
+            data = self._on_tls_alone(raw.read, n)
+            self._has_ended = data == b""
         else:
-            data = self._try_once(self._look_and_read, raw, n, limit)
+            try:
+                data = self._read_plain(raw, n, limit)
+            except BlockingIOError:
+                data = None
+            except OSError as exc:
+                self._raise_why(exc)
         if not data:
             return super()._read(n, limit)  # it says so again, to who knows what to do
         self.received = True
         return data
 
-    def _read_tls_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
-        data = self._on_tls_alone(raw.recv, n)
-        self._has_ended = not data
-        return data
-
-    def _look_and_read(self, raw: socket.socket, n: int, limit: float) -> bytes:
+    def _read_plain(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
+        """Read once, as a rule when there is something before the time is up."""
+        if self._is_alone and (limit is None or may_wait_briefly(limit)):
+            return self._read_alone(raw, n, limit)
+        if limit is None:
+            return b""
         _block_without_limit(raw)
         self._wait(select.POLLIN, limit)
         return raw.recv(n, _EAGER)
-
-    def _try_once(self, attempt: Callable[..., Any], *arguments: object) -> Any:
-        """What *attempt* returns; None: not now."""
-        try:
-            return attempt(*arguments)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except OSError as exc:
-            if self.interrupted is not None:
-                raise ConnectionAbortedError(self.interrupted) from exc
-            raise
 
     def try_read(self, n: int, eager: bool) -> bytes:
         raw = self.raw

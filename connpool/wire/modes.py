@@ -6,10 +6,10 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
-from typing import Final, TypeGuard, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar
 
 from connpool.wire.stream import ByteStream
-from connpool.wire.waiting import BRIEF, limit_waits, may_wait_briefly
+from connpool.wire.waiting import BRIEF, limit_waits
 
 __all__ = ["SocketModes", "is_tls"]
 
@@ -72,10 +72,6 @@ class SocketModes(ByteStream):
         if not self._is_in_read and not is_tls(self.raw):
             self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
 
-    def _may_wait_briefly(self, limit: float | None) -> bool:
-        """Whether a call that is to end at *limit* may be one in which the system waits."""
-        return self._is_alone and may_wait_briefly(limit)
-
     def _read_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
         """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
         seconds = 0.0 if limit is None else BRIEF
@@ -89,22 +85,26 @@ class SocketModes(ByteStream):
             if not self._is_alone:
                 self._lift_limit()
 
-    def _on_tls_alone(self, operation: Callable[..., T], argument: object) -> T:
-        """Do one operation in which the system may wait, briefly.
-
-        Raises:
-            BlockingIOError: Somebody else uses the connection, too.
-        """
-        self._notice_others()
-        with self._tls_turn:
-            if not self._is_alone or (self._system_waits != BRIEF and not self._tell_system(BRIEF)):
-                raise BlockingIOError
-            return operation(argument)
+    def _on_tls_alone(self, operation: Callable[[Any], T], argument: object) -> T | None:
+        """Do one operation in which the system may wait, briefly. None: not now."""
+        turn = self._tls_turn
+        if turn.locked():  # the other may be in a call that waits, and must not do so again
+            self._is_alone = False
+        try:
+            with turn:
+                if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
+                    return operation(argument)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as exc:
+            self._raise_why(exc)
+        return None
 
     def _on_tls(self, operation: Callable[..., T], *arguments: object) -> T:
         """Do one operation that does not block, alone on this connection."""
         raw = self.raw
-        self._notice_others()
+        if self._is_alone and self._tls_turn.locked():  # as above
+            self._is_alone = False
         with self._tls_turn:
             if not self._is_private:
                 try:
@@ -117,11 +117,6 @@ class SocketModes(ByteStream):
             elif raw.gettimeout() != 0.0:
                 raw.settimeout(0.0)
             return operation(*arguments)
-
-    def _notice_others(self) -> None:
-        """See whether another thread is at it: it may be in a call that waits, and must not do so again."""
-        if self._is_alone and self._tls_turn.locked():
-            self._is_alone = False
 
     def _lift_limit(self) -> None:
         if self._system_waits:

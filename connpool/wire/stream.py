@@ -6,7 +6,7 @@ import abc
 import select
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 from connpool.clock import now
 from connpool.model.checks import no_seconds
@@ -291,10 +291,14 @@ class ByteStream(abc.ABC):
             except ssl.SSLWantWriteError:
                 wanted = select.POLLOUT
             except OSError as exc:
-                if self.interrupted is not None:
-                    raise ConnectionAbortedError(self.interrupted) from exc
-                raise
+                self._raise_why(exc)
             self._wait(wanted, limit)
+
+    def _raise_why(self, error: OSError) -> NoReturn:
+        """Raise *error*, or what it comes from."""
+        if self.interrupted is not None:
+            raise ConnectionAbortedError(self.interrupted) from error
+        raise error
 
     def _wait(self, events: int, limit: float | None) -> None:
         seconds = None if limit is None else max(0.0, limit - now())  # in this order not a number is 0, too

@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from typing import Final, Protocol, TypeVar
 
 from connpool.clock import now
@@ -45,6 +46,10 @@ BRIEF: Final = 0.004
 _TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock late, or one too early
 _timeval: Final = struct.Struct("ll").pack
 
+_main_thread: Final = [threading.main_thread().ident]  # to ask for it would be half of the price of a read
+if hasattr(os, "register_at_fork"):  # in a child it is the one that has forked
+    os.register_at_fork(after_in_child=lambda: _main_thread.__setitem__(0, get_ident()))
+
 
 class Cancel(Protocol):
     """A flag that tells a dial to give up; a ``threading.Event`` is one."""
@@ -64,11 +69,9 @@ def wait_until_ready(fd: int, events: int, seconds: float | None) -> bool:
 def may_wait_briefly(limit: float | None) -> bool:
     """Whether a call may begin in which the system waits: it ends it well before *limit*.
 
-    Not on the main thread: after a signal it would begin anew, too.
+    Not on the main thread: after a signal it would begin anew, too, and the handler may want the connection.
     """
-    if limit is None:
-        return True
-    return limit - now() >= _TICKS and threading.get_ident() != threading.main_thread().ident
+    return get_ident() != _main_thread[0] and (limit is None or limit - now() >= _TICKS)
 
 
 def limit_waits(raw: socket.socket, seconds: float) -> bool:
