@@ -102,9 +102,9 @@ class Office:
             self._publish_locked()
             is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()
+        self.on_strands()  # first: at the end of the program there are no new threads
         logger.info("broadcaster %r: %s is connected", self.name, strand.endpoint)
         self.speak_up()
-        self.on_strands()
         if is_stray:
             self.lower(link, None)
 

@@ -335,6 +335,8 @@ def test_a_program_ends_though_the_heartbeat_that_says_goodbye_hangs(a):
         pool = ConnectionPool(sys.argv[1])
         sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines(), heartbeat=(1_000, beat))
         sender.wait_ready(10)
+        while not any("watch" in thread.name for thread in threading.enumerate()):
+            pass  # it is there a moment after the first connection
     """
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.out, ran.err) == (0, "asked\n", "")
