@@ -296,9 +296,12 @@ class ByteStream(abc.ABC):
 
     def _raise_why(self, error: OSError) -> NoReturn:
         """Raise *error*, or what it comes from."""
-        if self.interrupted is not None:
-            raise ConnectionAbortedError(self.interrupted) from error
-        raise error
+        try:
+            if self.interrupted is not None:
+                raise ConnectionAbortedError(self.interrupted) from error
+            raise error
+        finally:
+            del error  # or it would refer to itself, through its traceback and this frame
 
     def _wait(self, events: int, limit: float | None) -> None:
         seconds = None if limit is None else max(0.0, limit - now())  # in this order not a number is 0, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -395,6 +397,43 @@ def test_the_end_of_the_stream_is_told_as_ever(end: Close | Reset, certificates:
     script = [Send(b"ab"), Pause(0.2), end]
     with ScriptedServer(script=script, tls=certificates.server()) as server:
         assert apart(listen) == b""
+
+
+class Probe:
+    """Lives as long as the frames that an error's traceback keeps."""
+
+
+@pytest.mark.parametrize("is_apart", [True, False], ids=["the system waits", "on the main thread"])
+@pytest.mark.parametrize("is_secure", [True, False], ids=["TLS", "plain"])
+def test_an_error_that_nobody_keeps_keeps_no_frame(
+    is_secure: bool, is_apart: bool, certificates: Certificates
+) -> None:
+    """Else a loan that is forgotten there would be found lost only when rubbish is collected."""
+
+    def fail() -> Any:
+        probe = Probe()
+        with pool.try_connect(timeout=5) as conn:
+            raw = conn._record.raw
+            raw.close()
+            for use in (lambda: conn.recv(1, timeout=5), lambda: conn.sendall(b"x", timeout=5)):
+                try:
+                    use()
+                except OSError:
+                    pass
+                else:
+                    pytest.fail("it is closed")
+        return weakref.ref(probe)
+
+    tls = certificates.server() if is_secure else None
+    with ScriptedServer(script=Silence(), tls=tls) as server:
+        pool = secure_pool(server, certificates) if is_secure else ConnectionPool(server.endpoint)
+        with pool:
+            gc.disable()
+            try:
+                kept = apart(fail) if is_apart else fail()
+                assert kept() is None
+            finally:
+                gc.enable()
 
 
 def test_after_the_end_of_tls_a_read_does_not_wait_for_the_end_of_tcp(certificates: Certificates) -> None:
