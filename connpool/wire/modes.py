@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -11,7 +12,7 @@ from typing import Any, Final, TypeGuard, TypeVar
 from connpool.wire.stream import ByteStream
 from connpool.wire.waiting import BRIEF, limit_waits
 
-__all__ = ["SocketModes", "is_tls"]
+__all__ = ["MINDED", "Minded", "SocketModes", "is_tls"]
 
 T = TypeVar("T")
 
@@ -21,6 +22,29 @@ _UNTOLD: Final = -1.0  # seconds
 def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
     """Whether *raw* is a socket that speaks TLS."""
     return isinstance(raw, ssl.SSLSocket)
+
+
+class Minded:
+    """Calls on TLS in which the system waits, and somebody who ends those that last too long.
+
+    OpenSSL goes on until it has a whole record: each of its pieces may come in time, and all of them together
+    too late. That is seen to from another thread, which is of a higher floor and so introduces itself.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[SocketModes, float] = {}  # when each is to end
+        self.is_minded = False  # somebody will look at them before long
+        self.begin: Callable[[], bool] = bool  # have somebody look; False: nobody can
+
+    def cut_short(self, now: float) -> None:
+        """End those whose time is up."""
+        for stream, limit in list(self.calls.items()):
+            if now > limit and self.calls.get(stream) == limit:
+                stream.cut_short()
+                self.calls.pop(stream, None)  # or an interrupt as it ended would have it looked at for ever
+
+
+MINDED: Final = Minded()
 
 
 class SocketModes(ByteStream):
@@ -85,20 +109,32 @@ class SocketModes(ByteStream):
             if not self._is_alone:
                 self._lift_limit()
 
-    def _on_tls_alone(self, operation: Callable[[Any], T], argument: object) -> T | None:
+    def _on_tls_alone(self, operation: Callable[[Any], T], argument: object, limit: float | None) -> T | None:
         """Do one operation in which the system may wait, briefly. None: not now."""
         turn = self._tls_turn
         if turn.locked():  # the other may be in a call that waits, and must not do so again
             self._is_alone = False
         try:
             with turn:
+                if limit is not None:
+                    MINDED.calls[self] = limit  # said first, and looked after that
+                    if not MINDED.is_minded and not MINDED.begin():
+                        return None
                 if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
                     return operation(argument)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as exc:
             self._raise_why(exc)
+        finally:
+            MINDED.calls.pop(self, None)
         return None
+
+    def cut_short(self) -> None:
+        """End the call that goes on, for it lasts too long; from another thread. The next look before."""
+        self._is_alone = False
+        with contextlib.suppress(OSError):  # it is closed by now
+            self.raw.settimeout(0.0)
 
     def _on_tls(self, operation: Callable[..., T], *arguments: object) -> T:
         """Do one operation that does not block, alone on this connection."""
