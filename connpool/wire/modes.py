@@ -74,7 +74,7 @@ class SocketModes(ByteStream):
 
     def _may_wait_briefly(self, limit: float | None) -> bool:
         """Whether a call that is to end at *limit* may be one in which the system waits."""
-        return self._is_alone and may_wait_briefly(limit)
+        return self._is_alone and may_wait_briefly(limit, is_locked=is_tls(self.raw))
 
     def _read_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
         """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""

@@ -61,14 +61,16 @@ def wait_until_ready(fd: int, events: int, seconds: float | None) -> bool:
     return bool(poll.poll(milliseconds(seconds)))
 
 
-def may_wait_briefly(limit: float | None) -> bool:
+def may_wait_briefly(limit: float | None, *, is_locked: bool) -> bool:
     """Whether a call may begin in which the system waits: it ends it well before *limit*.
 
-    Not on the main thread: after a signal it would begin anew, too.
+    Not on the main thread: after a signal it would begin anew, too; and if a lock is held meanwhile, the
+    signal's handler, which is run inside of the call, could never get it.
     """
-    if limit is None:
+    if limit is None and not is_locked:
         return True
-    return limit - now() >= _TICKS and threading.get_ident() != threading.main_thread().ident
+    is_soon = limit is not None and not limit - now() >= _TICKS  # in this order not a number is soon, too
+    return not is_soon and threading.get_ident() != threading.main_thread().ident
 
 
 def limit_waits(raw: socket.socket, seconds: float) -> bool:

@@ -336,6 +336,27 @@ def test_a_signal_handler_may_use_the_connection_whose_read_it_interrupts(
             signal.signal(signal.SIGALRM, before)
 
 
+def test_a_signal_handler_may_use_it_also_if_the_read_has_no_time_limit(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+
+        def answer(*_: object) -> None:
+            assert not used._tls_turn.locked()  # else it would wait for what it has interrupted
+            conn.sendall(b"!")
+
+        before = signal.signal(signal.SIGALRM, answer)
+        try:
+            for _ in range(10):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                assert conn.recv_exactly(1) == b"!"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 @needs_monitoring
 @pytest.mark.parametrize("step", [SocketModes._tell_system, limit_waits])
 def test_an_interrupt_as_the_system_is_told_leaves_nobody_a_limit(
