@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeGuard, TypeVar
 
+from connpool.wire import look
 from connpool.wire.stream import ByteStream
 from connpool.wire.waiting import BRIEF, limit_waits, may_wait_briefly
 
@@ -16,6 +17,9 @@ __all__ = ["SocketModes", "is_tls"]
 T = TypeVar("T")
 
 _UNTOLD: Final = -1.0  # seconds
+_CALL_GRACE: Final = 0.05  # seconds for the call of another thread to end: by itself, then cut off
+    0.05  # seconds for another thread's call on TLS to end: by itself, then because it was cut off
+)
 
 
 def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
@@ -71,6 +75,23 @@ class SocketModes(ByteStream):
         self._is_alone = False  # said first, and looked after that: a read does it the other way round
         if not self._is_in_read and not is_tls(self.raw):
             self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
+
+    def close_in_turn(self, close: Callable[[socket.socket], object]) -> None:
+        """Have *close* close the socket while no other thread is in a call on its TLS.
+
+        Of two calls at once, and the goodbye is one, OpenSSL may end the process.
+        """
+        self._is_alone = False
+        has_turn = False
+        try:
+            has_turn = self._tls_turn.acquire(timeout=_CALL_GRACE)
+            if not has_turn:
+                look.interrupt(self.raw)
+                has_turn = self._tls_turn.acquire(timeout=_CALL_GRACE)  # else it is we ourselves, in a signal
+            close(self.raw)
+        finally:
+            if has_turn:
+                self._tls_turn.release()
 
     def _may_wait_briefly(self, limit: float | None) -> bool:
         """Whether a call that is to end at *limit* may be one in which the system waits."""

@@ -399,6 +399,45 @@ def test_a_read_that_waits_is_interrupted(echo: ScriptedServer, certificates: Ce
     pool.close()
 
 
+@pytest.mark.parametrize("until", ["its own end", "it is cut off"])
+def test_who_terminates_closes_it_when_no_other_thread_is_in_a_call_of_tls(
+    until: str, echo: ScriptedServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls at once on one connection, and a goodbye is one, end the process now and then."""
+    order: list[str] = []
+    close = look.close
+
+    def noting(raw: Any) -> None:
+        order.append("closed")
+        close(raw)
+
+    monkeypatch.setattr(look, "close", noting)
+    with secure_pool(echo, certificates) as pool:
+        conn = pool.try_connect(timeout=5)
+        conn.sendall(b"ping", timeout=5)
+        assert conn.recv_exactly(4, timeout=5) == b"ping"
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+        is_in_call = threading.Event()
+
+        def call() -> None:
+            with used._tls_turn:
+                is_in_call.set()
+                if until == "its own end":
+                    time.sleep(0.01)
+                else:
+                    assert select.select([used.raw], [], [], 5)[0]
+                order.append("called")
+
+        def terminate() -> None:
+            assert is_in_call.wait(5)
+            conn.terminate()
+
+        together(call, terminate)
+        assert order == ["called", "closed"]
+        assert pool.stats().size == 0
+
+
 @pytest.mark.parametrize("end", [Close(), Reset()])
 def test_the_end_of_the_stream_is_told_as_ever(end: Close | Reset, certificates: Certificates) -> None:
     def listen() -> object:
