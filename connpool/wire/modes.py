@@ -18,8 +18,6 @@ T = TypeVar("T")
 
 _UNTOLD: Final = -1.0  # seconds
 _CALL_GRACE: Final = 0.05  # seconds for the call of another thread to end: by itself, then cut off
-    0.05  # seconds for another thread's call on TLS to end: by itself, then because it was cut off
-)
 
 
 def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
