@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard, TypeVar
 
+from connpool.clock import now
 from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import PLAIN_NUMBERS, require_text
 from connpool.wire import look
@@ -194,7 +195,11 @@ class Stream(SocketModes):
         return data
 
     def _read_tls_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
-        data = self._on_tls_alone(raw.recv, n)
+        try:
+            data = self._on_tls_alone(raw.recv, n)
+        finally:
+            if limit is not None and now() >= limit:
+                self._is_alone = False  # a record came in so many pieces that each of them was waited for
         self._has_ended = not data
         return data
 

@@ -36,7 +36,8 @@ class SocketModes(ByteStream):
     A socket that one thread alone reads from is read in one system call instead of two, each of which gives
     the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO), or for room
     (SO_SNDTIMEO, which only TLS needs). Under TLS that keeps the lock for as long, so whoever finds it taken
-    declares that there are two of them, for good.
+    declares that there are two of them, for good. And OpenSSL reads on until it has a whole record: a peer
+    that sends one in many pieces, each soon after the other, stretches a read beyond its time, but only one.
 
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.

@@ -135,6 +135,48 @@ def test_silence_ends_a_read_in_time(
         apart(wait)
 
 
+def test_who_dribbles_a_record_stretches_one_read_at_most(certificates: Certificates) -> None:
+    """OpenSSL reads on until it has a record, and each piece of it may come in time."""
+    ours, theirs = socket.socketpair()
+    stream = Stream(ours, is_private=True)
+    context = certificates.client()
+    context.check_hostname = False
+    is_over = threading.Event()
+    took: list[float] = []
+
+    def read() -> None:
+        try:
+            stream.start_tls(context, None, timeout=5)
+            for _ in range(4):
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    stream.recv_exactly(10_000, timeout=0.1)
+                took.append(time.monotonic() - began)
+        finally:
+            is_over.set()
+
+    def dribble() -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = certificates.server().wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                theirs.sendall(outgoing.read())
+                incoming.write(theirs.recv(65_536))
+        theirs.sendall(outgoing.read())
+        for _ in range(10):
+            tls.write(bytes(1_000))
+        while not is_over.wait(0.0005):
+            theirs.sendall(outgoing.read(1))
+
+    with theirs:
+        together(read, dribble, limit=30)
+        stream.raw.close()
+    assert sorted(took)[-2] < 0.4, took
+
+
 def test_each_timeout_holds_whatever_came_before(certificates: Certificates) -> None:
     def wait() -> None:
         with secure_pool(server, certificates) as pool, pool.try_connect(timeout=5) as conn:
