@@ -75,6 +75,9 @@ class SocketModes(ByteStream):
         if not self._is_in_read and not is_tls(self.raw):
             self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
 
+    def let_go(self) -> None:
+        self._tls_turn = threading.Lock()
+
     def close_in_turn(self, close: Callable[[socket.socket], object]) -> None:
         """Have *close* close the socket while no other thread is in a call on its TLS.
 

@@ -24,6 +24,7 @@ from connpool.wire.io import Stream
 from connpool.wire.modes import SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
+from tests.helpers.forks import in_child
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -478,6 +479,24 @@ def test_who_terminates_closes_it_when_no_other_thread_is_in_a_call_of_tls(
         together(call, terminate)
         assert order == ["called", "closed"]
         assert pool.stats().size == 0
+
+
+def test_a_child_forked_in_the_middle_of_a_call_does_not_wait_for_its_end(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    """The thread that is in the call stays with the parent."""
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+
+        def use() -> bool:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                conn.recv(1, timeout=0.1)
+            return True
+
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+        with used._tls_turn:
+            assert in_child(use)
+        ask(conn)
 
 
 @pytest.mark.parametrize("end", [Close(), Reset()])
