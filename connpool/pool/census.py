@@ -93,6 +93,8 @@ def disown(lender: Lender) -> None:
     for record in list(lender.books.records()):
         record.condemn(CloseReason.STALE)
         record.phase = Phase.CLOSED  # its loan, if there is one, can no longer be given back
+        if record.stream is not None:
+            record.stream.let_go()
         if is_stream(record.raw):
             abandon(record.raw)
         else:

@@ -233,19 +233,26 @@ class Control:
         while True:
             with self._lock:
                 self._lender.check_open_locked()
-                now, is_unsure = self._lender.now(), False
+                now = self._lender.now()
                 if (key := self._pop_any(Request())) is not None:
-                    record = key.record
-                    is_unsure = now - record.since >= self._lender.pool._fresh_for
-                    if (reason := self._books.idle_verdict(record, now)) is not None:
-                        record.condemn(reason)
-                    share = form(self._books, key, now)
+                    if (reason := self._books.idle_verdict(key.record, now)) is not None:
+                        key.record.condemn(reason)
                 elif not self._books.queue.has_loner() and (hold := pick(self._books, now)) is not None:
                     share = add_share(self._books, hold, now)
                 else:
                     return None
-            if share.record.fate is None and is_unsure and not self._lender.dialler.is_usable(share.record):
-                share.record.condemn(CloseReason.BROKEN)
+            if key is not None:
+                record = key.record
+                if record.fate is None and now - record.since >= self._lender.pool._fresh_for:
+                    self._lender.look_at(key)  # while nobody shares it: a look reads what TLS has to say
+                if record.fate is not None:
+                    self._lender.take_back(key)
+                    continue
+                todo = Todo()
+                with self._lock:
+                    share = form(self._books, key, now)
+                    self._lender.service.serve(now, todo)  # others may join at once
+                self._lender.carry_out(todo)
             if share.record.fate in (None, CloseReason.USED_UP):
                 conn = SharedConnection()
                 conn._record, conn._key = share.record, share

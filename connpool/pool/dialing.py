@@ -24,7 +24,7 @@ from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
 from connpool.wire import threads
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import FileStream, open_stream
+from connpool.wire.io import FileStream, Stream, is_tls, open_stream
 from connpool.wire.waiting import Cancel
 
 if TYPE_CHECKING:
@@ -268,10 +268,15 @@ class Dialler:
         raw = record.raw
         if raw is None:
             return None
-        close = FileStream.close if isinstance(raw, FileStream) else self._connector.close
+        is_file = isinstance(raw, FileStream)
+        close: Callable[[Any], object] = FileStream.close if is_file else self._connector.close
+        stream = record.stream
         record.raw = None  # an interrupt after this, and before the next line, would have it dropped unclosed
         try:
-            close(raw)
+            if is_tls(raw) and isinstance(stream, Stream):
+                stream.close_in_turn(close)
+            else:
+                close(raw)
         except Exception:
             logger.exception("pool %r: closing connection %d failed", self._name, record.id)
         except BaseException as blow:  # noqa: BLE001 - its place must be freed all the same

@@ -11,7 +11,7 @@ from connpool.wire.modes import MINDED
 
 __all__ = ["MINDER", "Minder"]
 
-PERIOD: Final = 0.1  # seconds between two looks, and so what a call may last beyond its time
+PERIOD: Final = 0.1  # seconds between two looks; a call lasts two of them at most
 
 
 class Minder:
@@ -30,7 +30,7 @@ class Minder:
         return 0.0
 
     def _take_turn(self, *, is_leap: bool) -> None:
-        MINDED.cut_short(now())
+        MINDED.cut_short()
         MINDED.is_minded = False  # said first, and looked after that: who begins a call does the reverse
         if MINDED.calls:
             self.begin()

@@ -150,9 +150,8 @@ class Stream(SocketModes):
         if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
             self._limit(timeout)  # what is wrong with it is said before a byte is sent
         if isinstance(raw, ssl.SSLSocket):
-            limit = self._limit(timeout)
-            is_brief = self._is_alone and len(data) <= _TLS_CHUNK and may_wait_briefly(limit)
-            sent = (self._on_tls_alone(raw.write, data, limit) or 0) if is_brief else 0
+            is_brief = self._is_alone and len(data) <= _TLS_CHUNK and may_wait_briefly(self._limit(timeout))
+            sent = (self._on_tls_alone(raw.write, data) or 0) if is_brief else 0
         else:
             if raw.gettimeout() is not None:  # see _block_without_limit, the call of which would cost as much
                 raw.settimeout(None)
@@ -181,7 +180,7 @@ class Stream(SocketModes):
         if isinstance(raw, ssl.SSLSocket):
             if not (self._is_alone and may_wait_briefly(limit)):
                 return super()._read(n, limit)
-            data = self._on_tls_alone(raw.read, n, limit)
+            data = self._on_tls_alone(raw.read, n)
             self._has_ended = data == b""
         else:
             try:

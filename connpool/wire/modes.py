@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeGuard, TypeVar
 
+from connpool.wire import look
 from connpool.wire.stream import ByteStream
 from connpool.wire.waiting import BRIEF, limit_waits
 
@@ -17,6 +19,8 @@ __all__ = ["MINDED", "Minded", "SocketModes", "is_tls"]
 T = TypeVar("T")
 
 _UNTOLD: Final = -1.0  # seconds
+_numbers: Final = itertools.count()
+_CALL_GRACE: Final = 0.05  # seconds for the call of another thread to end: by itself, then cut off
 
 
 def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
@@ -28,20 +32,24 @@ class Minded:
     """Calls on TLS in which the system waits, and somebody who ends those that last too long.
 
     OpenSSL goes on until it has a whole record: each of its pieces may come in time, and all of them together
-    too late. That is seen to from another thread, which is of a higher floor and so introduces itself.
+    too late; and nobody else gets a turn meanwhile. That is seen to from another thread, which is of a higher
+    floor and so introduces itself.
     """
 
     def __init__(self) -> None:
-        self.calls: dict[SocketModes, float] = {}  # when each is to end
+        self.calls: dict[SocketModes, int] = {}  # each with a number of its own
         self.is_minded = False  # somebody will look at them before long
         self.begin: Callable[[], bool] = bool  # have somebody look; False: nobody can
+        self._seen: dict[SocketModes, int] = {}
 
-    def cut_short(self, now: float) -> None:
-        """End those whose time is up."""
-        for stream, limit in list(self.calls.items()):
-            if now > limit and self.calls.get(stream) == limit:
+    def cut_short(self) -> None:
+        """End those that went on already when they were looked at the last time."""
+        going_on = self.calls.copy()
+        for stream, number in going_on.items():
+            if self._seen.get(stream) == number == self.calls.get(stream):
                 stream.cut_short()
                 self.calls.pop(stream, None)  # or an interrupt as it ended would have it looked at for ever
+        self._seen = going_on
 
 
 MINDED: Final = Minded()
@@ -58,7 +66,7 @@ class SocketModes(ByteStream):
     A socket that one thread alone reads from is read in one system call instead of two, each of which gives
     the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO), or for room
     (SO_SNDTIMEO, which only TLS needs). Under TLS that keeps the lock for as long, so whoever finds it taken
-    declares that there are two of them, for good.
+    declares that there are two of them, for good. What lasts long nevertheless is cut short: see ``Minded``.
 
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
@@ -96,6 +104,26 @@ class SocketModes(ByteStream):
         if not self._is_in_read and not is_tls(self.raw):
             self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
 
+    def let_go(self) -> None:
+        self._tls_turn = threading.Lock()
+
+    def close_in_turn(self, close: Callable[[socket.socket], object]) -> None:
+        """Have *close* close the socket while no other thread is in a call on its TLS.
+
+        Of two calls at once, and the goodbye is one, OpenSSL may end the process.
+        """
+        self._is_alone = False
+        has_turn = False
+        try:
+            has_turn = self._tls_turn.acquire(timeout=_CALL_GRACE)
+            if not has_turn:
+                look.interrupt(self.raw)
+                has_turn = self._tls_turn.acquire(timeout=_CALL_GRACE)  # else it is we ourselves, in a signal
+            close(self.raw)
+        finally:
+            if has_turn:
+                self._tls_turn.release()
+
     def _read_alone(self, raw: socket.socket, n: int, limit: float | None) -> bytes:
         """Read in one system call, which is a brief one if there is a *limit*. b"": look again."""
         seconds = 0.0 if limit is None else BRIEF
@@ -109,17 +137,16 @@ class SocketModes(ByteStream):
             if not self._is_alone:
                 self._lift_limit()
 
-    def _on_tls_alone(self, operation: Callable[[Any], T], argument: object, limit: float | None) -> T | None:
+    def _on_tls_alone(self, operation: Callable[[Any], T], argument: object) -> T | None:
         """Do one operation in which the system may wait, briefly. None: not now."""
         turn = self._tls_turn
         if turn.locked():  # the other may be in a call that waits, and must not do so again
             self._is_alone = False
         try:
             with turn:
-                if limit is not None:
-                    MINDED.calls[self] = limit  # said first, and looked after that
-                    if not MINDED.is_minded and not MINDED.begin():
-                        return None
+                MINDED.calls[self] = next(_numbers)  # said first, and looked after that
+                if not MINDED.is_minded and not MINDED.begin():
+                    return None
                 if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
                     return operation(argument)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):

@@ -26,6 +26,7 @@ from connpool.wire.io import Stream
 from connpool.wire.modes import SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
+from tests.helpers.forks import in_child
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -135,6 +136,48 @@ def test_silence_ends_a_read_in_time(
 
     with ScriptedServer(script=Silence(), tls=certificates.server()) as server:
         apart(wait)
+
+
+def test_who_dribbles_a_record_stretches_no_read(certificates: Certificates) -> None:
+    """OpenSSL reads on until it has a record, and each piece of it may come in time."""
+    ours, theirs = socket.socketpair()
+    stream = Stream(ours, is_private=True)
+    context = certificates.client()
+    context.check_hostname = False
+    is_over = threading.Event()
+    took: list[float] = []
+
+    def read() -> None:
+        try:
+            stream.start_tls(context, None, timeout=5)
+            for _ in range(4):
+                began = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    stream.recv_exactly(10_000, timeout=0.1)
+                took.append(time.monotonic() - began)
+        finally:
+            is_over.set()
+
+    def dribble() -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = certificates.server().wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                theirs.sendall(outgoing.read())
+                incoming.write(theirs.recv(65_536))
+        theirs.sendall(outgoing.read())
+        for _ in range(10):
+            tls.write(bytes(1_000))
+        while not is_over.wait(0.0005):
+            theirs.sendall(outgoing.read(1))
+
+    with theirs:
+        together(read, dribble, limit=30)
+        stream.raw.close()
+    assert max(took) < 0.4, took
 
 
 def test_each_timeout_holds_whatever_came_before(certificates: Certificates) -> None:
@@ -338,6 +381,27 @@ def test_a_signal_handler_may_use_the_connection_whose_read_it_interrupts(
             signal.signal(signal.SIGALRM, before)
 
 
+def test_a_signal_handler_may_use_it_also_if_the_read_has_no_time_limit(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+
+        def answer(*_: object) -> None:
+            assert not used._tls_turn.locked()  # else it would wait for what it has interrupted
+            conn.sendall(b"!")
+
+        before = signal.signal(signal.SIGALRM, answer)
+        try:
+            for _ in range(10):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                assert conn.recv_exactly(1) == b"!"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 @needs_monitoring
 @pytest.mark.parametrize("step", [SocketModes._tell_system, limit_waits])
 def test_an_interrupt_as_the_system_is_told_leaves_nobody_a_limit(
@@ -378,6 +442,63 @@ def test_a_read_that_waits_is_interrupted(echo: ScriptedServer, certificates: Ce
 
     apart(listen, shut)
     pool.close()
+
+
+@pytest.mark.parametrize("until", ["its own end", "it is cut off"])
+def test_who_terminates_closes_it_when_no_other_thread_is_in_a_call_of_tls(
+    until: str, echo: ScriptedServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two calls at once on one connection, and a goodbye is one, end the process now and then."""
+    order: list[str] = []
+    close = look.close
+
+    def noting(raw: Any) -> None:
+        order.append("closed")
+        close(raw)
+
+    monkeypatch.setattr(look, "close", noting)
+    with secure_pool(echo, certificates) as pool:
+        conn = pool.try_connect(timeout=5)
+        conn.sendall(b"ping", timeout=5)
+        assert conn.recv_exactly(4, timeout=5) == b"ping"
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+        is_in_call = threading.Event()
+
+        def call() -> None:
+            with used._tls_turn:
+                is_in_call.set()
+                if until == "its own end":
+                    time.sleep(0.01)
+                else:
+                    assert select.select([used.raw], [], [], 5)[0]
+                order.append("called")
+
+        def terminate() -> None:
+            assert is_in_call.wait(5)
+            conn.terminate()
+
+        together(call, terminate)
+        assert order == ["called", "closed"]
+        assert pool.stats().size == 0
+
+
+def test_a_child_forked_in_the_middle_of_a_call_does_not_wait_for_its_end(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    """The thread that is in the call stays with the parent."""
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+
+        def use() -> bool:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                conn.recv(1, timeout=0.1)
+            return True
+
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+        with used._tls_turn:
+            assert in_child(use)
+        ask(conn)
 
 
 @pytest.mark.parametrize("end", [Close(), Reset()])

@@ -34,7 +34,9 @@ from connpool import (
     UsageError,
 )
 from connpool.pool import checkout
+from connpool.pool.dialing import Dialler
 from connpool.pool.failures import timed_out
+from connpool.pool.record import Record
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
 from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
@@ -934,6 +936,30 @@ def test_a_repository_shares_nothing_that_is_dead_or_too_old(
         clock.advance(after)
         assert pool._control.share_idle() is None  # a repository's pools have no clock of a test's
         assert pool.stats().closed == {reason: 1}
+
+
+def test_nobody_joins_what_a_repository_still_looks_at(
+    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look at TLS reads: it would take a byte of another's answer. Who comes meanwhile waits."""
+    settings: dict[str, Any] = {"sharable": True, "max_size": 1, "look_after_idle": 0}
+    with ConnectionPool("a:1", connector=board, **settings) as pool:
+        fill(pool, 1)
+        shares: list[Connection] = []
+        joining = threading.Thread(target=lambda: shares.append(pool.share(timeout=20)))
+
+        def look(self: Dialler, record: Record) -> bool:
+            assert pool._control.share_idle() is None
+            joining.start()
+            until(lambda: pool.stats().waiting == 1)
+            return True
+
+        monkeypatch.setattr(Dialler, "is_usable", look)
+        share = pool._control.share_idle()
+        assert share is not None
+        joining.join(10)
+        assert [one.info.id for one in shares] == [share.info.id]
+        end([*shares, share])
 
 
 def test_what_a_repository_shares_is_heard_of_like_any_loan(board: Switchboard) -> None:
