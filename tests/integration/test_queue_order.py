@@ -455,6 +455,44 @@ def test_brief_loans_overtake_only_where_hand_offs_take_as_long(lag, hold, is_br
     assert_ended(pool, works)
 
 
+def test_where_somebody_waited_for_a_long_loan_only_the_briefest_let_others_pass():
+    """Whoever overtakes may be the next who keeps it for long."""
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, 0.001)
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.02)
+    held.release()
+    held = waiter.loan()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.002)
+    held.release()
+    assert not can_overtake(pool)
+    held = waiter.loan()
+    (waiter,) = queue(pool, clock, None)
+    held.release()  # at once
+    assert can_overtake(pool)
+    clock.advance(0.01)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+def test_a_long_loan_for_which_nobody_waited_does_not_matter():
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, 0.001)
+    held = pool.try_connect()
+    clock.advance(0.02)
+    held.terminate()
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.002)
+    held.release()
+    assert can_overtake(pool)
+    clock.advance(0.01)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
 def test_who_comes_to_the_front_by_a_loan_that_is_brief_for_such_lags_may_be_overtaken():
     works = Works(prompt=True)
     pool, clock = pool_of_lagging_threads(works, 0.001)
