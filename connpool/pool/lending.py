@@ -17,6 +17,7 @@ from connpool.pool.failures import as_connect_error, drop_frames
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lifetimes import verdict
+from connpool.pool.pace import LONG
 from connpool.pool.piles import look_through
 from connpool.pool.record import OPEN, Key, Phase, Record
 from connpool.pool.room import would_rather_dial
@@ -123,7 +124,10 @@ class Lender(Desk):
         with self._lock:
             now = self.now()
             service, reason = self.service, self._fate_locked(record, now)
-            is_brisk = (now if at is None else at) - record.since < self.books.pace.brief
+            held, pace = (now if at is None else at) - record.since, self.books.pace
+            is_brisk = held < pace.brief
+            if held > LONG and self.books.queue:
+                pace.note_long()
             if reason is None and self.books.fleet.poor and would_rather_dial(self.books, record, now):
                 reason = CloseReason.EVICTED
             if reason is None:

@@ -348,6 +348,57 @@ def test_who_comes_to_the_front_by_a_brief_loan_sets_itself_an_alarm():
     assert_ended(pool, works)
 
 
+class OversleepingClock(LenientClock):
+    """Nobody's alarm goes off in time, as where threads queue for the interpreter."""
+
+    def pass_by(self, seconds: float) -> None:
+        self._now += seconds
+
+
+@pytest.mark.parametrize("listeners", [(), (lambda event: None,)], ids=["unheard", "heard"])
+def test_who_oversleeps_is_not_overtaken_for_longer(listeners):
+    works, clock = Works(prompt=True), OversleepingClock()
+    pool = make(works, clock, checkout_timeout=None, listeners=listeners)
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    held.release()
+    clock.pass_by(0.00999)
+    held = pool.try_connect(timeout=0)
+    clock.pass_by(0.00002)
+    held.release()
+    assert not can_overtake(pool)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("listeners", [(), (lambda event: None,)], ids=["unheard", "heard"])
+@pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
+def test_a_long_loan_lets_nobody_pass_who_has_just_come(listeners, shared):
+    works, clock = Works(prompt=True), LenientClock()
+    pool = make(works, clock, checkout_timeout=None, listeners=listeners, sharable=True)
+    held = pool.try_connect(Request(shared=shared))
+    clock.advance(0.005)
+    (waiter,) = queue(pool, clock, None)
+    held.release()
+    assert not can_overtake(pool)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+def test_what_lies_idle_for_a_moment_is_had_by_the_second_as_soon_as_the_first_is_served():
+    works, clock = Works(prompt=True), LenientClock()
+    pool = make(works, clock, max_size=2, checkout_timeout=None)
+    brief, long = pool.try_connect(), pool.try_connect()
+    first, second = queue(pool, clock, None, None)
+    brief.release()
+    clock.advance(0.005)
+    assert (first.is_waiting, second.is_waiting, pool.stats().idle) == (True, True, 1)
+    long.release()
+    for loan in (first.loan(), second.loan()):
+        loan.release()
+    assert_ended(pool, works)
+
+
 class LaggingClock(LenientClock):
     """Whoever is served is there only a while later, as where threads queue for a processor."""
 
@@ -399,6 +450,44 @@ def test_brief_loans_overtake_only_where_hand_offs_take_as_long(lag, hold, is_br
     clock.advance(hold)
     held.release()
     assert can_overtake(pool) is is_brief
+    clock.advance(0.01)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+def test_where_somebody_waited_for_a_long_loan_only_the_briefest_let_others_pass():
+    """Whoever overtakes may be the next who keeps it for long."""
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, 0.001)
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.02)
+    held.release()
+    held = waiter.loan()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.002)
+    held.release()
+    assert not can_overtake(pool)
+    held = waiter.loan()
+    (waiter,) = queue(pool, clock, None)
+    held.release()  # at once
+    assert can_overtake(pool)
+    clock.advance(0.01)
+    waiter.loan().release()
+    assert_ended(pool, works)
+
+
+def test_a_long_loan_for_which_nobody_waited_does_not_matter():
+    works = Works(prompt=True)
+    pool, clock = pool_of_lagging_threads(works, 0.001)
+    held = pool.try_connect()
+    clock.advance(0.02)
+    held.terminate()
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(0.002)
+    held.release()
+    assert can_overtake(pool)
     clock.advance(0.01)
     waiter.loan().release()
     assert_ended(pool, works)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from connpool.pool.pace import BRIEF, Pace
+from connpool.pool.pace import BRIEF, MEMORY, Pace
 
 GRACE = 5e-4
 
@@ -51,3 +51,16 @@ def test_one_thread_that_was_stopped_does_not_make_all_loans_brief(stop: float) 
 def test_a_change_is_noticed_within_some_dozens_of_hand_offs() -> None:
     assert after(*[20e-6] * 1_000, *[150e-6] * 32).brief > 300e-6
     assert after(*[150e-6] * 1_000, *[20e-6] * 48).brief < 100e-6
+
+
+def test_after_a_long_loan_lags_count_for_nothing_for_a_while() -> None:
+    pace = after(*[1e-3] * 200)
+    before = pace.brief
+    pace.note_long()
+    assert pace.brief == BRIEF < before
+    pace.brief = before  # by a note that was under way
+    for _ in range(MEMORY):
+        pace.note(1e-3)
+        assert pace.brief == BRIEF
+    pace.note(1e-3)
+    assert pace.brief == before
