@@ -23,11 +23,12 @@ from connpool import Connection, ConnectionPool, SocketConnector
 from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
 from connpool.wire import look, stream
 from connpool.wire.io import Stream
-from connpool.wire.modes import SocketModes
+from connpool.wire.modes import MINDED, SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
 from tests.helpers.forks import in_child
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
+from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -138,25 +139,14 @@ def test_silence_ends_a_read_in_time(
         apart(wait)
 
 
-def test_who_dribbles_a_record_stretches_no_read(certificates: Certificates) -> None:
-    """OpenSSL reads on until it has a record, and each piece of it may come in time."""
+@pytest.fixture
+def dribbled(certificates: Certificates) -> Iterator[Callable[[Callable[[Stream], Any]], Any]]:
+    """Runs a job on a connection whose peer sends one byte of a TLS record after the other, each in time."""
     ours, theirs = socket.socketpair()
     stream = Stream(ours, is_private=True)
     context = certificates.client()
     context.check_hostname = False
     is_over = threading.Event()
-    took: list[float] = []
-
-    def read() -> None:
-        try:
-            stream.start_tls(context, None, timeout=5)
-            for _ in range(4):
-                began = time.monotonic()
-                with pytest.raises(TimeoutError):
-                    stream.recv_exactly(10_000, timeout=0.1)
-                took.append(time.monotonic() - began)
-        finally:
-            is_over.set()
 
     def dribble() -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -169,15 +159,59 @@ def test_who_dribbles_a_record_stretches_no_read(certificates: Certificates) -> 
                 theirs.sendall(outgoing.read())
                 incoming.write(theirs.recv(65_536))
         theirs.sendall(outgoing.read())
-        for _ in range(10):
-            tls.write(bytes(1_000))
+        tls.write(bytes(10_000))
         while not is_over.wait(0.0005):
             theirs.sendall(outgoing.read(1))
 
-    with theirs:
-        together(read, dribble, limit=30)
-        stream.raw.close()
-    assert max(took) < 0.4, took
+    def run(job: Callable[[Stream], Any]) -> Any:
+        def on_the_other_side() -> Any:
+            try:
+                stream.start_tls(context, None, timeout=5)
+                return job(stream)
+            finally:
+                is_over.set()
+
+        return apart(on_the_other_side, dribble)
+
+    with theirs, ConnectionPool():  # where there is a pool there is upkeep
+        yield run
+    stream.raw.close()
+
+
+def test_who_dribbles_a_record_stretches_no_read(
+    dribbled: Callable[[Callable[[Stream], Any]], list[float]],
+) -> None:
+    """OpenSSL reads on until it has a record, and each piece of it may come in time."""
+
+    def read(stream: Stream) -> list[float]:
+        took = []
+        for _ in range(4):
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                stream.recv_exactly(10_000, timeout=0.1)
+            took.append(time.monotonic() - began)
+        return took
+
+    assert max(dribbled(read)) < 0.5
+
+
+def test_while_a_record_is_dribbled_others_have_their_turn(
+    dribbled: Callable[[Callable[[Stream], Any]], float],
+) -> None:
+    def read_and_write(stream: Stream) -> float:
+        def read() -> None:
+            with contextlib.suppress(TimeoutError):
+                stream.recv_exactly(10_000, timeout=3)
+
+        def write() -> float:
+            time.sleep(0.05)
+            began = time.monotonic()
+            stream.sendall(b"x", timeout=5)
+            return time.monotonic() - began
+
+        return float(together(write, read, limit=20)[0])
+
+    assert dribbled(read_and_write) < 0.5
 
 
 def test_each_timeout_holds_whatever_came_before(certificates: Certificates) -> None:
@@ -283,6 +317,27 @@ def test_who_finds_another_at_it_has_the_system_wait_no_more(
 
         is_held = threading.Event()
         assert apart(lambda: is_held.wait(5) and listen(), give_away) == b"!"
+
+
+def test_where_nobody_can_cut_a_call_short_the_system_does_not_wait(
+    echo: ScriptedServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turn() -> None:
+        with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            monkeypatch.setattr(MINDED, "begin", bool)
+            monkeypatch.setattr(MINDED, "is_minded", False)
+            ask(conn)
+            assert not any(limits_of(conn._record.raw))
+
+    apart(turn)
+
+
+def test_calls_are_minded_no_longer_than_there_are_any(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        apart(lambda: ask(conn))
+        until(lambda: not MINDED.is_minded and not MINDED.calls, "end of looking")
 
 
 HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
