@@ -46,7 +46,7 @@ class Pace:
 
     def note(self, seconds: float) -> None:
         """A thread was there *seconds* after it had been served. No lock: of two at once one is lost."""
-        if self.strict_for:
+        if self.strict_for > 0:  # of two at once it may become less
             self.strict_for -= 1
             self.brief = BRIEF  # again: a note that was under way meanwhile may have been the last to store
             return

@@ -64,3 +64,10 @@ def test_after_a_long_loan_lags_count_for_nothing_for_a_while() -> None:
         assert pace.brief == BRIEF
     pace.note(1e-3)
     assert pace.brief == before
+
+
+def test_two_who_note_the_last_strict_hand_off_at_once_do_not_make_all_others_strict() -> None:
+    pace = after(*[1e-3] * 200)
+    pace.strict_for = -1
+    pace.note(1e-3)
+    assert pace.brief > BRIEF
