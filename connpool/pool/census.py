@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from connpool.model.states import CloseReason
 from connpool.pool.flock import Flock
 from connpool.pool.record import Phase
-from connpool.wire.io import is_stream
+from connpool.wire.io import Stream, is_stream
 from connpool.wire.look import abandon
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def disown(lender: Lender) -> None:
     for record in list(lender.books.records()):
         record.condemn(CloseReason.STALE)
         record.phase = Phase.CLOSED  # its loan, if there is one, can no longer be given back
-        if record.stream is not None:
+        if isinstance(record.stream, Stream):
             record.stream.let_go()
         if is_stream(record.raw):
             abandon(record.raw)

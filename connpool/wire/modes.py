@@ -105,6 +105,7 @@ class SocketModes(ByteStream):
             self._lift_limit()  # else the read does so when it ends, which is soon; or the next call on TLS
 
     def let_go(self) -> None:
+        """In a forked child: those who were in a call are the parent's, and never come out of it."""
         self._tls_turn = threading.Lock()
 
     def close_in_turn(self, close: Callable[[socket.socket], object]) -> None:

@@ -61,9 +61,6 @@ class ByteStream(abc.ABC):
     def expect_company(self) -> None:  # noqa: B027 - for most kinds there is nothing to do
         """Several threads may read from now on."""
 
-    def let_go(self) -> None:  # noqa: B027 - for most kinds there is nothing to do
-        """In a forked child: those who were in a call are the parent's, and never come out of it."""
-
     # -- one attempt each, by the kind of transport -------------------------------
 
     @abc.abstractmethod
