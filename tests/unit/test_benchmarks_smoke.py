@@ -2,7 +2,7 @@
 
 import json
 import math
-from array import array
+from time import sleep
 
 import pytest
 
@@ -186,16 +186,30 @@ def test_every_thread_of_a_race_counts_in_the_bundles_asked_for():
 
 
 def test_only_turns_inside_the_window_are_counted():
-    track = Track(turns=5, waits=array("d", [9.0]))
-    track.open_window()
-    track.turns += 2
-    track.waits.append(1.0)
-    track.shut_window()
-    track.turns += 4
-    track.waits.append(2.0)  # began inside the window: it belongs to it
+    def work_early(running, track):
+        track.turns += 1_000
+        track.waits.append(9.0)
+        while running:
+            sleep(0.001)
+        track.turns += 1_000
+        track.waits.append(1.0)  # it may have begun inside the window: it belongs to it
 
-    assert track.served == 2
-    assert list(track.waits) == [1.0, 2.0]
+    tracks, _, _ = race(work_early, threads=2, seconds=0.05, warm_up=0.5)
+
+    assert [track.served for track in tracks] == [0, 0]
+    assert [list(track.waits) for track in tracks] == [[1.0], [1.0]]
+
+
+def test_turns_inside_the_window_are_counted():
+    def work(running, track):
+        while running:
+            track.turns += 1
+            sleep(0.001)
+
+    tracks, seconds, _ = race(work, threads=2, seconds=0.1, warm_up=0.01)
+
+    assert all(0 < track.served <= track.turns for track in tracks)
+    assert all(track.served <= seconds / 0.001 + 1 for track in tracks)
 
 
 def test_the_failure_of_one_thread_fails_the_race():
