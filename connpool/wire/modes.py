@@ -49,7 +49,7 @@ class Minded:
             if self._seen.get(stream) == number == self.calls.get(stream):
                 stream.cut_short()
                 self.calls.pop(stream, None)  # or an interrupt as it ended would have it looked at for ever
-        self._seen = going_on
+        self._seen = going_on if self.calls else {}  # what is over is not kept
 
 
 MINDED: Final = Minded()

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +18,11 @@ import pytest
 
 from connpool import Connection, ConnectionPool
 from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
-from connpool.wire import stream
 from connpool.wire.io import Stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
+from tests.helpers.reads import apart, ask, count_polls, every_read, limits_of
 from tests.helpers.scripts import running_program
-from tests.helpers.together import together
 from tests.helpers.wire import taking
 
 
@@ -34,41 +32,9 @@ def echo() -> Iterator[ScriptedServer]:
         yield server
 
 
-def apart(*jobs: Callable[[], Any]) -> Any:
-    """Run *jobs* on threads that are not the main one. Returns what the first does."""
-    return together(*jobs, limit=20)[0]
-
-
-def ask(conn: Connection, timeout: float | None = 5) -> None:
-    conn.sendall(b"ping", timeout=timeout)
-    assert conn.recv_exactly(4, timeout=timeout) == b"ping"
-
-
 def limit_of(raw: socket.socket) -> float:
     """Seconds after which the system ends a read of *raw*; 0: it never does."""
-    seconds, microseconds = struct.unpack("ll", raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
-    return float(seconds + microseconds / 1e6)
-
-
-def count_polls(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """The seconds of each wait in front of a read or a write, from now on."""
-    waits: list[float | None] = []
-    wait = stream.wait_until_ready
-
-    def noting(fd: int, events: int, seconds: float | None) -> bool:
-        waits.append(seconds)
-        return wait(fd, events, seconds)
-
-    monkeypatch.setattr(stream, "wait_until_ready", noting)
-    return waits
-
-
-READS: dict[str, Callable[[Connection, float | None], bytes]] = {
-    "recv": lambda conn, timeout: conn.recv(5, timeout),
-    "recv_exactly": lambda conn, timeout: conn.recv_exactly(5, timeout),
-    "recv_until": lambda conn, timeout: conn.recv_until(b"\n", timeout=timeout),
-}
-every_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
+    return limits_of(raw)[0]
 
 
 @every_read

@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import ssl
-import struct
 import threading
 import time
 import weakref
@@ -21,13 +20,14 @@ import pytest
 
 from connpool import Connection, ConnectionPool, SocketConnector
 from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
-from connpool.wire import look, stream
+from connpool.wire import look
 from connpool.wire.io import Stream
 from connpool.wire.modes import MINDED, SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
 from tests.helpers.forks import in_child
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
+from tests.helpers.reads import apart, ask, count_polls, every_read, limits_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -43,49 +43,12 @@ def secure_pool(server: ScriptedServer, certificates: Certificates, **settings: 
     return ConnectionPool(server.endpoint, connector=SocketConnector(certificates.client()), **settings)
 
 
-def apart(*jobs: Callable[[], Any]) -> Any:
-    """Run *jobs* on threads that are not the main one. Returns what the first does."""
-    return together(*jobs, limit=30)[0]
-
-
-def ask(conn: Connection, timeout: float | None = 5) -> None:
-    conn.sendall(b"ping", timeout=timeout)
-    assert conn.recv_exactly(4, timeout=timeout) == b"ping"
-
-
-def limits_of(raw: socket.socket) -> list[float]:
-    """Seconds after which the system ends a read and a write of *raw*; 0: it never does."""
-    found = [raw.getsockopt(socket.SOL_SOCKET, name, 16) for name in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)]
-    return [seconds + micros / 1e6 for seconds, micros in (struct.unpack("ll", one) for one in found)]
-
-
 def is_waiting_mode(raw: Any) -> bool:
     return raw.gettimeout() == 0.0 and os.get_blocking(raw.fileno()) and all(limits_of(raw))
 
 
 def blocks_without_limit(raw: Any) -> bool:
     return raw.gettimeout() is None and os.get_blocking(raw.fileno()) and not any(limits_of(raw))
-
-
-def count_polls(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """The seconds of each wait in front of a read or a write, from now on."""
-    waits: list[float | None] = []
-    wait = stream.wait_until_ready
-
-    def noting(fd: int, events: int, seconds: float | None) -> bool:
-        waits.append(seconds)
-        return wait(fd, events, seconds)
-
-    monkeypatch.setattr(stream, "wait_until_ready", noting)
-    return waits
-
-
-READS: dict[str, Callable[[Connection, float | None], bytes]] = {
-    "recv": lambda conn, timeout: conn.recv(5, timeout),
-    "recv_exactly": lambda conn, timeout: conn.recv_exactly(5, timeout),
-    "recv_until": lambda conn, timeout: conn.recv_until(b"\n", timeout=timeout),
-}
-every_read = pytest.mark.parametrize("read", READS.values(), ids=READS)
 
 
 @every_read

@@ -420,13 +420,18 @@ def pool_of_lagging_threads(works, lag):
     pool = make(works, clock, checkout_timeout=None)
     clock.lag = lag
     for _ in range(60):
-        held = pool.try_connect()
-        (waiter,) = queue(pool, clock, None)
-        clock.advance(0.005)
-        held.release()
-        waiter.loan().release()
+        given_back_after(0.005, pool, clock).loan().release()
     clock.lag = 0.0
     return pool, clock
+
+
+def given_back_after(seconds, pool, clock):
+    """A loan for which one has waited that long. Returns who."""
+    held = pool.try_connect()
+    (waiter,) = queue(pool, clock, None)
+    clock.advance(seconds)
+    held.release()
+    return waiter
 
 
 def can_overtake(pool):
@@ -445,10 +450,7 @@ def can_overtake(pool):
 def test_brief_loans_overtake_only_where_hand_offs_take_as_long(lag, hold, is_brief):
     works = Works(prompt=True)
     pool, clock = pool_of_lagging_threads(works, lag)
-    held = pool.try_connect()
-    (waiter,) = queue(pool, clock, None)
-    clock.advance(hold)
-    held.release()
+    waiter = given_back_after(hold, pool, clock)
     assert can_overtake(pool) is is_brief
     clock.advance(0.01)
     waiter.loan().release()
@@ -459,11 +461,7 @@ def test_where_somebody_waited_for_a_long_loan_only_the_briefest_let_others_pass
     """Whoever overtakes may be the next who keeps it for long."""
     works = Works(prompt=True)
     pool, clock = pool_of_lagging_threads(works, 0.001)
-    held = pool.try_connect()
-    (waiter,) = queue(pool, clock, None)
-    clock.advance(0.02)
-    held.release()
-    held = waiter.loan()
+    held = given_back_after(0.02, pool, clock).loan()
     (waiter,) = queue(pool, clock, None)
     clock.advance(0.002)
     held.release()
@@ -483,10 +481,7 @@ def test_a_long_loan_for_which_nobody_waited_does_not_matter():
     held = pool.try_connect()
     clock.advance(0.02)
     held.terminate()
-    held = pool.try_connect()
-    (waiter,) = queue(pool, clock, None)
-    clock.advance(0.002)
-    held.release()
+    waiter = given_back_after(0.002, pool, clock)
     assert can_overtake(pool)
     clock.advance(0.01)
     waiter.loan().release()
