@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from connpool.pool.piles import look_through
 
 __all__ = ["Call", "Desk", "Job"]
 
-PATIENCE: Final = 0.01  # seconds that those who were served just now are waited for at most
+LONGEST: Final = 0.01  # seconds that who comes waits at most for those who were served to leave
+PATIENCE: Final = 0.1  # seconds after which who was not told looks for itself, and then ever less often
 
 _wait = SystemClock().wait
 
@@ -27,9 +29,10 @@ class Job:
         work: Does it, within a transaction; None: the caller will, when nobody else is at the file.
         is_durable: Whether it is to survive that the power fails.
         is_done: Whether ``outcome`` or ``error`` is what the call ends with.
+        is_told: Whether its thread was woken for that.
     """
 
-    __slots__ = ("error", "gate", "is_done", "is_durable", "outcome", "thread", "work")
+    __slots__ = ("error", "gate", "is_done", "is_durable", "is_told", "outcome", "thread", "work")
 
     def __init__(self, work: Callable[[Draft], Any] | None, is_durable: bool = False) -> None:
         self.work = work
@@ -39,6 +42,7 @@ class Job:
         self.outcome: Any = None
         self.error: Exception | None = None
         self.is_done = False
+        self.is_told = False
 
     def wake(self) -> None:
         """Let its thread look: it is done, or it may be its turn."""
@@ -52,18 +56,17 @@ class Call:
     Both end with ``end``, or when it is dropped: an interrupt leaves nobody waiting.
     """
 
-    __slots__ = ("_desk", "_has_tried", "_is_over", "_job")
+    __slots__ = ("_desk", "_is_over", "_job")
 
     def __init__(self, desk: Desk, job: Job) -> None:
         self._desk = desk
-        self._has_tried = self._is_over = False
+        self._is_over = False
         self._job = job
-        desk.jobs[job.thread] = job
-        if desk.missing:
-            desk.note_arrival(job.thread)
+        desk.inside[job.thread] = job
+        desk.jobs.append(job)
 
     def has_file(self) -> bool:
-        """Try to have the file to itself; False: another has it, and will wake the job."""
+        """Try to have the file to itself; False: another has it, and will see to it that the job is woken."""
         users, loners = self._desk.users, self._desk.loners
         try:
             if loners and loners[0] is not self._job:
@@ -71,7 +74,6 @@ class Call:
         except IndexError:  # nobody wants it alone any more
             pass
         while not users:
-            self._has_tried = True
             users.append(self._job)
             if users[0] is self._job:
                 return True
@@ -79,7 +81,7 @@ class Call:
         return False
 
     def end(self) -> None:
-        """Let another have the file, and take the job off the desk; more than once does nothing."""
+        """Take the job off the desk, and wake the next; more than once does nothing."""
         if self._is_over:
             return
         desk, job = self._desk, self._job
@@ -87,9 +89,11 @@ class Call:
             desk.users.remove(job)
         if job in desk.loners:
             desk.loners.remove(job)
-        if desk.jobs.get(job.thread) is job:
-            del desk.jobs[job.thread]
-        if desk.jobs and (self._has_tried or not job.is_done):  # else nobody waited for this one
+        if job in desk.jobs:
+            desk.jobs.remove(job)
+        if desk.inside.get(job.thread) is job:
+            del desk.inside[job.thread]
+        if desk.jobs:
             desk.wake_next()
         self._is_over = True  # last: an interrupt before leaves the rest to the finaliser
 
@@ -103,9 +107,16 @@ class Desk:
 
     There is no lock. Who has a job puts it on the desk, *then* looks whether the
     file is free; who leaves the file does that first, and looks for jobs *then*.
-    So one of the two sees the other. Who has the file does all jobs that are
-    there: one commit serves all that came while the last was on its way to the disk,
-    and those whom that has served, if they come again within half the time that it took.
+    So one of the two sees the other. Who has the file does all jobs that are there:
+    one commit serves all that came while the last was on its way to the disk.
+
+    Who leaves the desk wakes one other: the next of those who were served, or when all
+    of them know it the first of those who were not. Woken all at once they would be in each
+    other's way, and each would wait once more, for the interpreter. Who comes meanwhile
+    waits for the last of them to leave: by then most have come again, and are one company,
+    not two of half the size that need a commit each. If one of them does not get on,
+    in a signal handler say, nobody waits for it for long: who comes does for twice the
+    time of the last service, and who was served and is not told looks for itself.
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -113,15 +124,11 @@ class Desk:
     """
 
     def __init__(self) -> None:
-        self.jobs: dict[int, Job] = {}  # by thread
+        self.jobs: deque[Job] = deque()  # in the order of arrival
+        self.inside: dict[int, Job] = {}  # whose thread has not left yet
         self.users: deque[Job] = deque()  # the left one has the file
         self.loners: deque[Job] = deque()  # who want it alone, and so before all others
-        self._served: frozenset[int] = frozenset()  # threads of the last two batches
-        self._latest: frozenset[int] = frozenset()  # of the last one
-        self._waits_until = 0.0  # for them to come again
-        self.missing: set[int] = set()  # those of them who have not come yet
-        self._all_here: Gate = threading.Lock()  # opened by the last of them
-        self._all_here.acquire()
+        self._leave_until = 0.0  # those who were served, unless something is the matter with them
 
     def do(self, job: Job, run: Callable[[Sequence[Job]], None]) -> Any:
         """Have *job* done, by this thread or another; returns its outcome.
@@ -135,11 +142,10 @@ class Desk:
         """
         call = self._join(job)
         try:
-            if (call.has_file() or self._wait(call, job, None)) and not job.is_done:
-                self._gather()
+            if self._wait(call, job, None) and not job.is_done:
                 self._serve(run)
         except BaseException:  # Ctrl-C: who is done by now may not have been told
-            for other in self.jobs.copy().values():
+            for other in look_through(self.jobs):
                 other.wake()
             raise
         finally:
@@ -151,38 +157,12 @@ class Desk:
                 job.error = None  # or it would refer to itself, through its traceback and this frame
         return job.outcome
 
-    def _gather(self) -> None:
-        """Wait a moment for those who were served just now, and are likely to be about to come again.
-
-        Or there would soon be two companies, of which one waits while the other is served: twice the commits.
-        """
-        left = self._waits_until - clock.now()
-        if left <= 0:
-            return
-        missing = self.missing = set(self._served)  # said first, and looked after that: who comes does it
-        missing.difference_update([job.thread for job in self._undone()])  # the other way round
-        until = clock.now() + min(left, PATIENCE)
-        while missing and _wait(self._all_here, until - clock.now()):
-            pass  # it may have been left open by those whom another has waited for
-
-    def note_arrival(self, thread: int) -> None:
-        """*thread* has put its job on the desk: who waits for all to come may have waited enough."""
-        missing = self.missing
-        missing.discard(thread)
-        if not missing:
-            open_gate(self._all_here)
-
     def _serve(self, run: Callable[[Sequence[Job]], None]) -> None:
-        jobs = [job for job in self._undone() if job.work]
+        jobs = [job for job in look_through(self.jobs) if job.work and not job.is_done]
         began = clock.now()
         run(jobs)
         ended = clock.now()
-        threads = frozenset([job.thread for job in jobs])
-        self._served, self._latest = threads | self._latest, threads
-        self._waits_until = ended + (ended - began) / 2
-
-    def _undone(self) -> list[Job]:
-        return [job for job in self.jobs.copy().values() if not job.is_done]
+        self._leave_until = ended + min(2 * (ended - began), LONGEST)
 
     def hold(self, timeout: float | None = None) -> Call | None:
         """Wait until nobody is at the file, and keep others away until the call ends.
@@ -208,28 +188,41 @@ class Desk:
         Raises:
             UsageError: it would wait for itself.
         """
-        if threading.get_ident() in self.jobs:
+        if threading.get_ident() in self.inside:
             raise UsageError("a spool is used from within a call to it")
 
     def _wait(self, call: Call, job: Job, timeout: float | None) -> bool:
         """Wait for the file, or until *job* is done. False: *timeout* is over."""
-        until = None if timeout is None else clock.now() + timeout
+        if self._may_go(job) and call.has_file():
+            return True
+        until = math.inf if timeout is None else clock.now() + timeout
+        patience = PATIENCE
         job.gate = gate = threading.Lock()
         gate.acquire()
         while not job.is_done:
-            if call.has_file():
+            if self._may_go(job) and call.has_file():
                 return True
-            if until is None:
-                gate.acquire()
-            elif not _wait(gate, until - clock.now()):
-                return False
+            if not _wait(gate, min(patience, until - clock.now())):
+                if clock.now() >= until:
+                    return False
+                patience *= 2
         return True
 
-    def wake_next(self) -> None:
-        """Tell who comes next that the file may be free."""
+    def _may_go(self, job: Job) -> bool:
+        """Whether nobody has the file, and nobody who was served has yet to leave and wake who comes next."""
         if self.users:
-            return
-        for job in *look_through(self.loners), *self.jobs.copy().values():
-            if not job.is_done:
+            return False
+        return not self.jobs[0].is_done or clock.now() >= self._leave_until or job.work is None
+
+    def wake_next(self) -> None:
+        """Wake who was served and does not know it, or else who comes next: the file may be free."""
+        for job in look_through(self.jobs):
+            if job.is_done and job.gate is not None and not job.is_told:
                 job.wake()
+                job.is_told = True  # last: an interrupt before has it woken once more
                 return
+        if not self.users:
+            for job in *look_through(self.loners), *look_through(self.jobs):
+                if not job.is_done:
+                    job.wake()
+                    return

@@ -222,7 +222,6 @@ class Keeper:
             if len(jobs) == 1:
                 jobs[0].error = error
                 jobs[0].is_done = True
-                jobs[0].wake()
                 return
             for job in jobs:
                 self._run([job])
@@ -282,7 +281,6 @@ class Keeper:
             draft.dropped = {}
         for job in jobs:
             job.is_done = True
-            job.wake()
         self._unsettled = None
         self._is_at_it = False
 

@@ -35,7 +35,6 @@ class Runner:
         for job in jobs:
             job.outcome = job.work(None)  # type: ignore[arg-type,misc]
             job.is_done = True
-            job.wake()
 
     def let_go_when(self, jobs: int) -> None:
         while len(self.desk.jobs) < jobs:
@@ -224,77 +223,177 @@ def test_who_comes_with_another_that_leaves_in_that_very_moment_has_the_file() -
     assert not desk.users
 
 
-@pytest.mark.parametrize("is_left_open", [False, True], ids=["", "a gate was left open"])
-def test_who_has_the_file_waits_until_all_have_come_who_were_served_just_now(monkeypatch, is_left_open):
+class Sitter:
+    """Another thread's call that waits at its gate; served unless it is told that it is not."""
+
+    def __init__(self, desk: Desk, thread: int, *, is_done: bool = True, waits: bool = True) -> None:
+        self.job = Job(lambda _: None)
+        self.job.thread = -thread
+        self.call = Call(desk, self.job)
+        self.job.is_done = is_done
+        if waits:
+            self.job.gate = threading.Lock()
+            self.job.gate.acquire()
+
+    def is_woken(self) -> bool:
+        return self.job.gate is not None and self.job.gate.acquire(timeout=0)
+
+
+def test_who_leaves_wakes_the_next_who_was_served_and_the_last_of_them_who_was_not() -> None:
+    desk = Desk()
+    leader = desk.hold()
+    assert leader is not None
+    served, others = [Sitter(desk, n) for n in (1, 2, 3)], [Sitter(desk, n, is_done=False) for n in (4, 5)]
+    sitters = served + others
+    woken = []
+    for leaving in (leader, *(sitter.call for sitter in served)):
+        leaving.end()
+        woken.append([sitter.is_woken() for sitter in sitters])
+    assert woken == [[at == n for at in range(5)] for n in range(4)]
+    assert others[0].call.has_file()
+    others[0].call.end()
+    assert others[1].is_woken()
+
+
+def test_who_was_served_leaves_while_another_has_the_file_and_nobody_is_told_that_it_is_free() -> None:
+    desk = Desk()
+    served, waits, leader = Sitter(desk, 1), *(Sitter(desk, n, is_done=False) for n in (2, 3))
+    assert leader.call.has_file()
+    served.call.end()
+    assert not waits.is_woken()
+    leader.call.end()
+    assert waits.is_woken()
+
+
+def test_who_was_served_before_it_came_to_its_gate_finds_out_by_itself_and_keeps_nobody_from_being_told() -> (
+    None
+):
+    desk = Desk()
+    leader = desk.hold()
+    assert leader is not None
+    on_its_way, next_one = Sitter(desk, 1, waits=False), Sitter(desk, 2)
+    leader.end()
+    assert next_one.is_woken()
+    assert on_its_way.job.gate is None
+
+
+def test_who_was_told_and_does_not_get_on_keeps_nobody_from_being_told() -> None:
+    desk = Desk()
+    stuck = Sitter(desk, 1)
+    for n in range(2, 5):
+        served, leader = Sitter(desk, n), desk.hold(10)
+        assert leader is not None
+        leader.end()
+        leader = desk.hold(10)
+        assert leader is not None
+        leader.end()
+        assert served.is_woken()
+        served.call.end()
+    assert stuck.is_woken()
+
+
+def test_who_was_served_and_is_not_told_leaves_all_the_same() -> None:
+    desk = Desk()
+    keeps = Sitter(desk, 1, is_done=False)
+    assert keeps.call.has_file()
+    job = Job(lambda _: None)
+
+    def waits() -> bool:
+        return desk._wait(Call(desk, waiting_of_this_thread(job)), job, None)
+
+    def serves() -> None:
+        while job.gate is None:
+            threading.Event().wait(0.001)
+        job.is_done = True
+
+    assert together(waits, serves) == [True, None]
+
+
+def test_who_comes_waits_until_all_have_left_who_were_served(monkeypatch) -> None:
     monkeypatch.setattr(desks, "PATIENCE", 60.0)
     desk = Desk()
+    desk._leave_until = clock.now() + 60
+    served = Sitter(desk, 1)
     runner = Runner(desk)
-    known = threading.Event()
-    if is_left_open:  # by one who came when nobody waited any more
-        desk._all_here.release()
 
-    def first() -> int:
-        assert known.wait(10)
-        desk._waits_until = clock.now() + 60
-        return int(desk.do(Job(lambda _: 1), runner.run))
+    def comes(n: int) -> int:
+        return int(desk.do(Job(lambda _: n), runner.run))
 
-    def second() -> int:
-        desk._served = frozenset([threading.get_ident()])
-        known.set()
-        while not desk.users:
-            threading.Event().wait(0.0001)
-        return int(desk.do(Job(lambda _: 2), runner.run))
+    def leaves() -> None:
+        while sum(job.gate is not None for job in desk.jobs.copy()) < 4:
+            threading.Event().wait(0.001)
+        assert not runner.batches
+        served.call.end()
 
-    assert together(first, second) == [1, 2]
-    assert [len(batch) for batch in runner.batches] == [2]
+    assert together(leaves, *(lambda n=n: comes(n) for n in (1, 2, 3)))[1:] == [1, 2, 3]
+    assert [len(batch) for batch in runner.batches] == [3]
 
 
-def test_who_has_the_file_does_not_wait_for_those_who_are_there(monkeypatch) -> None:
-    monkeypatch.setattr(desks, "_wait", None)
+@pytest.mark.parametrize("look", [1, 2])
+def test_who_was_served_and_leaves_as_another_comes_to_its_gate_keeps_it_from_nothing(
+    monkeypatch, look
+) -> None:
+    monkeypatch.setattr(desks, "PATIENCE", 60.0)
+    looks = itertools.count(1)
+
+    class Looked(Desk):
+        def _may_go(self, job: Job) -> bool:
+            may_go = super()._may_go(job)
+            if next(looks) == look:
+                served.call.end()
+            return may_go
+
+    desk = Looked()
+    desk._leave_until = clock.now() + 60
+    served = Sitter(desk, 1)
+    assert together(lambda: desk.do(Job(lambda _: 7), Runner(desk).run)) == [7]
+
+
+def test_who_wants_the_file_alone_does_not_wait_for_those_who_were_served() -> None:
+    desk = Desk()
+    desk._leave_until = clock.now() + 60
+    served = Sitter(desk, 1)
+    call = desk.hold(0)
+    assert call is not None
+    call.end()
+    assert served.is_woken()
+
+
+def test_who_was_served_and_does_not_get_on_is_waited_for_no_longer_than_twice_the_service(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(desks, "LONGEST", 60.0)
     desk = Desk()
     runner = Runner(desk)
-    other = Job(lambda _: 2)
-    other.thread = -1
-    desk.jobs[-1] = other
-    desk._served = frozenset([-1])
-    desk._waits_until = clock.now() + 60
-    assert desk.do(Job(lambda _: 1), runner.run) == 1
-    assert [len(batch) for batch in runner.batches] == [2]
+    stuck = Sitter(desk, 1)
+    desk._leave_until = clock.now()
+    assert desk.do(Job(lambda _: 7), runner.run) == 7
+    stuck.call.end()
 
-
-def test_who_has_the_file_waits_for_nobody_who_was_served_long_ago_and_never_long(monkeypatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(desks, "_wait", lambda gate, seconds: waits.append(seconds))
-    desk = Desk()
-    for seconds, n_waits in ((0.0, 0), (1e9, 1)):  # a clock that was set back
-        desk._served = frozenset([-1])
-        desk._waits_until = clock.now() + seconds
-        assert desk.do(Job(lambda _: 1), Runner(desk).run) == 1
-        assert len(waits) == n_waits
-    assert waits[0] <= PATIENCE
-
-
-def test_served_just_now_are_those_of_the_last_two_batches_for_half_the_time_of_the_last(monkeypatch) -> None:
-    desk = Desk()
-    ticks = itertools.count(0, 2)
-    monkeypatch.setattr(desks.clock, "now", lambda: float(next(ticks)))
+    ticks = iter((100.0, 103.0, 200.0, 300.0))
+    monkeypatch.setattr(desks.clock, "now", lambda: next(ticks))
     seen = []
-    for threads in ([1, 2], [3], [4]):
-        desk.jobs = {thread: Job(lambda _: 0) for thread in threads}
-        for thread, job in desk.jobs.items():
-            job.thread = thread
-        desk._serve(Runner(desk).run)
-        seen.append((set(desk._served), desk._waits_until))
-    assert seen == [({1, 2}, 3.0), ({1, 2, 3}, 7.0), ({3, 4}, 11.0)]
+    for _ in range(2):
+        desk._serve(runner.run)
+        seen.append(desk._leave_until)
+    assert seen == [109.0, 360.0]
 
 
-def test_one_thread_alone_waits_for_nobody() -> None:
+def test_who_waits_looks_for_itself_ever_less_often(monkeypatch) -> None:
+    waits: list[float] = []
     desk = Desk()
-    desk._all_here = None  # type: ignore[assignment]
-    for n in range(3):
-        assert desk.do(Job(lambda _, n=n: n), Runner(desk).run) == n
-        desk._waits_until = clock.now() + 10
-    assert desk._served == {threading.get_ident()}
+    job = Job(lambda _: None)
+
+    def wait(gate: object, seconds: float) -> bool:
+        waits.append(seconds)
+        job.is_done = len(waits) == 4
+        return False
+
+    monkeypatch.setattr(desks, "_wait", wait)
+    keeps = Sitter(desk, 1, is_done=False)
+    assert keeps.call.has_file()
+    assert desk._wait(Call(desk, job), job, None)
+    assert waits == [PATIENCE, 2 * PATIENCE, 4 * PATIENCE, 8 * PATIENCE]
 
 
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
@@ -344,22 +443,21 @@ def test_who_looks_at_a_desk_that_a_loner_leaves_in_that_very_moment_has_the_fil
     assert desk.do(Job(lambda _: 7), Runner(desk).run) == 7
 
 
-def test_an_interrupt_as_a_call_ends_lets_the_next_have_the_file_all_the_same() -> None:
+@pytest.mark.parametrize("is_done", [False, True], ids=["who waits", "who was served"])
+def test_an_interrupt_as_a_call_ends_lets_the_next_know_all_the_same(is_done: bool) -> None:
     for n in itertools.count(1):
         desk = Desk()
-        call, waits = Call(desk, Job(None)), Job(lambda _: 7)
+        call = Call(desk, Job(None))
         assert call.has_file()
-        waits.thread, waits.gate = -1, threading.Lock()
-        waits.gate.acquire()
-        next_call = Call(desk, waits)
-        assert not next_call.has_file()
+        waits = Sitter(desk, 1, is_done=is_done)
+        assert not waits.call.has_file()
         with Strike(n, codes_of(Call.end, Desk.wake_next, Job.wake)) as strike:
             call.end()
         where = strike.where
         del call, strike
         gc.collect()  # the strike keeps its traceback, and that the strike
-        assert waits.gate.acquire(timeout=0), where
-        assert next_call.has_file()
+        assert waits.is_woken(), where
+        assert waits.call.has_file()
         if where is None:
             assert n > 20
             return
