@@ -17,6 +17,7 @@ from connpool.pool.piles import look_through
 __all__ = ["Call", "Desk", "Job"]
 
 LONGEST: Final = 0.01  # seconds that who comes waits at most for those who were served to leave
+LATE: Final = 0.0002  # seconds for each who was served, until the next service should begin
 PATIENCE: Final = 0.1  # seconds after which who was not told looks for itself, and then ever less often
 
 _wait = SystemClock().wait
@@ -114,7 +115,9 @@ class Desk:
     of them know it the first of those who were not. Woken all at once they would be in each
     other's way, and each would wait once more, for the interpreter. Who comes meanwhile
     waits for the last of them to leave: by then most have come again, and are one company,
-    not two of half the size that need a commit each. If one of them does not get on,
+    not two of half the size that need a commit each. Where other threads compute each of them
+    would wait for the interpreter in turn: if one service begins late after the last,
+    whom it has served are woken all at once. If one of them does not get on,
     in a signal handler say, nobody waits for it for long: who comes does for twice the
     time of the last service, and who was served and is not told looks for itself.
 
@@ -129,6 +132,7 @@ class Desk:
         self.users: deque[Job] = deque()  # the left one has the file
         self.loners: deque[Job] = deque()  # who want it alone, and so before all others
         self._leave_until = 0.0  # those who were served, unless something is the matter with them
+        self._is_late_from = 0.0  # when the next service begins: others kept them from leaving
 
     def do(self, job: Job, run: Callable[[Sequence[Job]], None]) -> Any:
         """Have *job* done, by this thread or another; returns its outcome.
@@ -163,6 +167,12 @@ class Desk:
         run(jobs)
         ended = clock.now()
         self._leave_until = ended + min(2 * (ended - began), LONGEST)
+        had_to_wait = began > self._is_late_from
+        self._is_late_from = ended + LATE * len(jobs)
+        if had_to_wait:
+            for job in jobs:
+                job.wake()
+                job.is_told = True  # last: an interrupt before has it woken once more
 
     def hold(self, timeout: float | None = None) -> Call | None:
         """Wait until nobody is at the file, and keep others away until the call ends.

@@ -12,7 +12,7 @@ import pytest
 
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
-from connpool.delivery.desk import PATIENCE, Call, Desk, Job
+from connpool.delivery.desk import LATE, PATIENCE, Call, Desk, Job
 from tests.helpers.interrupts import Strike, codes_of
 from tests.helpers.together import together
 
@@ -357,6 +357,21 @@ def test_who_wants_the_file_alone_does_not_wait_for_those_who_were_served() -> N
     assert call is not None
     call.end()
     assert served.is_woken()
+
+
+def test_who_was_served_is_told_at_once_if_that_service_began_late_after_the_last(monkeypatch) -> None:
+    times = iter((100.0, 110.0, 110.0 + 2.9 * LATE, 120.0, 120.0 + 3.1 * LATE, 130.0))
+    monkeypatch.setattr(desks.clock, "now", lambda: next(times))
+    desk = Desk()
+    told = []
+    for _ in range(3):
+        sitters = [Sitter(desk, n, is_done=False) for n in (1, 2, 3)]
+        desk._serve(Runner(desk).run)
+        told.append([sitter.is_woken() for sitter in sitters])
+        assert [sitter.job.is_told for sitter in sitters] == told[-1]
+        for sitter in sitters:
+            sitter.call.end()
+    assert told == [[True] * 3, [False] * 3, [True] * 3]
 
 
 def test_who_was_served_and_does_not_get_on_is_waited_for_no_longer_than_twice_the_service(
