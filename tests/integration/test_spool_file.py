@@ -339,6 +339,40 @@ def test_what_waits_while_one_commits_is_committed_together(path: Path, monkeypa
     spool.close()
 
 
+def test_when_all_together_fail_each_returns_as_soon_as_its_own_is_done(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path)
+    begun, one_is_back = threading.Event(), threading.Event()
+    batches: list[int] = []
+    real = Keeper._attempt
+
+    def attempt(keeper, segment, jobs):
+        batches.append(len(jobs))
+        if len(batches) == 1:
+            begun.set()
+            while len(keeper.desk.jobs) < 4:
+                threading.Event().wait(0.001)
+        if len(jobs) == 3:
+            raise sqlite3.OperationalError("database is locked")
+        if len(batches) == 5:  # the last, since the first may have been its leader's own
+            assert one_is_back.wait(10)
+        real(keeper, segment, jobs)
+
+    monkeypatch.setattr(Keeper, "_attempt", attempt)
+
+    def put(n: int) -> None:
+        if n:
+            assert begun.wait(10)
+        spool.put(["a"], b"%d" % n, ID)
+        if n:
+            one_is_back.set()
+
+    together(*(lambda n=n: put(n) for n in range(4)))
+
+    assert batches == [1, 3, 1, 1, 1]
+    assert spool.count("a") == 4
+    spool.close()
+
+
 def test_each_thread_finds_its_messages_in_its_own_order(path: Path) -> None:
     spool = SQLiteSpool(path, durable=False)
 
