@@ -17,6 +17,7 @@ import pytest
 from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
+from connpool.delivery import desk
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
@@ -340,6 +341,7 @@ def test_what_waits_while_one_commits_is_committed_together(path: Path, monkeypa
 
 
 def test_when_all_together_fail_each_returns_as_soon_as_its_own_is_done(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(desk, "PATIENCE", 60.0)
     spool = SQLiteSpool(path)
     begun, one_is_back = threading.Event(), threading.Event()
     batches: list[int] = []
@@ -352,7 +354,7 @@ def test_when_all_together_fail_each_returns_as_soon_as_its_own_is_done(path: Pa
             while len(keeper.desk.jobs) < 4:
                 threading.Event().wait(0.001)
         if len(jobs) == 3:
-            raise sqlite3.OperationalError("database is locked")
+            raise SpoolError("it is locked")
         if len(batches) == 5:  # the last, since the first may have been its leader's own
             assert one_is_back.wait(10)
         real(keeper, segment, jobs)
