@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
-from connpool.delivery import books, heirs
+from connpool.delivery import books, desk, heirs
 from connpool.delivery.books import Draft
-from connpool.delivery import desk
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
