@@ -223,7 +223,7 @@ class Repository:
         pool = self[name]
         if not pool.config.sharable:
             raise NotSharableError(f"pool {name!r} is not sharable: sharable=False", pool=name)
-        return pool._control.share_idle()
+        return pool._control.stock.share()
 
     # -- the end
 

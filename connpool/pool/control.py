@@ -14,7 +14,6 @@ from connpool.errors import (
 from connpool.model.checks import require_flag, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import EVENTS, Event, PoolCleared
-from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
@@ -24,12 +23,10 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
-from connpool.pool.observed import observe, tell_of
-from connpool.pool.record import Key, Phase
+from connpool.pool.observed import observe
+from connpool.pool.record import Phase
 from connpool.pool.room import evict_surplus
-from connpool.pool.shared import SharedConnection
-from connpool.pool.sharing import add_share, form, leave, pick
-from connpool.pool.snapshots import connection_info
+from connpool.pool.stock import Stock
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
@@ -38,13 +35,18 @@ T = TypeVar("T")
 
 
 class Control:
-    """The operator's side of one pool. See ``ConnectionPool`` for what each method promises."""
+    """The operator's side of one pool. See ``ConnectionPool`` for what each method promises.
+
+    Attributes:
+        stock: What lies idle, for those who want nothing else.
+    """
 
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
         self._name = lender.pool.name
+        self.stock = Stock(lender)
 
     def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
         kinds = kinds or EVENTS
@@ -222,74 +224,6 @@ class Control:
         if endpoint is not None:
             return fleet.host(endpoint, now)
         return on_route[0] if len(on_route) == 1 else fleet.adopting_host(now)
-
-    def take(self, request: Request) -> Any:
-        """An idle transport, for good; None: none is usable. Dials nothing, waits for nothing."""
-        key = self._find_idle(request)
-        return None if key is None else self._lender.let_go(key)
-
-    def share_idle(self) -> SharedConnection | None:
-        """A share of what is idle, or shared already. Dials nothing, waits for nothing."""
-        while True:
-            with self._lock:
-                self._lender.check_open_locked()
-                now = self._lender.now()
-                if (key := self._pop_any(Request())) is not None:
-                    if (reason := self._books.idle_verdict(key.record, now)) is not None:
-                        key.record.condemn(reason)
-                elif not self._books.queue.has_loner() and (hold := pick(self._books, now)) is not None:
-                    share = add_share(self._books, hold, now)
-                else:
-                    return None
-            if key is not None:
-                record = key.record
-                if record.fate is None and now - record.since >= self._lender.pool._fresh_for:
-                    self._lender.look_at(key)  # while nobody shares it: a look reads what TLS has to say
-                if record.fate is not None:
-                    self._lender.take_back(key)
-                    continue
-                todo = Todo()
-                with self._lock:
-                    share = form(self._books, key, now)
-                    self._lender.service.serve(now, todo)  # others may join at once
-                self._lender.carry_out(todo)
-            if share.record.fate in (None, CloseReason.USED_UP):
-                conn = SharedConnection()
-                conn._record, conn._key = share.record, share
-                return tell_of(self._lender, conn)
-            leave(self._lender, share, was_had=False)
-
-    def _find_idle(self, request: Request) -> Key | None:
-        """An idle key whose connection is usable and suits *request*; dead ones are seen off."""
-        aside: list[Key] = []
-        try:
-            while (key := self._pop_any(request)) is not None:
-                record = key.record
-                reason = self._books.idle_verdict(record, self._lender.now())
-                if reason is None and not self._lender.dialler.is_usable(record):
-                    reason = CloseReason.BROKEN
-                if reason is not None:
-                    record.condemn(reason)
-                    self._lender.take_back(key)
-                    continue
-                aside.append(key)  # unless it suits: `where` may raise
-                if request.where is None or request.where(connection_info(record, is_idle=True)):
-                    return aside.pop()
-            return None
-        finally:
-            for key in reversed(aside):
-                key.record.host.idle.append(key)
-            if aside:
-                self._lender.serve()
-
-    def _pop_any(self, request: Request) -> Key | None:
-        fleet = self._books.fleet
-        try:
-            if request.endpoint is not None:
-                return fleet.hosts[request.endpoint].idle.pop()
-            return fleet.take_any(next(fleet.turns))
-        except LookupError:  # nothing idle there, or nothing known of that endpoint
-            return None
 
 
 def _descriptor(raw: Any) -> int | None:

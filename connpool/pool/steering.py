@@ -160,7 +160,7 @@ class Steering(Uncopied):
 
         Source: get_from_pool (evlua).
         """
-        return self._control.take(Request.of(req))
+        return self._control.stock.take(Request.of(req))
 
     # -- for a while
 

@@ -1,0 +1,132 @@
+"""What lies idle, lent without a dial and without a wait."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Final
+
+from connpool.model.request import Request
+from connpool.model.states import CloseReason
+from connpool.pool.flock import Flock
+from connpool.pool.jobs import Todo
+from connpool.pool.lending import Lender
+from connpool.pool.observed import tell_of
+from connpool.pool.record import Key
+from connpool.pool.shared import SharedConnection
+from connpool.pool.sharing import Share, add_share, form, leave, pick
+from connpool.pool.snapshots import connection_info
+
+__all__ = ["Stock"]
+
+LONGEST_LOOK: Final = 0.1  # seconds that another's look is waited for: it may be foreign code, and hang
+
+
+class Look(threading.Event):
+    """One thread looks at an idle connection; set when that is shared, or seen off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+
+class Stock:
+    """The idle connections of one pool."""
+
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
+        self._lock = lender._lock
+        self._books = lender.books
+        self._looks: Flock[Look] = Flock()  # at connections that are neither idle nor shared meanwhile
+
+    def take(self, request: Request) -> Any:
+        """An idle transport, for good; None: none is usable. Dials nothing, waits for nothing."""
+        key = self._find_idle(request)
+        return None if key is None else self._lender.let_go(key)
+
+    def share(self) -> SharedConnection | None:
+        """A share of what is idle, or shared already. Dials nothing, waits for nothing but another's look."""
+        while True:
+            todo = Todo()
+            with self._lock:
+                self._lender.check_open_locked()
+                found = self._find_locked(todo)
+            if found is None or (isinstance(found, Look) and not found.wait(LONGEST_LOOK)):
+                return None
+            if isinstance(found, Look):
+                continue  # it is shared by now, or gone
+            share = self._look_and_form(*found, todo) if isinstance(found, tuple) else found
+            if share is None:
+                continue
+            self._lender.carry_out(todo)
+            if share.record.fate in (None, CloseReason.USED_UP):
+                conn = SharedConnection()
+                conn._record, conn._key = share.record, share
+                return tell_of(self._lender, conn)
+            leave(self._lender, share, was_had=False)
+
+    def _find_locked(self, todo: Todo) -> Share | tuple[Key, Look] | Look | None:
+        """A share; or what must be looked at first, and that look; or else the look of another thread."""
+        now = self._lender.now()
+        if (key := self._pop_any(Request())) is not None:
+            if (reason := self._books.idle_verdict(key.record, now)) is not None:
+                key.record.condemn(reason)
+            elif now - key.record.since < self._lender.pool._fresh_for:
+                return self._form_locked(key, todo)
+            self._looks.add(look := Look())
+            return key, look
+        if not self._books.queue.has_loner() and (hold := pick(self._books, now)) is not None:
+            return add_share(self._books, hold, now)
+        me = threading.get_ident()
+        return next((look for look in self._looks if look.thread != me), None)
+
+    def _look_and_form(self, key: Key, look: Look, todo: Todo) -> Share | None:
+        """Look while nobody shares it: over TLS a look reads. None: it is dead, and seen off."""
+        try:
+            if key.record.fate is None:
+                self._lender.look_at(key)
+            if key.record.fate is not None:
+                self._lender.take_back(key)
+                return None
+            with self._lock:
+                return self._form_locked(key, todo)
+        finally:
+            self._looks.discard(look)
+            look.set()
+
+    def _form_locked(self, key: Key, todo: Todo) -> Share:
+        now = self._lender.now()
+        share = form(self._books, key, now)
+        self._lender.service.serve(now, todo)  # others may join at once
+        return share
+
+    def _find_idle(self, request: Request) -> Key | None:
+        """An idle key whose connection is usable and suits *request*; dead ones are seen off."""
+        aside: list[Key] = []
+        try:
+            while (key := self._pop_any(request)) is not None:
+                record = key.record
+                reason = self._books.idle_verdict(record, self._lender.now())
+                if reason is None and not self._lender.dialler.is_usable(record):
+                    reason = CloseReason.BROKEN
+                if reason is not None:
+                    record.condemn(reason)
+                    self._lender.take_back(key)
+                    continue
+                aside.append(key)  # unless it suits: `where` may raise
+                if request.where is None or request.where(connection_info(record, is_idle=True)):
+                    return aside.pop()
+            return None
+        finally:
+            for key in reversed(aside):
+                key.record.host.idle.append(key)
+            if aside:
+                self._lender.serve()
+
+    def _pop_any(self, request: Request) -> Key | None:
+        fleet = self._books.fleet
+        try:
+            if request.endpoint is not None:
+                return fleet.hosts[request.endpoint].idle.pop()
+            return fleet.take_any(next(fleet.turns))
+        except LookupError:  # nothing idle there, or nothing known of that endpoint
+            return None
