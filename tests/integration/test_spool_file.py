@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -579,6 +580,39 @@ def test_one_too_large_message_fails_alone(path: Path, monkeypatch) -> None:
 
     assert [isinstance(outcome, SpoolError) for outcome in outcomes] == [n == 3 for n in range(6)]
     assert spool.count("a") == 5
+    spool.close()
+
+
+def test_of_jobs_that_are_done_one_by_one_each_call_returns_when_its_own_is_done(path, monkeypatch) -> None:
+    monkeypatch.setattr("connpool.delivery.desk.PATIENCE", 60.0)
+    spool = SQLiteSpool(path)
+    desk, transact = spool._keeper.desk, spool._keeper._transact
+    done: list[int] = []
+    has_returned = threading.Event()
+
+    def transact_slowly(jobs: Sequence[Job]) -> None:
+        if len(jobs) > 1:
+            raise SpoolError("not all at once")
+        if len(done) == 2:
+            assert has_returned.wait(10), "it waits until all are done"
+        transact(jobs)
+        done.append(jobs[0].thread)
+
+    def put() -> None:
+        spool.put(["a"], b"x", ID)
+        if threading.get_ident() == done[1]:
+            has_returned.set()
+
+    def let_go() -> None:
+        while sum(job.gate is not None for job in desk.jobs.copy()) < 3:
+            threading.Event().wait(0.001)
+        call.end()
+
+    monkeypatch.setattr(spool._keeper, "_transact", transact_slowly)
+    call = desk.hold()
+    assert call is not None
+    together(put, put, put, let_go)
+    assert spool.count("a") == 3
     spool.close()
 
 
