@@ -118,8 +118,9 @@ class Desk:
     not two of half the size that need a commit each. Where other threads compute each of them
     would wait for the interpreter in turn: if one service begins late after the last,
     whom it has served are woken all at once. If one of them does not get on,
-    in a signal handler say, nobody waits for it for long: who comes does for twice the
-    time of the last service, and who was served and is not told looks for itself.
+    in a signal handler say, nobody waits for it for long. Who comes within twice the time of
+    the last service waits ``LONGEST`` for it, who comes later does not; all who wait already,
+    served or not, look for themselves: after ``PATIENCE``, and then when they have waited as long again.
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -212,7 +213,9 @@ class Desk:
         while not job.is_done:
             if self._may_go(job) and call.has_file():
                 return True
-            if not _wait(gate, min(patience, until - clock.now())):
+            is_for_those_who_leave = not self.users and self.jobs[0].is_done
+            seconds = LONGEST if is_for_those_who_leave else patience
+            if not _wait(gate, min(seconds, until - clock.now())):
                 if clock.now() >= until:
                     return False
                 patience *= 2

@@ -12,8 +12,8 @@ import pytest
 
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
-from connpool.delivery.desk import LATE, PATIENCE, Call, Desk, Job
-from tests.helpers.interrupts import Strike, codes_of
+from connpool.delivery.desk import LATE, LONGEST, PATIENCE, Call, Desk, Job
+from tests.helpers.interrupts import SignalStrike, Strike, codes_of
 from tests.helpers.together import together
 
 
@@ -409,6 +409,24 @@ def test_who_waits_looks_for_itself_ever_less_often(monkeypatch) -> None:
     assert keeps.call.has_file()
     assert desk._wait(Call(desk, job), job, None)
     assert waits == [PATIENCE, 2 * PATIENCE, 4 * PATIENCE, 8 * PATIENCE]
+
+
+def test_who_comes_and_waits_for_those_who_were_served_soon_looks_for_itself(monkeypatch) -> None:
+    waits: list[float] = []
+    desk = Desk()
+    job = Job(lambda _: None)
+
+    def wait(gate: object, seconds: float) -> bool:
+        waits.append(seconds)
+        desk._leave_until = clock.now()
+        return False
+
+    monkeypatch.setattr(desks, "_wait", wait)
+    stuck = Sitter(desk, 1)
+    desk._leave_until = clock.now() + 60
+    assert desk._wait(Call(desk, job), job, None)
+    assert waits == [LONGEST]
+    stuck.call.end()
 
 
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
