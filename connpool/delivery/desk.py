@@ -64,7 +64,11 @@ class Call:
         self._is_over = False
         self._job = job
         desk.inside[job.thread] = job
-        desk.jobs.append(job)
+        try:
+            desk.jobs.append(job)
+        except BaseException:  # Ctrl-C: it is not dropped as long as somebody looks at the traceback
+            self.end()
+            raise
 
     def has_file(self) -> bool:
         """Try to have the file to itself; False: another has it, and will see to it that the job is woken."""
@@ -154,7 +158,11 @@ class Desk:
                 other.wake()
             raise
         finally:
-            call.end()
+            try:
+                call.end()
+            except BaseException:  # it is not dropped as long as somebody looks at the traceback
+                call.end()
+                raise
         if job.error is not None:
             try:
                 raise job.error
@@ -186,8 +194,15 @@ class Desk:
         """
         job = Job(None)
         call = self._join(job)
-        self.loners.append(job)
-        return call if self._wait(call, job, timeout) else None
+        try:
+            self.loners.append(job)
+            if self._wait(call, job, timeout):
+                return call
+        except BaseException:  # Ctrl-C: it is not dropped as long as somebody looks at the traceback
+            call.end()
+            raise
+        call.end()
+        return None
 
     def _join(self, job: Job) -> Call:
         self.require_outside()

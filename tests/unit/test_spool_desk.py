@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -494,6 +495,25 @@ def test_an_interrupt_as_a_call_ends_lets_the_next_know_all_the_same(is_done: bo
         if where is None:
             assert n > 20
             return
+
+
+@pytest.mark.parametrize("name", ["do", "hold"])
+def test_after_an_interrupt_the_job_is_off_the_desk_though_somebody_has_the_traceback(
+    monkeypatch, name
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # what strikes in a finaliser ends there
+    for n in itertools.count(1):
+        desk = Desk()
+        runner = Runner(desk)
+        with SignalStrike(n, codes_of(Call, Desk)) as strike:
+            held = desk.do(Job(lambda _: None), runner.run) if name == "do" else desk.hold()
+        if strike.where is None:
+            assert n > 15
+            if held is not None:
+                held.end()
+            return
+        assert not [*desk.jobs, *desk.inside, *desk.users, *desk.loners], strike
+        assert desk.do(Job(lambda _: 7), runner.run) == 7
 
 
 def test_an_interrupt_just_as_others_are_to_be_told_that_they_are_done_leaves_none_of_them_waiting() -> None:
