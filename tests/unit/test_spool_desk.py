@@ -430,6 +430,67 @@ def test_who_comes_and_waits_for_those_who_were_served_soon_looks_for_itself(mon
     stuck.call.end()
 
 
+def test_who_was_served_and_has_not_left_is_not_served_again() -> None:
+    desk = Desk()
+    runner, job = Runner(desk), Job(lambda _: 7)
+    served = Sitter(desk, 1)
+    desk.do(job, runner.run)
+    assert runner.batches == [[job]]
+    served.call.end()
+
+
+def test_a_call_that_ends_late_leaves_the_next_call_of_its_thread_on_the_desk() -> None:
+    desk = Desk()
+    late, mine = Call(desk, Job(None)), Call(desk, Job(None))
+    late.end()
+    with pytest.raises(UsageError, match="from within"):
+        desk.require_outside()
+    mine.end()
+    desk.require_outside()
+
+
+def test_who_waits_for_the_file_alone_has_those_who_come_later_wait_though_nobody_has_it(monkeypatch) -> None:
+    monkeypatch.setattr(desks, "PATIENCE", 60.0)
+    desk = Desk()
+    leader, comes = Sitter(desk, 1, is_done=False), Sitter(desk, 2, is_done=False)
+    assert leader.call.has_file()
+
+    def hold() -> None:
+        call = desk.hold(10)
+        assert call is not None
+        call.end()
+
+    def leave() -> None:
+        while len(desk.jobs) < 3 or desk.jobs[2].gate is None:
+            threading.Event().wait(0.001)
+        desk.users.clear()  # nobody is told yet
+        assert not comes.call.has_file()
+        leader.call.end()
+
+    together(hold, leave)
+    assert comes.is_woken()
+
+
+def test_who_leaves_wakes_who_wants_the_file_alone_before_who_came_earlier() -> None:
+    desk = Desk()
+    leader, earlier, alone = [Sitter(desk, n, is_done=False) for n in (1, 2, 3)]
+    assert leader.call.has_file()
+    desk.loners.append(alone.job)
+    leader.call.end()
+    assert [earlier.is_woken(), alone.is_woken()] == [False, True]
+    alone.call.end()
+    assert earlier.is_woken()
+
+
+def test_who_leaves_wakes_who_comes_next_though_one_who_was_told_has_not_left() -> None:
+    desk = Desk()
+    stuck, leader, comes = Sitter(desk, 1), *(Sitter(desk, n, is_done=False) for n in (2, 3))
+    stuck.job.is_told = True
+    assert leader.call.has_file()
+    leader.call.end()
+    assert [stuck.is_woken(), comes.is_woken()] == [False, True]
+
+
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
     desk = Desk()
     mine = desk.hold()
