@@ -64,7 +64,11 @@ class Call:
         self._is_over = False
         self._job = job
         desk.inside[job.thread] = job
-        desk.jobs.append(job)
+        try:
+            desk.jobs.append(job)
+        except BaseException:  # Ctrl-C: it is not dropped as long as somebody looks at the traceback
+            self.end()
+            raise
 
     def has_file(self) -> bool:
         """Try to have the file to itself; False: another has it, and will see to it that the job is woken."""
@@ -118,8 +122,9 @@ class Desk:
     not two of half the size that need a commit each. Where other threads compute each of them
     would wait for the interpreter in turn: if one service begins late after the last,
     whom it has served are woken all at once. If one of them does not get on,
-    in a signal handler say, nobody waits for it for long: who comes does for twice the
-    time of the last service, and who was served and is not told looks for itself.
+    in a signal handler say, nobody waits for it for long. Who comes within twice the time of
+    the last service waits ``LONGEST`` for it, who comes later does not; all who wait already,
+    served or not, look for themselves: after ``PATIENCE``, and then when they have waited as long again.
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -153,7 +158,11 @@ class Desk:
                 other.wake()
             raise
         finally:
-            call.end()
+            try:
+                call.end()
+            except BaseException:  # it is not dropped as long as somebody looks at the traceback
+                call.end()
+                raise
         if job.error is not None:
             try:
                 raise job.error
@@ -185,8 +194,15 @@ class Desk:
         """
         job = Job(None)
         call = self._join(job)
-        self.loners.append(job)
-        return call if self._wait(call, job, timeout) else None
+        try:
+            self.loners.append(job)
+            if self._wait(call, job, timeout):
+                return call
+        except BaseException:  # Ctrl-C: it is not dropped as long as somebody looks at the traceback
+            call.end()
+            raise
+        call.end()
+        return None
 
     def _join(self, job: Job) -> Call:
         self.require_outside()
@@ -212,7 +228,9 @@ class Desk:
         while not job.is_done:
             if self._may_go(job) and call.has_file():
                 return True
-            if not _wait(gate, min(patience, until - clock.now())):
+            is_for_those_who_leave = not self.users and self.jobs[0].is_done
+            seconds = LONGEST if is_for_those_who_leave else patience
+            if not _wait(gate, min(seconds, until - clock.now())):
                 if clock.now() >= until:
                     return False
                 patience *= 2

@@ -9,13 +9,14 @@ import sqlite3
 import stat
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
-from connpool.delivery import books, desk, heirs
+from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
@@ -339,41 +340,6 @@ def test_what_waits_while_one_commits_is_committed_together(path: Path, monkeypa
     spool.close()
 
 
-def test_when_all_together_fail_each_returns_as_soon_as_its_own_is_done(path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(desk, "PATIENCE", 60.0)
-    spool = SQLiteSpool(path)
-    begun, one_is_back = threading.Event(), threading.Event()
-    batches: list[int] = []
-    real = Keeper._attempt
-
-    def attempt(keeper, segment, jobs):
-        batches.append(len(jobs))
-        if len(batches) == 1:
-            begun.set()
-            while len(keeper.desk.jobs) < 4:
-                threading.Event().wait(0.001)
-        if len(jobs) == 3:
-            raise SpoolError("it is locked")
-        if len(batches) == 5:  # the last, since the first may have been its leader's own
-            assert one_is_back.wait(10)
-        real(keeper, segment, jobs)
-
-    monkeypatch.setattr(Keeper, "_attempt", attempt)
-
-    def put(n: int) -> None:
-        if n:
-            assert begun.wait(10)
-        spool.put(["a"], b"%d" % n, ID)
-        if n:
-            one_is_back.set()
-
-    together(*(lambda n=n: put(n) for n in range(4)))
-
-    assert batches == [1, 3, 1, 1, 1]
-    assert spool.count("a") == 4
-    spool.close()
-
-
 def test_each_thread_finds_its_messages_in_its_own_order(path: Path) -> None:
     spool = SQLiteSpool(path, durable=False)
 
@@ -614,6 +580,39 @@ def test_one_too_large_message_fails_alone(path: Path, monkeypatch) -> None:
 
     assert [isinstance(outcome, SpoolError) for outcome in outcomes] == [n == 3 for n in range(6)]
     assert spool.count("a") == 5
+    spool.close()
+
+
+def test_of_jobs_that_are_done_one_by_one_each_call_returns_when_its_own_is_done(path, monkeypatch) -> None:
+    monkeypatch.setattr("connpool.delivery.desk.PATIENCE", 60.0)
+    spool = SQLiteSpool(path)
+    desk, transact = spool._keeper.desk, spool._keeper._transact
+    done: list[int] = []
+    has_returned = threading.Event()
+
+    def transact_slowly(jobs: Sequence[Job]) -> None:
+        if len(jobs) > 1:
+            raise SpoolError("not all at once")
+        if len(done) == 2:
+            assert has_returned.wait(10), "it waits until all are done"
+        transact(jobs)
+        done.append(jobs[0].thread)
+
+    def put() -> None:
+        spool.put(["a"], b"x", ID)
+        if threading.get_ident() == done[1]:
+            has_returned.set()
+
+    def let_go() -> None:
+        while sum(job.gate is not None for job in desk.jobs.copy()) < 3:
+            threading.Event().wait(0.001)
+        call.end()
+
+    monkeypatch.setattr(spool._keeper, "_transact", transact_slowly)
+    call = desk.hold()
+    assert call is not None
+    together(put, put, put, let_go)
+    assert spool.count("a") == 3
     spool.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ import pytest
 
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
-from connpool.delivery.desk import LATE, PATIENCE, Call, Desk, Job
-from tests.helpers.interrupts import Strike, codes_of
+from connpool.delivery.desk import LATE, LONGEST, PATIENCE, Call, Desk, Job
+from tests.helpers.interrupts import SignalStrike, Strike, codes_of
 from tests.helpers.together import together
 
 
@@ -411,6 +412,85 @@ def test_who_waits_looks_for_itself_ever_less_often(monkeypatch) -> None:
     assert waits == [PATIENCE, 2 * PATIENCE, 4 * PATIENCE, 8 * PATIENCE]
 
 
+def test_who_comes_and_waits_for_those_who_were_served_soon_looks_for_itself(monkeypatch) -> None:
+    waits: list[float] = []
+    desk = Desk()
+    job = Job(lambda _: None)
+
+    def wait(gate: object, seconds: float) -> bool:
+        waits.append(seconds)
+        desk._leave_until = clock.now()
+        return False
+
+    monkeypatch.setattr(desks, "_wait", wait)
+    stuck = Sitter(desk, 1)
+    desk._leave_until = clock.now() + 60
+    assert desk._wait(Call(desk, job), job, None)
+    assert waits == [LONGEST]
+    stuck.call.end()
+
+
+def test_who_was_served_and_has_not_left_is_not_served_again() -> None:
+    desk = Desk()
+    runner, job = Runner(desk), Job(lambda _: 7)
+    served = Sitter(desk, 1)
+    desk.do(job, runner.run)
+    assert runner.batches == [[job]]
+    served.call.end()
+
+
+def test_a_call_that_ends_late_leaves_the_next_call_of_its_thread_on_the_desk() -> None:
+    desk = Desk()
+    late, mine = Call(desk, Job(None)), Call(desk, Job(None))
+    late.end()
+    with pytest.raises(UsageError, match="from within"):
+        desk.require_outside()
+    mine.end()
+    desk.require_outside()
+
+
+def test_who_waits_for_the_file_alone_has_those_who_come_later_wait_though_nobody_has_it(monkeypatch) -> None:
+    monkeypatch.setattr(desks, "PATIENCE", 60.0)
+    desk = Desk()
+    leader, comes = Sitter(desk, 1, is_done=False), Sitter(desk, 2, is_done=False)
+    assert leader.call.has_file()
+
+    def hold() -> None:
+        call = desk.hold(10)
+        assert call is not None
+        call.end()
+
+    def leave() -> None:
+        while len(desk.jobs) < 3 or desk.jobs[2].gate is None:
+            threading.Event().wait(0.001)
+        desk.users.clear()  # nobody is told yet
+        assert not comes.call.has_file()
+        leader.call.end()
+
+    together(hold, leave)
+    assert comes.is_woken()
+
+
+def test_who_leaves_wakes_who_wants_the_file_alone_before_who_came_earlier() -> None:
+    desk = Desk()
+    leader, earlier, alone = [Sitter(desk, n, is_done=False) for n in (1, 2, 3)]
+    assert leader.call.has_file()
+    desk.loners.append(alone.job)
+    leader.call.end()
+    assert [earlier.is_woken(), alone.is_woken()] == [False, True]
+    alone.call.end()
+    assert earlier.is_woken()
+
+
+def test_who_leaves_wakes_who_comes_next_though_one_who_was_told_has_not_left() -> None:
+    desk = Desk()
+    stuck, leader, comes = Sitter(desk, 1), *(Sitter(desk, n, is_done=False) for n in (2, 3))
+    stuck.job.is_told = True
+    assert leader.call.has_file()
+    leader.call.end()
+    assert [stuck.is_woken(), comes.is_woken()] == [False, True]
+
+
 def test_who_was_told_that_it_is_its_turn_and_leaves_tells_the_next() -> None:
     desk = Desk()
     mine = desk.hold()
@@ -476,6 +556,25 @@ def test_an_interrupt_as_a_call_ends_lets_the_next_know_all_the_same(is_done: bo
         if where is None:
             assert n > 20
             return
+
+
+@pytest.mark.parametrize("name", ["do", "hold"])
+def test_after_an_interrupt_the_job_is_off_the_desk_though_somebody_has_the_traceback(
+    monkeypatch, name
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # what strikes in a finaliser ends there
+    for n in itertools.count(1):
+        desk = Desk()
+        runner = Runner(desk)
+        with SignalStrike(n, codes_of(Call, Desk)) as strike:
+            held = desk.do(Job(lambda _: None), runner.run) if name == "do" else desk.hold()
+        if strike.where is None:
+            assert n > 15
+            if held is not None:
+                held.end()
+            return
+        assert not [*desk.jobs, *desk.inside, *desk.users, *desk.loners], strike
+        assert desk.do(Job(lambda _: 7), runner.run) == 7
 
 
 def test_an_interrupt_just_as_others_are_to_be_told_that_they_are_done_leaves_none_of_them_waiting() -> None:
