@@ -135,9 +135,8 @@ class Tending:
             office.not_opened(link, endpoint, error)
             return
         try:
-            strand = Strand(
-                conn, Line(conn._held().streaming()), endpoint, decoder_of(office.settings.framing)
-            )
+            line = Line(conn._held().streaming(), link.writing)
+            strand = Strand(conn, line, endpoint, decoder_of(office.settings.framing))
         except BaseException as error:
             conn.terminate(error)
             raise

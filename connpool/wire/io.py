@@ -170,8 +170,7 @@ class Stream(SocketModes):
     def must_wait_to_read(self, eager: bool) -> bool:
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
-            with self._tls_turn:
-                return not (self._has_ended or raw.pending())
+            return not (self._has_ended or self._has_decrypted(raw))
         return eager
 
     def _read(self, n: int, limit: float | None) -> bytes:

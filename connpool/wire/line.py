@@ -30,21 +30,38 @@ _INPUT: Final = select.POLLIN | select.POLLPRI
 class Line:
     """One open connection, TLS or not. One thread may push and one pull at the same time.
 
+    Args:
+        stream: What it is a line over.
+        guard: Held in each call on TLS, of which there is one at a time: a finaliser that comes from within
+            one, on a thread that reads, can so be told from others, and must not push.
+
     Attributes:
         error: Why it is broken; None: it is not, or the peer has ended it.
         is_midway: TLS has made a record of what was pushed last, and could not write it: only the same
             bytes may be pushed next, even if none of them were taken.
     """
 
-    __slots__ = ("_is_tls", "_look", "_raw", "_send", "_stream", "error", "fd", "is_midway", "is_over")
+    __slots__ = (
+        "_guard",
+        "_is_tls",
+        "_look",
+        "_raw",
+        "_send",
+        "_stream",
+        "error",
+        "fd",
+        "is_midway",
+        "is_over",
+    )
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: object, guard: contextlib.AbstractContextManager[object]) -> None:
         if not isinstance(stream, Stream):
             raise UsageError(
                 f"a {type(stream).__name__} is not a socket: a broadcaster sends over sockets only"
             )
         raw = stream.raw
         self._stream = stream
+        self._guard = guard
         self._raw = raw
         self._is_tls = is_tls(raw)
         if not self._is_tls:
@@ -89,7 +106,8 @@ class Line:
                 return self._send(data, _AT_ONCE)
             self.is_midway = True
             while done < len(data):
-                done += self._stream.try_write([memoryview(data)[done:]], eager=True)
+                with self._guard:
+                    done += self._stream.try_write([memoryview(data)[done:]], eager=True)
             self.is_midway = False
             return done
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
@@ -125,7 +143,10 @@ class Line:
     def pull(self) -> bytes | None:
         """Read what has come, without waiting; b"": nothing yet. None: there will be no more."""
         try:
-            return self._stream.try_read(CHUNK, eager=True) or None
+            if not self._is_tls:
+                return self._stream.try_read(CHUNK, eager=True) or None
+            with self._guard:
+                return self._stream.try_read(CHUNK, eager=True) or None
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return b""
         except (OSError, ValueError) as error:
@@ -140,7 +161,10 @@ class Line:
 
     def has_more(self) -> bool:
         """Whether decrypted bytes lie ready that no poll tells of."""
-        return self._is_tls and not self._stream.must_wait_to_read(eager=True)
+        if not self._is_tls:
+            return False
+        with self._guard:
+            return not self._stream.must_wait_to_read(eager=True)
 
     def end(self) -> None:
         """Make everybody who waits at it stop. It stays open: only its owner closes it."""

@@ -8,8 +8,10 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Final, TypeGuard, TypeVar
 
+from connpool.errors import UsageError
 from connpool.wire import look
 from connpool.wire.stream import ByteStream
 from connpool.wire.waiting import BRIEF, limit_waits
@@ -72,13 +74,16 @@ class SocketModes(ByteStream):
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
+    __slots__ = ("_has_turn", "_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
 
     def __init__(self, raw: socket.socket, *, is_private: bool) -> None:
         super().__init__()
         self.raw = raw
         self._is_private = is_private
         self._tls_turn = threading.Lock()
+        self._has_turn = (
+            0  # the thread that is in a call on TLS; known for as long as that may be interrupted
+        )
         self._is_alone = is_private  # the system may be told for how long it waits
         self._is_in_read = False  # and does so, perhaps
         self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
@@ -140,16 +145,20 @@ class SocketModes(ByteStream):
 
     def _on_tls_alone(self, operation: Callable[[Any], T], argument: object) -> T | None:
         """Do one operation in which the system may wait, briefly. None: not now."""
-        turn = self._tls_turn
-        if turn.locked():  # the other may be in a call that waits, and must not do so again
-            self._is_alone = False
+        turn, me = self._tls_turn, get_ident()
+        if turn.locked():
+            self._come_second(me)
         try:
             with turn:
-                MINDED.calls[self] = next(_numbers)  # said first, and looked after that
-                if not MINDED.is_minded and not MINDED.begin():
-                    return None
-                if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
-                    return operation(argument)
+                try:
+                    self._has_turn = me
+                    MINDED.calls[self] = next(_numbers)  # said first, and looked after that
+                    if not MINDED.is_minded and not MINDED.begin():
+                        return None
+                    if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
+                        return operation(argument)
+                finally:
+                    self._has_turn = 0
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as exc:
@@ -157,6 +166,18 @@ class SocketModes(ByteStream):
         finally:
             MINDED.calls.pop(self, None)
         return None
+
+    def _come_second(self, me: int) -> None:
+        """Another is in a call on TLS. It may be one that waits, and must not do so again.
+
+        Raises:
+            UsageError: it is one of this very thread, which would wait for itself.
+        """
+        self._is_alone = False
+        if self._has_turn == me:
+            raise UsageError(
+                "a finaliser or signal handler uses a TLS connection from within a call on it: nothing done"
+            )
 
     def cut_short(self) -> None:
         """End the call that goes on, for it lasts too long; from another thread. The next look before."""
@@ -166,21 +187,37 @@ class SocketModes(ByteStream):
 
     def _on_tls(self, operation: Callable[..., T], *arguments: object) -> T:
         """Do one operation that does not block, alone on this connection."""
-        raw = self.raw
-        if self._is_alone and self._tls_turn.locked():  # as above
-            self._is_alone = False
+        raw, me = self.raw, get_ident()
+        if self._tls_turn.locked():
+            self._come_second(me)
         with self._tls_turn:
-            if not self._is_private:
-                try:
+            try:
+                self._has_turn = me
+                if not self._is_private:
                     raw.settimeout(0.0)
-                    return operation(*arguments)
+                elif self._system_waits:
+                    self._lift_limit()
+                elif raw.gettimeout() != 0.0:
+                    raw.settimeout(0.0)
+                return operation(*arguments)
+            finally:
+                try:
+                    if not self._is_private:
+                        raw.settimeout(None)
                 finally:
-                    raw.settimeout(None)
-            if self._system_waits:
-                self._lift_limit()
-            elif raw.gettimeout() != 0.0:
-                raw.settimeout(0.0)
-            return operation(*arguments)
+                    self._has_turn = 0
+
+    def _has_decrypted(self, raw: ssl.SSLSocket) -> bool:
+        """Whether bytes lie ready in TLS that no poll tells of."""
+        me = get_ident()
+        if self._tls_turn.locked():
+            self._come_second(me)
+        with self._tls_turn:
+            try:
+                self._has_turn = me
+                return raw.pending() > 0
+            finally:
+                self._has_turn = 0
 
     def _lift_limit(self) -> None:
         if self._system_waits:

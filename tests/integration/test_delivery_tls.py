@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, LinkEvent, LinkState, SocketConnector
+from connpool import (
+    Broadcaster,
+    ConnPoolError,
+    LinkEvent,
+    LinkState,
+    MemorySpool,
+    SocketConnector,
+    UsageError,
+)
 from connpool.testing import FakeClock, Send, Silence
 from tests.helpers.certificates import Certificates
 from tests.helpers.sinks import (
@@ -209,3 +218,33 @@ def test_a_member_that_marks_the_end_of_tls_without_a_word_is_dead(secure, certi
         sender.broadcast(b"two")
         secure.until_has(b"two")
         assert len(b"".join(secure.lines)) < MUCH
+
+
+@pytest.mark.parametrize("spool", [None, MemorySpool()], ids=["no spool", "spool"])
+def test_a_finaliser_on_the_thread_that_reads_may_broadcast(secure, certificates, monkeypatch, spool):
+    """It comes from within a call on TLS, of which there is one at a time."""
+    results: list[object] = []
+    read = ssl.SSLSocket.recv
+
+    def visited(raw: ssl.SSLSocket, *arguments: Any) -> bytes:
+        if threading.current_thread().name.startswith("connpool-watch") and not results:
+            try:
+                assert sender._office.roster.find(secure.endpoint)[0].is_inside()  # else it hangs
+                results.append(sender.broadcast(b"farewell").spooled)
+            except ConnPoolError as error:
+                results.append(type(error))
+            except AssertionError as error:
+                results.append(error)
+        return read(raw, *arguments)
+
+    secure.answers = True
+    with broadcasting(secure, spool=spool, pool_settings=trusting(certificates)) as sender:
+        assert sender.wait_ready(GUARD)
+        monkeypatch.setattr(ssl.SSLSocket, "recv", visited)
+        sender.broadcast(b"hello")
+        assert sender.recv(GUARD) == (secure.endpoint, b"got hello")
+        assert results == [UsageError if spool is None else (str(secure.endpoint),)]
+        assert sender.flush(GUARD) == 0
+        sender.broadcast(b"last")
+        lines = [b"hello", b"last"] if spool is None else [b"hello", b"farewell", b"last"]
+        assert secure.until_lines(len(lines)) == lines

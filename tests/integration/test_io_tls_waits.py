@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from connpool import Connection, ConnectionPool, SocketConnector
+from connpool import Connection, ConnectionPool, SocketConnector, UsageError
 from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
 from connpool.wire import look
 from connpool.wire.io import Stream
@@ -618,3 +618,43 @@ def test_an_upgraded_connection_is_read_without_a_look_and_has_no_limit_left(
     script = [Answer(b"go ahead\n", times=1), StartTls(certificates.server()), Echo()]
     with ScriptedServer(script=script) as server:
         assert apart(upgrade) < 10
+
+
+@pytest.mark.parametrize("is_apart", [True, False], ids=["the system waits", "on the main thread"])
+@pytest.mark.parametrize("is_private", [True, False], ids=["nobody else has it", "handed out"])
+def test_a_finaliser_within_a_call_that_uses_the_same_connection_is_refused(
+    is_private: bool, is_apart: bool, echo: ScriptedServer, certificates: Certificates, monkeypatch: Any
+) -> None:
+    """As the end of a cursor that is collected just there: it would wait for what it has interrupted."""
+    methods = ("read", "recv", "write", "send", "pending")
+
+    def visit_all() -> list[str]:
+        return [method for method in methods if visit(method)]
+
+    def visit(method: str) -> bool:
+        refused: list[str] = []
+        do = getattr(ssl.SSLSocket, method)
+
+        def visited(raw: ssl.SSLSocket, *arguments: Any) -> Any:
+            if raw is conn._record.raw and not refused:
+                refused.append("")
+                stream = conn._record.stream
+                assert isinstance(stream, Stream)
+                assert stream._has_turn == threading.get_ident()  # else it hangs
+                for use in (lambda: stream.sendall(b"x", 5), lambda: stream.recv(1, 5)):
+                    with pytest.raises(UsageError, match="from within a call on it"):
+                        use()
+            return do(raw, *arguments)
+
+        with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            if not is_private:
+                assert conn.socket
+            with monkeypatch.context() as patch:
+                patch.setattr(ssl.SSLSocket, method, visited)
+                ask(conn)
+                conn.sendall(b"ping", timeout=0.01)  # too short for the system to wait
+                assert conn.recv_exactly(4, timeout=5) == b"ping"
+            return bool(refused)
+
+    visited = apart(visit_all) if is_apart else visit_all()
+    assert len(visited) >= 3
