@@ -81,9 +81,7 @@ class SocketModes(ByteStream):
         self.raw = raw
         self._is_private = is_private
         self._tls_turn = threading.Lock()
-        self._has_turn = (
-            0  # the thread that is in a call on TLS; known for as long as that may be interrupted
-        )
+        self._has_turn = 0  # the thread in a call on TLS, for as long as that may be interrupted
         self._is_alone = is_private  # the system may be told for how long it waits
         self._is_in_read = False  # and does so, perhaps
         self._system_waits = 0.0  # seconds, 0: without end; _UNTOLD: it was about to be told
