@@ -212,7 +212,7 @@ class Repository:
     def share_from_pool(self, name: str) -> SharedConnection | None:
         """A share of a connection of the pool called *name*, which stays in it.
 
-        Never dials and never waits. None: nothing is idle, and nothing is shared by fewer than may.
+        Never dials; waits for another thread's look at what is idle, 0.1 s at most. None: there is nothing.
 
         Raises:
             UnknownPoolError: there is no such pool.

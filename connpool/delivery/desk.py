@@ -17,8 +17,9 @@ from connpool.pool.piles import look_through
 __all__ = ["Call", "Desk", "Job"]
 
 LONGEST: Final = 0.01  # seconds that who comes waits at most for those who were served to leave
-LATE: Final = 0.0002  # seconds for each who was served, until the next service should begin
+LATE: Final = 0.0002  # seconds for each who was served, by which the next service should have begun
 PATIENCE: Final = 0.1  # seconds after which who was not told looks for itself, and then ever less often
+SELDOM: Final = 1.0  # seconds between two such looks at most
 
 _wait = SystemClock().wait
 
@@ -115,16 +116,18 @@ class Desk:
     So one of the two sees the other. Who has the file does all jobs that are there:
     one commit serves all that came while the last was on its way to the disk.
 
-    Who leaves the desk wakes one other: the next of those who were served, or when all
-    of them know it the first of those who were not. Woken all at once they would be in each
+    Who leaves the desk wakes one other: the next who was served and was not told; if all
+    were told, the first who still waits to be served. Woken all at once they would be in each
     other's way, and each would wait once more, for the interpreter. Who comes meanwhile
     waits for the last of them to leave: by then most have come again, and are one company,
-    not two of half the size that need a commit each. Where other threads compute each of them
-    would wait for the interpreter in turn: if one service begins late after the last,
-    whom it has served are woken all at once. If one of them does not get on,
-    in a signal handler say, nobody waits for it for long. Who comes within twice the time of
-    the last service waits ``LONGEST`` for it, who comes later does not; all who wait already,
-    served or not, look for themselves: after ``PATIENCE``, and then when they have waited as long again.
+    not two of half the size that need a commit each. Where other threads compute, each link of that
+    chain would wait for the interpreter: if a service begins later than ``LATE`` for each who was
+    served after the last one ended, it wakes all whom it serves at once. (So it does after a pause, too.)
+
+    If one of those who were served does not get on, in a signal handler say, nobody waits for it
+    for long. Who comes within twice the time of the last service waits ``LONGEST`` for it, who comes later
+    does not; all who wait already, served or not, look for themselves: after ``PATIENCE``, when they have
+    waited as long again, and at last every second (``SELDOM``).
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -233,7 +236,7 @@ class Desk:
             if not _wait(gate, min(seconds, until - clock.now())):
                 if clock.now() >= until:
                     return False
-                patience *= 2
+                patience = min(2 * patience, SELDOM)
         return True
 
     def _may_go(self, job: Job) -> bool:

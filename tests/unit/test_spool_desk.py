@@ -13,7 +13,7 @@ import pytest
 
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
-from connpool.delivery.desk import LATE, LONGEST, PATIENCE, Call, Desk, Job
+from connpool.delivery.desk import LATE, LONGEST, PATIENCE, SELDOM, Call, Desk, Job
 from tests.helpers.interrupts import SignalStrike, Strike, codes_of
 from tests.helpers.together import together
 
@@ -395,21 +395,21 @@ def test_who_was_served_and_does_not_get_on_is_waited_for_no_longer_than_twice_t
     assert seen == [109.0, 360.0]
 
 
-def test_who_waits_looks_for_itself_ever_less_often(monkeypatch) -> None:
+def test_who_waits_looks_for_itself_ever_less_often_and_at_last_every_second(monkeypatch) -> None:
     waits: list[float] = []
     desk = Desk()
     job = Job(lambda _: None)
 
     def wait(gate: object, seconds: float) -> bool:
         waits.append(seconds)
-        job.is_done = len(waits) == 4
+        job.is_done = len(waits) == 6
         return False
 
     monkeypatch.setattr(desks, "_wait", wait)
     keeps = Sitter(desk, 1, is_done=False)
     assert keeps.call.has_file()
     assert desk._wait(Call(desk, job), job, None)
-    assert waits == [PATIENCE, 2 * PATIENCE, 4 * PATIENCE, 8 * PATIENCE]
+    assert waits == [PATIENCE, 2 * PATIENCE, 4 * PATIENCE, 8 * PATIENCE, SELDOM, SELDOM]
 
 
 def test_who_comes_and_waits_for_those_who_were_served_soon_looks_for_itself(monkeypatch) -> None:
