@@ -938,81 +938,80 @@ def test_a_repository_shares_nothing_that_is_dead_or_too_old(
         assert pool.stats().closed == {reason: 1}
 
 
+@pytest.fixture
+def doubted(board: Switchboard) -> Iterator[ConnectionPool]:
+    """A pool whose one connection is looked at before each loan."""
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=1, look_after_idle=0) as pool:
+        fill(pool, 1)
+        yield pool
+
+
 def test_nobody_joins_what_a_repository_still_looks_at(
-    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+    doubted: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look at TLS reads: it would take a byte of another's answer. Who comes meanwhile waits."""
-    settings: dict[str, Any] = {"sharable": True, "max_size": 1, "look_after_idle": 0}
-    with ConnectionPool("a:1", connector=board, **settings) as pool:
-        fill(pool, 1)
-        shares: list[Connection] = []
-        joining = threading.Thread(target=lambda: shares.append(pool.share(timeout=20)))
+    shares: list[Connection] = []
+    joining = threading.Thread(target=lambda: shares.append(doubted.share(timeout=20)))
 
-        def look(self: Dialler, record: Record) -> bool:
-            assert pool._control.stock.share() is None  # it would wait for itself
-            joining.start()
-            until(lambda: pool.stats().waiting == 1)
-            return True
+    def look(self: Dialler, record: Record) -> bool:
+        assert doubted._control.stock.share() is None  # it would wait for itself
+        joining.start()
+        until(lambda: doubted.stats().waiting == 1)
+        return True
 
-        monkeypatch.setattr(stock.Look, "wait", None)
-        monkeypatch.setattr(Dialler, "is_usable", look)
-        share = pool._control.stock.share()
-        assert share is not None
-        joining.join(10)
-        assert [one.info.id for one in shares] == [share.info.id]
-        end([*shares, share])
+    monkeypatch.setattr(stock.Look, "wait", None)
+    monkeypatch.setattr(Dialler, "is_usable", look)
+    share = doubted._control.stock.share()
+    assert share is not None
+    joining.join(10)
+    assert [one.info.id for one in shares] == [share.info.id]
+    end([*shares, share])
 
 
 def test_who_asks_a_repository_while_another_looks_shares_the_same_connection(
-    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+    doubted: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"sharable": True, "max_size": 1, "look_after_idle": 0}
-    with ConnectionPool("a:1", connector=board, **settings) as pool:
-        fill(pool, 1)
-        looked_at, waits = threading.Event(), threading.Event()
-        looks: list[stock.Look] = []  # it is over when it is, though somebody still knows it
-        real = stock.Look.wait
+    looked_at, waits = threading.Event(), threading.Event()
+    looks: list[stock.Look] = []  # it is over when it is, though somebody still knows it
+    real = stock.Look.wait
 
-        def wait(look: stock.Look, timeout: float | None = None) -> bool:
-            looks.append(look)
-            waits.set()
-            return real(look, 20)
+    def wait(look: stock.Look, timeout: float | None = None) -> bool:
+        looks.append(look)
+        waits.set()
+        return real(look, 20)
 
-        def look(self: Dialler, record: Record) -> bool:
-            looked_at.set()
-            assert waits.wait(10)
-            return True
+    def look(self: Dialler, record: Record) -> bool:
+        looked_at.set()
+        assert waits.wait(10)
+        return True
 
-        monkeypatch.setattr(stock.Look, "wait", wait)
-        monkeypatch.setattr(Dialler, "is_usable", look)
-        shares = together(
-            pool._control.stock.share, lambda: looked_at.wait(10) and pool._control.stock.share()
-        )
-        assert shares[0].info.id == shares[1].info.id
-        end(shares)
-        assert not list(pool._control.stock._looks)
+    monkeypatch.setattr(stock.Look, "wait", wait)
+    monkeypatch.setattr(Dialler, "is_usable", look)
+    shares = together(
+        doubted._control.stock.share, lambda: looked_at.wait(10) and doubted._control.stock.share()
+    )
+    assert shares[0].info.id == shares[1].info.id
+    end(shares)
+    assert not list(doubted._control.stock._looks)
 
 
 def test_a_look_that_hangs_keeps_nobody_else_waiting_who_asks_a_repository(
-    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+    doubted: ConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"sharable": True, "max_size": 1, "look_after_idle": 0}
-    with ConnectionPool("a:1", connector=board, **settings) as pool:
-        fill(pool, 1)
-        looked_at, has_tried = threading.Event(), threading.Event()
+    looked_at, has_tried = threading.Event(), threading.Event()
 
-        def look(self: Dialler, record: Record) -> bool:
-            looked_at.set()
-            return has_tried.wait(10)
+    def look(self: Dialler, record: Record) -> bool:
+        looked_at.set()
+        return has_tried.wait(10)
 
-        def other() -> None:
-            assert looked_at.wait(10)
-            assert pool._control.stock.share() is None
-            has_tried.set()
+    def other() -> None:
+        assert looked_at.wait(10)
+        assert doubted._control.stock.share() is None
+        has_tried.set()
 
-        monkeypatch.setattr(Dialler, "is_usable", look)
-        share, _ = together(pool._control.stock.share, other)
-        share.release()
+    monkeypatch.setattr(Dialler, "is_usable", look)
+    share, _ = together(doubted._control.stock.share, other)
+    share.release()
 
 
 def test_what_a_repository_shares_is_heard_of_like_any_loan(board: Switchboard) -> None:
