@@ -546,7 +546,7 @@ def test_an_interrupt_as_a_call_ends_lets_the_next_know_all_the_same(is_done: bo
         assert call.has_file()
         waits = Sitter(desk, 1, is_done=is_done)
         assert not waits.call.has_file()
-        with Strike(n, codes_of(Call.end, Desk.wake_next, Job.wake, Job.tell)) as strike:
+        with Strike(n, codes_of(Call.end, Desk.wake_next, Job.wake)) as strike:
             call.end()
         where = strike.where
         del call, strike
