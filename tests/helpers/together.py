@@ -16,7 +16,8 @@ def together(*jobs: Callable[[], T], limit: float = 10.0) -> list[T]:
     """Start *jobs* at the same moment, one thread each, and return their results in order.
 
     Raises:
-        AssertionError: a job still runs after *limit* seconds; says where it stands.
+        AssertionError: a job still runs after *limit* seconds; says where it stands,
+            and has as its cause what another job raised, if one did.
         BaseException: what a job raised; several in one group.
     """
     gate = threading.Barrier(len(jobs))
@@ -40,7 +41,9 @@ def together(*jobs: Callable[[], T], limit: float = 10.0) -> list[T]:
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     stuck = [thread for thread in threads if thread.is_alive()]
-    assert not stuck, f"still running after {limit:g} s:\n" + "\n".join(map(whereabouts, stuck))
+    if stuck:
+        standing = f"still running after {limit:g} s:\n" + "\n".join(map(whereabouts, stuck))
+        raise AssertionError(standing) from (errors[0] if errors else None)
     if len(errors) == 1:
         raise errors[0]
     if errors:

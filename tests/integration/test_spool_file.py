@@ -22,6 +22,7 @@ from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.rows import PAGE_SIZE, Row
+from connpool.pool.piles import look_through
 from tests.conftest import open_files
 from tests.helpers.scripts import run_program
 from tests.helpers.together import together
@@ -604,7 +605,7 @@ def test_of_jobs_that_are_done_one_by_one_each_call_returns_when_its_own_is_done
             has_returned.set()
 
     def let_go() -> None:
-        while sum(job.gate is not None for job in desk.jobs.copy()) < 3:
+        while sum(job.gate is not None for job in look_through(desk.jobs)) < 3:
             threading.Event().wait(0.001)
         call.end()
 

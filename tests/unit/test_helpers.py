@@ -122,6 +122,18 @@ def test_a_job_that_hangs_fails_the_test_and_says_where_it_stands() -> None:
     freed.set()
 
 
+def test_a_job_that_hangs_because_another_failed_says_how_that_one_failed() -> None:
+    freed = threading.Event()
+
+    def fail() -> None:
+        raise LookupError("in a thread")
+
+    with pytest.raises(AssertionError, match="still running") as caught:
+        together(lambda: freed.wait(20), fail, limit=0.1)
+    freed.set()
+    assert isinstance(caught.value.__cause__, LookupError)
+
+
 # -- preemption ------------------------------------------------------------------
 
 CARELESS = """

@@ -14,6 +14,7 @@ import pytest
 from connpool import UsageError, clock
 from connpool.delivery import desk as desks
 from connpool.delivery.desk import LATE, LONGEST, PATIENCE, SELDOM, Call, Desk, Job
+from connpool.pool.piles import look_through
 from tests.helpers.interrupts import SignalStrike, Strike, codes_of
 from tests.helpers.together import together
 
@@ -321,7 +322,7 @@ def test_who_comes_waits_until_all_have_left_who_were_served(monkeypatch) -> Non
         return int(desk.do(Job(lambda _: n), runner.run))
 
     def leaves() -> None:
-        while sum(job.gate is not None for job in desk.jobs.copy()) < 4:
+        while sum(job.gate is not None for job in look_through(desk.jobs)) < 4:
             threading.Event().wait(0.001)
         assert not runner.batches
         served.call.end()
