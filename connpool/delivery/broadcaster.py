@@ -50,7 +50,7 @@ class Broadcaster(Admin, Receiving):
             listeners hear. None: what nobody takes is an error.
         framing: How messages are told apart on the wire; None: they are not.
         confirm: ``confirm(conn, message)`` returns when the peer has acknowledged *message*, which was just
-            written; what it raises means that it has not. Input belongs to it, then.
+            written; what it raises means that it has not. Input belongs to it, then. It writes nothing.
         write_ahead: Put each message into the spool before it is sent.
         failover: Whether a group takes over when all members of an earlier one are dead.
         reconnect: Whether dead links are opened again by themselves, with the back-off of the pool.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -233,16 +233,14 @@ class Tending:
         n_arrived = 0
         try:
             data, sizes, n_framed = office.encoder.encode_all(batch)
-            n_sent = strand.line.push_all(data, office.settings.send_timeout)
-            if n_sent == len(data) and office.settings.confirm is None:
+            if office.settings.confirm is not None:
+                for _ in self._confirmed(link, strand, batch, data, sizes):
+                    n_arrived += 1
+            elif (n_sent := strand.line.push_all(data, office.settings.send_timeout)) == len(data):
                 n_arrived = n_framed
-                return True
-            for end, each in zip(accumulate(sizes), batch, strict=False):  # it ends where none can be framed
-                if end > n_sent:
-                    break
-                self._ask(link, strand, each.message)
-                n_arrived += 1
-            return n_sent == len(data)
+            else:
+                n_arrived = sum(end <= n_sent for end in accumulate(sizes))
+            return n_arrived == n_framed
         finally:
             positions = _positions_of(batch)
             self._remove(link, positions[:n_arrived])
@@ -251,6 +249,31 @@ class Tending:
             rate = office.settings.flush_rate
             if rate is not None:
                 self._pause(max(0.0, n_arrived / rate - (real.now() - began)))
+
+    def _confirmed(
+        self,
+        link: Link,
+        strand: Strand,
+        batch: Sequence[Spooled],
+        data: bytes | bytearray,
+        sizes: Iterable[int],
+    ) -> Iterator[Spooled]:
+        """Send *data*, and give each message of *batch* once it is confirmed. Fewer: it broke.
+
+        As much is sent ahead as the peer takes. It may take no more because nobody reads its answers: so the
+        oldest message is asked for by then, or both sides would wait for each other.
+        """
+        line, timeout = strand.line, self._office.settings.send_timeout
+        n_sent = 0
+        with memoryview(data) as view:
+            for end, each in zip(accumulate(sizes), batch, strict=False):  # it ends where none can be framed
+                if n_sent < len(view) and line.error is None:
+                    with view[n_sent:] as rest:
+                        n_sent += line.push_all(rest, timeout, heeds_input_after=end - n_sent)
+                if end > n_sent:
+                    break
+                self._ask(link, strand, each.message)
+                yield each
 
     def _ask(self, link: Link, strand: Strand, message: bytes) -> None:
         """Have the peer confirm *message*."""

@@ -116,12 +116,23 @@ class Line:
             self._break(error)
             return BROKEN
 
-    def push_all(self, data: bytes | bytearray | memoryview, timeout: float | None) -> int:
+    def push_all(
+        self,
+        data: bytes | bytearray | memoryview,
+        timeout: float | None,
+        *,
+        heeds_input_after: int | None = None,
+    ) -> int:
         """Write all of *data*, waiting for the peer to read.
 
+        Args:
+            timeout: Seconds for which the peer may take nothing; None: for ever.
+            heeds_input_after: Bytes after which it also ends when the peer takes no more and has said
+                something: perhaps it reads on only when that is read. None: it does not.
+
         Returns:
-            How many bytes were written: fewer only if it broke (see ``error``), or *timeout* seconds
-            passed without the peer taking anything.
+            How many bytes were written: fewer than all if that is so, if it broke (see ``error``), or if
+            *timeout* seconds passed.
         """
         view = memoryview(data)
         done = 0
@@ -134,10 +145,13 @@ class Line:
                 done += sent
                 patience = None if timeout is None else now() + timeout
                 continue
+            is_heeding = heeds_input_after is not None and done >= heeds_input_after
+            if is_heeding and wait_until_ready(self._raw.fileno(), _INPUT, 0.0):
+                break
             if patience is not None and now() >= patience:
                 self._break(TimeoutError(f"the peer took nothing for {timeout:g} s"))
                 break
-            wait_until_ready(self._raw.fileno(), select.POLLOUT, SLICE)
+            wait_until_ready(self._raw.fileno(), select.POLLOUT | (_INPUT if is_heeding else 0), SLICE)
         return done
 
     def pull(self) -> bytes | None:

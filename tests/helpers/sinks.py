@@ -32,6 +32,7 @@ class Sink(ScriptedServer):
     Args:
         tls: As for a ``ScriptedServer``.
         answers: Whether it acknowledges each line, by ``b"got "`` and the line.
+        is_tight: Whether the system keeps little for it: soon it waits until its answers are read.
 
     Attributes:
         sessions: The whole lines of each connection, in the order of acceptance.
@@ -39,9 +40,12 @@ class Sink(ScriptedServer):
         last: Lines after which, all in all, it resets the connection that brought the last; None: none.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, answers: bool = False) -> None:
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, answers: bool = False, is_tight: bool = False
+    ) -> None:
         super().__init__(script=self._take_lines, tls=tls)
         self.answers = answers
+        self._is_tight = is_tight
         self.sessions: list[list[bytes]] = []
         self.is_deaf = False
         self.last: int | None = None
@@ -82,6 +86,8 @@ class Sink(ScriptedServer):
         mine: list[bytes] = []
         with self._noting:
             self.sessions.append(mine)
+        if self._is_tight:
+            squeeze(connection._transport.sock)
         rest = b""
         while True:
             while self.is_deaf:
@@ -108,6 +114,17 @@ def established(port: int) -> int:
     """How many connections with *port* as their own the system has that neither side has ended."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[3] == "01" and row[1].endswith(f":{port:04X}") for row in rows)
+
+
+def squeeze(sock: socket.socket) -> None:
+    """Have the system keep little of what *sock* has to send, and of what it has to read."""
+    for way in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, way, 16_384)
+
+
+def tight(tls: ssl.SSLContext | None = None) -> SocketConnector:
+    """A connector for whose connections the system keeps little in both directions."""
+    return SocketConnector(tls=tls, handshake=lambda conn: squeeze(conn.socket))
 
 
 def narrow() -> SocketConnector:

@@ -8,9 +8,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from connpool import Broadcaster, LinkState, MemorySpool
+from connpool import Broadcaster, Connection, LinkEvent, LinkState, MemorySpool
 from connpool.testing import FakeClock
-from tests.helpers.sinks import GUARD, Sink, acknowledged, broadcasting, fill, narrow, numbered, refused
+from connpool.wire import line as line_of_link
+from tests.helpers.sinks import (
+    GUARD,
+    Diary,
+    Sink,
+    acknowledged,
+    broadcasting,
+    fill,
+    narrow,
+    numbered,
+    refused,
+    tight,
+)
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.upkeep import let_pass
@@ -197,6 +209,74 @@ def test_many_messages_are_confirmed_in_one_batch_in_their_order():
             a.start()
             assert sender.flush(GUARD) == 0
             assert a.lines == numbered(2_000)
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_a_peer_that_reads_on_only_when_its_answers_are_read_does_not_hold_up_a_flush(
+    certificates, is_secure, monkeypatch
+):
+    monkeypatch.setattr(line_of_link, "SLICE", 60.0)
+    lines = [b"%d-" % n + b"x" * 2_000 for n in range(150)]
+    connector = tight(certificates.client() if is_secure else None)
+    with Sink(tls=certificates.server() if is_secure else None, answers=True, is_tight=True) as a:
+        a.stop()
+        with broadcasting(
+            a, confirm=acknowledged, send_timeout=None, pool_settings={"connector": connector}
+        ) as sender:
+            for line in lines:
+                sender.broadcast(line)
+            a.start()
+            assert sender.flush(GUARD) == 0
+            assert a.sessions == [lines]
+
+
+def test_a_peer_that_says_nothing_before_all_have_come_is_asked_only_then():
+    """Though it does not take all at once."""
+    lines = [b"%d-" % n + b"x" * 2_000 for n in range(100)]
+    asked: list[bytes] = []
+    with Sink(is_tight=True) as a:
+
+        def confirm(conn: Connection, message: bytes) -> None:
+            a.until_lines(len(lines))
+            asked.append(message)
+
+        a.stop()
+        a.is_deaf = True
+        with broadcasting(a, confirm=confirm, pool_settings={"connector": tight()}) as sender:
+            for line in lines:
+                sender.broadcast(line)
+            a.start()
+            until(lambda: a.connections and a.has_unread)
+            let_pass(0.1)
+            a.is_deaf = False
+            assert sender.flush(GUARD) == 0
+            assert a.lines == asked == lines
+
+
+def test_a_peer_that_takes_nothing_any_more_is_waited_for_once_not_with_each_message_it_has():
+    confirmed: list[bytes] = []
+    diary = Diary()
+    with Sink(is_tight=True) as a:
+        a.stop()
+        a.is_deaf = True
+        with broadcasting(
+            a,
+            confirm=lambda conn, message: confirmed.append(message),
+            send_timeout=0.5,
+            pool_settings={"connector": tight()},
+        ) as sender:
+            sender.on(LinkEvent.ALIVE | LinkEvent.DEAD, diary)
+            for n in range(100):
+                sender.broadcast(b"%d-" % n + b"x" * 2_000)
+            diary.until(1)
+            a.start()
+            diary.until(2)
+            with taking(0.4, 3.0):
+                diary.until(3)
+            assert diary.of(a) == [LinkEvent.DEAD, LinkEvent.ALIVE, LinkEvent.DEAD]
+            a.is_deaf = False
+            assert len(confirmed) > 10
+            assert sender.flush(GUARD) == 0
 
 
 # -- heartbeats
