@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,17 +47,16 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
     Raises:
         Damaged: it would.
     """
-    size, log_size = disk.size_of(path), disk.size_of(log_of(path)) or 0
-    if size:
-        with disk.reading(path) as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise Damaged("it does not begin as a SQLite file does")
-    if log_size > LOG_HEADER.size:
-        if not size:
+    with disk.reading(path) as file, disk.reading(log_of(path)) as log:
+        beginning = b"" if file is None else file.read(len(MAGIC))
+        if beginning and beginning != MAGIC:
+            raise Damaged("it does not begin as a SQLite file does")
+        if log is None or log.seek(0, io.SEEK_END) <= LOG_HEADER.size:
+            return
+        if not beginning:
             raise Damaged("it is empty, and its log is not")
-        with disk.reading(log_of(path)) as log:
-            if not is_whole(log):
-                raise Damaged("its log holds commits that cannot be read")
+        if not is_whole(log):
+            raise Damaged("its log holds commits that cannot be read")
 
 
 def set_up(segment: Segment) -> None:

@@ -51,6 +51,11 @@ class Job:
         if self.gate is not None:
             open_gate(self.gate)
 
+    def tell(self) -> None:
+        """Wake its thread, since it is done."""
+        self.wake()
+        self.is_told = True  # last: an interrupt before has it woken once more
+
 
 class Call:
     """A job that is on the desk, and perhaps has the file.
@@ -156,11 +161,7 @@ class Desk:
         try:
             if self._wait(call, job, None) and not job.is_done:
                 self._serve(run)
-        except BaseException:  # Ctrl-C: who is done by now may not have been told
-            for other in look_through(self.jobs):
-                other.wake()
-            raise
-        finally:
+        finally:  # after Ctrl-C, too: who leaves wakes the next, and so everybody is told
             try:
                 call.end()
             except BaseException:  # it is not dropped as long as somebody looks at the traceback
@@ -183,8 +184,7 @@ class Desk:
         self._is_late_from = ended + LATE * len(jobs)
         if had_to_wait:
             for job in jobs:
-                job.wake()
-                job.is_told = True  # last: an interrupt before has it woken once more
+                job.tell()
 
     def hold(self, timeout: float | None = None) -> Call | None:
         """Wait until nobody is at the file, and keep others away until the call ends.
@@ -249,8 +249,7 @@ class Desk:
         """Wake who was served and does not know it, or else who comes next: the file may be free."""
         for job in look_through(self.jobs):
             if job.is_done and job.gate is not None and not job.is_told:
-                job.wake()
-                job.is_told = True  # last: an interrupt before has it woken once more
+                job.tell()
                 return
         if not self.users:
             for job in *look_through(self.loners), *look_through(self.jobs):

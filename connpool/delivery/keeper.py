@@ -225,7 +225,7 @@ class Keeper:
                 return
             for job in jobs:
                 self._run([job])
-                job.wake()  # the others may take long, each as long as all of them did
+                job.tell()  # the others may take long, each as long as all of them did
 
     def _transact(self, jobs: Sequence[Job]) -> None:
         for is_mended in (False, True):

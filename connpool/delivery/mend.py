@@ -80,10 +80,7 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
     draft = path.with_name(path.name + ".mending")
     remove_file(draft)
     with ExitStack() as files:
-        database, log = (
-            None if disk.size_of(part) is None else files.enter_context(disk.reading(part))
-            for part in (path, log_of(path))
-        )
+        database, log = (files.enter_context(disk.reading(part)) for part in (path, log_of(path)))
         try:
             recovered, lost = _write(draft, Salvage(database, log))
         except SpoolError:

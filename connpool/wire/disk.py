@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -179,9 +179,13 @@ def size_of(path: Path) -> int | None:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open *path* to be read."""
-    with _told(path), path.open("rb") as file:
+def reading(path: Path) -> Iterator[BinaryIO | None]:
+    """Open *path* to be read; None: there is no such file."""
+    with _told(path), ExitStack() as files:
+        try:
+            file = files.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            file = None
         yield file
 
 

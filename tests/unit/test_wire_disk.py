@@ -154,6 +154,8 @@ def test_files_are_found_by_the_whole_of_their_names(tmp_path: Path) -> None:
 def test_what_is_not_there_has_no_size_and_is_removed_already(tmp_path: Path) -> None:
     path = tmp_path / "file"
     assert (disk.size_of(path), disk.identity(path)) == (None, None)
+    with disk.reading(path) as nothing:
+        assert nothing is None
     disk.remove(path)
     path.write_bytes(b"12345")
     assert disk.size_of(path) == 5
@@ -166,11 +168,12 @@ def test_every_error_names_the_file(tmp_path: Path) -> None:
         lambda: disk.rename(path, tmp_path / "x"),
         lambda: disk.renew(path),
         lambda: disk.names_like(path, ""),
-        lambda: disk.reading(path).__enter__(),
         lambda: FileLock.try_take(path),
     ):
         with pytest.raises(SpoolError, match=f"spool {path}: No such file or directory"):
             call()
+    with pytest.raises(SpoolError, match=f"spool {tmp_path}: Is a directory"), disk.reading(tmp_path):
+        pass
 
 
 def open_and_close(folder: Path) -> None:
@@ -180,6 +183,7 @@ def open_and_close(folder: Path) -> None:
     assert lock is not None
     disk.create(path)
     with disk.reading(path) as file:
+        assert file is not None
         file.read()
     disk.renew(path)
     disk.rename(path, folder / "renamed")
