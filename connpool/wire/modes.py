@@ -90,15 +90,26 @@ class SocketModes(ByteStream):
         return self.raw.fileno()
 
     def hand_out(self) -> None:
-        """Others will have the socket too: from now on it blocks without limit outside of calls."""
+        """Others will have the socket too: from now on it blocks without limit outside of calls.
+
+        Raises:
+            UsageError: from within a call on TLS of this very thread. Nothing was done.
+        """
         if self._is_private:
             self._is_alone = False
+            me = get_ident()
+            if self._tls_turn.locked():
+                self._come_second(me)
             with self._tls_turn:
-                if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
-                    if is_tls(self.raw):
-                        self._lift_limit()
-                    self.raw.settimeout(None)
-                self._is_private = False
+                try:
+                    self._has_turn = me
+                    if self.raw.fileno() >= 0:  # else an upgrade that failed has closed it
+                        if is_tls(self.raw):
+                            self._lift_limit()
+                        self.raw.settimeout(None)
+                    self._is_private = False
+                finally:
+                    self._has_turn = 0
         self.expect_company()
 
     def expect_company(self) -> None:

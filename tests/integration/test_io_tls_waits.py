@@ -641,7 +641,10 @@ def test_a_finaliser_within_a_call_that_uses_the_same_connection_is_refused(
                 stream = conn._record.stream
                 assert isinstance(stream, Stream)
                 assert stream._has_turn == threading.get_ident()  # else it hangs
-                for use in (lambda: stream.sendall(b"x", 5), lambda: stream.recv(1, 5)):
+                uses = [lambda: stream.sendall(b"x", 5), lambda: stream.recv(1, 5)]
+                if is_private:
+                    uses.append(stream.hand_out)
+                for use in uses:
                     with pytest.raises(UsageError, match="from within a call on it"):
                         use()
             return do(raw, *arguments)
@@ -658,3 +661,27 @@ def test_a_finaliser_within_a_call_that_uses_the_same_connection_is_refused(
 
     visited = apart(visit_all) if is_apart else visit_all()
     assert len(visited) >= 3
+
+
+def test_a_finaliser_that_uses_a_connection_just_as_its_socket_is_handed_out_is_refused(
+    echo: ScriptedServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[bool] = []
+    settimeout = ssl.SSLSocket.settimeout
+
+    def visited(raw: ssl.SSLSocket, seconds: float | None) -> None:
+        if raw is conn._record.raw and not refused:
+            stream = conn._record.stream
+            assert isinstance(stream, Stream)
+            assert stream._has_turn == threading.get_ident()  # else it hangs
+            with pytest.raises(UsageError, match="from within a call on it"):
+                stream.recv(1, 5)
+            refused.append(True)
+        settimeout(raw, seconds)
+
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        ask(conn)
+        monkeypatch.setattr(ssl.SSLSocket, "settimeout", visited)
+        assert conn.socket
+        ask(conn)
+    assert refused
