@@ -271,7 +271,7 @@ def test_a_peer_that_takes_nothing_any_more_is_waited_for_once_not_with_each_mes
             diary.until(1)
             a.start()
             diary.until(2)
-            with taking(0.4, 3.0):
+            with taking(0.4, 5.0):
                 diary.until(3)
             assert diary.of(a) == [LinkEvent.DEAD, LinkEvent.ALIVE, LinkEvent.DEAD]
             a.is_deaf = False
