@@ -293,6 +293,7 @@ def test_the_end_switches_to_no_group_and_logs_no_switch(a, c, caplog):
     with broadcasting(a, "||", c) as sender:
         all_alive(sender)
         until(lambda: sender.broadcast(b"one").group == 0, "the first group")
+        until(lambda: caplog.text.count("is connected") == 2, "the telling of both")
         caplog.clear()
         sender.close()
         assert not [r.getMessage() for r in caplog.records]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionClosed, ConnectionPool, LoanHeldLong, LoanLost
+from connpool import CloseReason, Connection, ConnectionClosed, ConnectionPool, LoanHeldLong, LoanLost
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.together import together
@@ -237,12 +237,14 @@ def test_the_thread_finds_a_lost_loan_for_who_waits() -> None:
 def test_who_waits_finds_a_lost_loan_itself_where_there_is_no_thread() -> None:
     settings: dict[str, Any] = {"max_size": 1, "connect_timeout": 60, "reap_interval": None}
     with ConnectionPool("a:1", connector=Switchboard(), **settings) as pool:
-        held = [pool.try_connect()]
+        held: list[Connection] = []
 
         def wait() -> None:
+            until(lambda: held)
             pool.try_connect(timeout=20).release()
 
-        def forget() -> None:
+        def forget() -> None:  # what another thread has made would wait for that one without the GIL
+            held.append(pool.try_connect())
             until(lambda: pool.stats().waiting == 1)
             with pytest.warns(ResourceWarning):
                 held.clear()

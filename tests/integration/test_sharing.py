@@ -453,12 +453,14 @@ def test_a_share_that_is_dropped_is_found_and_the_connection_closed(pool: Connec
 def test_a_share_that_is_dropped_is_found_by_who_waits_where_there_is_no_thread(board: Switchboard) -> None:
     settings: dict[str, Any] = {"max_size": 1, "max_sharers": 1, "connect_timeout": 60, "reap_interval": None}
     with ConnectionPool("a:1", connector=board, sharable=True, **settings) as pool:
-        held = [pool.share()]
+        held: list[Connection] = []
 
         def wait() -> None:
+            until(lambda: held)
             pool.share(timeout=20).release()
 
-        def forget() -> None:
+        def forget() -> None:  # what another thread has made would wait for that one without the GIL
+            held.append(pool.share())
             until(lambda: pool.stats().waiting == 1)
             with pytest.warns(ResourceWarning):
                 held.clear()
