@@ -270,7 +270,7 @@ class Tending:
                 if n_sent < len(view) and line.error is None:
                     with view[n_sent:] as rest:
                         n_sent += line.push_all(rest, timeout, heeds_input_after=end - n_sent)
-                if end > n_sent:
+                if end > n_sent or (strand.is_dropped and strand.why is None):  # by hand
                     break
                 self._ask(link, strand, each.message)
                 yield each
