@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 import time
@@ -261,6 +262,26 @@ def test_answers_that_are_much_longer_than_the_messages_do_not_hold_up_a_flush(c
             assert sender.flush(GUARD) == 0
             assert confirmed == lines
             assert len(server.connections) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_confirm_that_ends_its_thread_ends_the_connection_too():
+    """Else its answers would be taken for those to other messages."""
+    n_asked = itertools.count()
+
+    def confirm(conn: Connection, message: bytes) -> None:
+        if next(n_asked) == 3:
+            raise SystemExit
+        acknowledged(conn, message)
+
+    with Sink(answers=True) as a:
+        a.stop()
+        with broadcasting(a, confirm=confirm) as sender:
+            for message in numbered(10):
+                sender.broadcast(message)
+            a.start()
+            assert sender.flush(GUARD) == 0
+            assert a.sessions == [numbered(10), numbered(10)[3:]]
 
 
 def test_a_peer_that_says_nothing_before_all_have_come_is_asked_only_then():
