@@ -90,23 +90,23 @@ class Office:
     def raise_up(self, link: Link, strand: Strand) -> None:
         """*link* has a connection."""
         with self._lock:
-            link.state = LinkState.ALIVE
-            link.since = self.clock.now()
-            link.endpoint = strand.endpoint
-            link.failures = 0
-            link.retry_at = link.last_error = None
-            link.is_wanted = False
-            self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
-            is_behind = self.spool is not None and not self.is_closed and self.spool.count(link.queue) > 0
-            link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
-            self._publish_locked()
-            is_stray = self.is_closed or not self.roster.has(link)
             self.settled.notify_all()
+            if is_stray := self.is_closed or not self.roster.has(link):
+                self._mark_dead_locked(link, None, strand.endpoint)
+            else:
+                link.state, link.since, link.endpoint = LinkState.ALIVE, self.clock.now(), strand.endpoint
+                link.retry_at = link.last_error = None
+                link.failures, link.is_wanted = 0, False
+                self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
+                is_behind = self.spool is not None and self.spool.count(link.queue) > 0
+                link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
+                self._publish_locked()
+        if is_stray:
+            self.close_strand(strand)
+            return
         self.on_strands()  # first: at the end of the program there are no new threads
         logger.info("broadcaster %r: %s is connected", self.name, strand.endpoint)
         self.speak_up()
-        if is_stray:
-            self.lower(link, None)
 
     def lower(self, link: Link, error: BaseException | None, strand: Strand | None = None) -> bool:
         """*link*'s connection is broken, or not wanted any more. Returns whether it had one.
@@ -167,8 +167,7 @@ class Office:
             is_news = link.state is LinkState.NEW
             if is_news:
                 self._mark_dead_locked(link, error, endpoint)
-            link.endpoint = endpoint
-            link.last_error = error
+            link.endpoint, link.last_error = endpoint, error
             link.is_wanted = False
             self.plan_attempt_locked(link, error)
             self._publish_locked()
@@ -180,7 +179,8 @@ class Office:
     def _mark_dead_locked(self, link: Link, error: BaseException | None, endpoint: Endpoint) -> None:
         link.since = self.clock.now()
         link.last_error = None if error is None else error.with_traceback(None)
-        if not self.is_closed:
+        is_told = link.state is LinkState.ALIVE or self.roster.has(link)  # else another may lead there by now
+        if is_told and not self.is_closed:
             self.mailbox.post_locked(LinkEvent.DEAD, endpoint)
         link.state = LinkState.DEAD  # last: whoever is interrupted before leaves the rest to another
 

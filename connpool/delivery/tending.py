@@ -233,6 +233,7 @@ class Tending:
         n_arrived = 0
         try:
             data, sizes, n_framed = office.encoder.encode_all(batch)
+            strand.is_midway = True
             if office.settings.confirm is not None:
                 for _ in self._confirmed(link, strand, batch, data, sizes):
                     n_arrived += 1
@@ -240,7 +241,8 @@ class Tending:
                 n_arrived = n_framed
             else:
                 n_arrived = sum(end <= n_sent for end in accumulate(sizes))
-            return n_arrived == n_framed
+            strand.is_midway = n_arrived < n_framed
+            return not strand.is_midway
         finally:
             positions = _positions_of(batch)
             self._remove(link, positions[:n_arrived])
@@ -270,7 +272,7 @@ class Tending:
                 if n_sent < len(view) and line.error is None:
                     with view[n_sent:] as rest:
                         n_sent += line.push_all(rest, timeout, heeds_input_after=end - n_sent)
-                if end > n_sent:
+                if end > n_sent or (strand.is_dropped and strand.why is None):  # by hand
                     break
                 self._ask(link, strand, each.message)
                 yield each

@@ -19,6 +19,7 @@ __all__ = ["BROKEN", "Line", "Poller"]
 
 BROKEN: Final = -1  # instead of a number of bytes
 CHUNK: Final = 65_536
+RECORD: Final = 16_384  # most bytes of a record of TLS: the peer has all of one, or nothing
 MOST_DRAINED: Final = 100  # chunks; who goes on talking is not waited for
 SLICE: Final = 0.25  # seconds after which a long wait looks whether it was called off
 
@@ -107,7 +108,7 @@ class Line:
             self.is_midway = True
             while done < len(data):
                 with self._guard:
-                    done += self._stream.try_write([memoryview(data)[done:]], eager=True)
+                    done += self._stream.try_write([memoryview(data)[done : done + RECORD]], eager=True)
             self.is_midway = False
             return done
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):

@@ -13,6 +13,7 @@ import pytest
 
 from connpool import (
     Broadcaster,
+    Connection,
     ConnectionPool,
     Lines,
     LinkEvent,
@@ -25,7 +26,18 @@ from connpool import (
 from connpool.testing import Send, ServedConnection
 from tests.helpers.forks import in_child
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import GUARD, MUCH, QUICK, Sink, broadcasting, fill, narrow, numbered, refused
+from tests.helpers.sinks import (
+    GUARD,
+    MUCH,
+    QUICK,
+    Sink,
+    acknowledged,
+    broadcasting,
+    fill,
+    narrow,
+    numbered,
+    refused,
+)
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -296,6 +308,41 @@ def test_what_a_peer_has_confirmed_while_the_end_waited_for_it_is_not_told_to_be
         assert asked.wait(GUARD)
         assert sender.close(0.0) == spool.left
         assert sender.unsent().total == spool.left < 3
+
+
+@pytest.mark.parametrize("is_end", [True, False])
+def test_a_peer_that_is_taken_down_is_asked_for_no_more_of_what_it_has(is_end):
+    """Though it has answered: nobody knows how long that would take."""
+    confirmed: list[bytes] = []
+    asked, over = threading.Event(), threading.Event()
+
+    def confirm(conn: Connection, message: bytes) -> None:
+        acknowledged(conn, message)
+        confirmed.append(message)
+        if len(confirmed) == 2:
+            asked.set()
+            until(lambda: sender.links()[0].state is LinkState.DEAD)
+        elif len(confirmed) > 2:
+            assert over.wait(GUARD)
+
+    with Sink(answers=True) as server:
+        server.stop()
+        with broadcasting(server, confirm=confirm) as sender:
+            for line in numbered(10):
+                sender.broadcast(line)
+            server.start()
+            assert asked.wait(GUARD)
+            server.until_lines(10)
+            if is_end:
+                assert sender.close(0.0) == 8
+            else:
+                sender.mark_dead(server.endpoint)
+                sender.mark_alive(server.endpoint)
+                until(lambda: len(server.sessions) == 2, "another connection")
+            over.set()
+            if not is_end:
+                assert sender.flush(GUARD) == 0
+                assert server.sessions[1] == numbered(10)[2:]
 
 
 @pytest.mark.parametrize("hangs", ["confirm", "handler", "heartbeat", "goodbye"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from connpool import Broadcaster, Connection, LinkEvent, LinkState, MemorySpool
-from connpool.testing import FakeClock
+from connpool import Broadcaster, Connection, LinkEvent, LinkState, MemorySpool, SocketConnector
+from connpool.testing import FakeClock, ScriptedServer, ServedConnection
 from connpool.wire import line as line_of_link
 from tests.helpers.sinks import (
     GUARD,
@@ -228,6 +230,58 @@ def test_a_peer_that_reads_on_only_when_its_answers_are_read_does_not_hold_up_a_
             a.start()
             assert sender.flush(GUARD) == 0
             assert a.sessions == [lines]
+
+
+@pytest.mark.parametrize("is_secure", [False, True])
+def test_answers_that_are_much_longer_than_the_messages_do_not_hold_up_a_flush(certificates, is_secure):
+    lines = [b"%d-" % n + b"x" * 500 for n in range(100)]  # with TLS they are several records
+    confirmed: list[bytes] = []
+
+    def hold_little(conn: Connection) -> None:
+        conn.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+
+    def answer_at_length(connection: ServedConnection) -> None:
+        connection.limit_buffer(4_096)
+        while True:
+            n, _ = connection.request(b"\n").split(b"-")
+            connection.send(b"%b\n" % n.ljust(10_000_000 if n == b"0" else 1_000))
+
+    def confirm(conn: Connection, message: bytes) -> None:
+        answer = conn.recv_until(b"\n", 20_000_000, timeout=GUARD)
+        assert message.startswith(answer.strip() + b"-")
+        confirmed.append(message)
+
+    tls = certificates.server() if is_secure else None
+    connector = SocketConnector(tls=certificates.client() if is_secure else None, handshake=hold_little)
+    with ScriptedServer(script=answer_at_length, tls=tls) as server:
+        server.stop()
+        with broadcasting(server, confirm=confirm, pool_settings={"connector": connector}) as sender:
+            for line in lines:
+                sender.broadcast(line)
+            server.start()
+            assert sender.flush(GUARD) == 0
+            assert confirmed == lines
+            assert len(server.connections) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_confirm_that_ends_its_thread_ends_the_connection_too():
+    """Else its answers would be taken for those to other messages."""
+    n_asked = itertools.count()
+
+    def confirm(conn: Connection, message: bytes) -> None:
+        if next(n_asked) == 3:
+            raise SystemExit
+        acknowledged(conn, message)
+
+    with Sink(answers=True) as a:
+        a.stop()
+        with broadcasting(a, confirm=confirm) as sender:
+            for message in numbered(10):
+                sender.broadcast(message)
+            a.start()
+            assert sender.flush(GUARD) == 0
+            assert a.sessions == [numbered(10), numbered(10)[3:]]
 
 
 def test_a_peer_that_says_nothing_before_all_have_come_is_asked_only_then():

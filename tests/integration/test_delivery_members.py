@@ -450,6 +450,9 @@ class Exchange:
     def open(self, endpoint: Endpoint, timeout: float | None, cancel: threading.Event) -> socket.socket:
         self.n_dials += 1
         assert self.gate.wait(10)
+        return self.connect()
+
+    def connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         self.peers.append(theirs)
         return ours
@@ -473,6 +476,46 @@ def test_a_member_that_was_removed_and_added_again_during_its_dial_has_one_conne
         until(lambda: sender.pool.stats().size == 2, "two connections, and no third")
         assert sender.broadcast(b"hello").sent == (Endpoint.parse("a:1"), Endpoint.parse("b:1"))
     for peer in exchange.peers:
+        peer.close()
+
+
+class Laggard(Exchange):
+    """The first of its dials hangs until it is let go; then it fails, if *is_failing*."""
+
+    def __init__(self, *, is_failing: bool) -> None:
+        super().__init__()
+        self.is_failing = is_failing
+
+    def open(self, endpoint: Endpoint, timeout: float | None, cancel: threading.Event) -> socket.socket:
+        if self.n_dials:
+            self.n_dials += 1
+            return self.connect()
+        ours = super().open(endpoint, timeout, cancel)
+        if self.is_failing:
+            ours.close()
+            raise ConnectionRefusedError("too late")
+        return ours
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_how_the_dial_ends_of_a_member_that_was_removed_is_told_nobody(is_failing):
+    laggard, diary = Laggard(is_failing=is_failing), Diary()
+    with broadcasting("a:1", pool_settings={"connector": laggard, "max_connecting": 9}) as sender:
+        sender.on(LinkEvent.ALIVE | LinkEvent.DEAD, diary)
+        laggard.until_dialling(1)
+        sender.remove("a:1")
+        sender.add("a:1")
+        diary.until(1)
+        laggard.gate.set()
+        until(
+            lambda: not any("link-sensors-a:1" in each.name for each in threading.enumerate()),
+            "the end of both dials",
+        )
+        sender.mark_dead("a:1")
+        sender.mark_alive("a:1")
+        diary.until(3)
+        assert diary.of("a:1") == [LinkEvent.ALIVE, LinkEvent.DEAD, LinkEvent.ALIVE]
+    for peer in laggard.peers:
         peer.close()
 
 
