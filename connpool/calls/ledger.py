@@ -136,8 +136,8 @@ class Ledger:
     def pass_on(self, key: Key) -> bool:
         """Give a key that is in good order to who came first. False: it is not as simple as that."""
         line = key.line
-        if not line.waiting or line.open_until == -NEVER:
-            return False
+        if not line.waiting or line.open_until == -NEVER or line.home().resting:
+            return False  # with others at rest the next in the queue needs an alarm, too
         ticket = line.waiting[0]
         if not (ticket.is_waiting() and ticket.suits(line)):
             return False

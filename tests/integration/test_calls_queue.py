@@ -270,6 +270,26 @@ def test_when_the_oldest_leaves_the_next_one_waits_for_the_rest_in_its_stead(clo
         assert patient.outcome() == "b"
 
 
+def test_when_the_oldest_is_served_the_next_one_waits_for_the_rest_in_its_stead(clock):
+    with CallPool(clock=clock) as pool:
+        resting, busy, held = Tape(), Tape(), Held()
+        resting.opening = lambda: 10.0
+        busy.doing = held
+        pool.init(resting)
+        pool.init(busy)
+        first = Caller(pool, "a")
+        assert held.begun.acquire(timeout=10)
+        second, third = queue_up(pool, ["b", "c"])
+        clock.until_waiting(2)
+        held.may_end.release()
+        assert held.begun.acquire(timeout=10)  # a long one
+        clock.advance(10)
+        assert third.outcome() == "c"
+        held.may_end.release()
+        assert (first.outcome(), second.outcome()) == ("a", "b")
+        assert resting.calls == ["c"]
+
+
 def test_a_rest_is_cut_short_by_an_update(clock):
     with CallPool(clock=clock) as pool:
         tape = Tape()
