@@ -57,6 +57,7 @@ def _queue_up(
     switch: Switch, name: Hashable, method: Hashable, where: Where | None, deadline: float | None
 ) -> Key:
     ledger = switch.ledger
+    hash(method)  # what has no hash fails here, not in whoever looks through the queue
     resource = ledger.resources.get(name)
     if resource is None:
         switch.check_open()

@@ -588,6 +588,26 @@ def test_what_a_clock_that_stands_still_cannot_say_a_wait_does(pool):
             frozen.call(RESOURCE, "get", timeout=5)
 
 
+def test_a_method_without_a_hash_fails_its_call_and_no_other(pool):
+    seen: list[int] = []
+
+    class Foul:
+        def __hash__(self) -> int:
+            seen.append(n_waiting(pool))
+            raise TypeError
+
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    with pytest.raises(TypeError):
+        pool.call(RESOURCE, Foul())
+    assert seen == [0]  # in the queue, others would come upon it
+    held.may_end.release()
+    assert running.outcome() == 1
+
+
 # -- changes while calls wait
 
 
