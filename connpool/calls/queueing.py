@@ -129,6 +129,7 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     recover(ledger, now)
     if ticket.is_waiting() and is_late:
         ticket.has_left = True
+        ticket.resource.dequeue(ticket)  # it does not count itself among those who wait
     if ticket.alarm_at <= now:
         ticket.alarm_at = NEVER
     ledger.serve(ticket.resource, now)

@@ -403,6 +403,21 @@ def test_waiting_ends_in_time_and_the_call_is_not_made(pool):
     assert tape.calls == [1]
 
 
+@pytest.mark.parametrize("timeout", [0, 0.02])
+def test_who_has_waited_in_vain_is_told_how_many_others_wait(pool, timeout):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    callers = [Caller(pool)]
+    assert held.begun.acquire(timeout=10)
+    callers += queue_up(pool, [1, 2])
+    with pytest.raises(CallTimeoutError, match="; 2 others wait"):
+        pool.call(RESOURCE, "get", timeout=timeout)
+    for caller in callers:
+        held.may_end.release()
+        caller.outcome()
+
+
 def test_a_timeout_of_zero_takes_an_idle_channel_and_never_waits(pool):
     tape, held = Tape(), Held()
     pool.init(tape)
