@@ -11,7 +11,7 @@ from connpool.calls.farewells import drain, take_out
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import Where
 from connpool.calls.recovery import recover
-from connpool.calls.snapshots import describe
+from connpool.calls.snapshots import describe, describe_all
 from connpool.calls.switch import Switch
 from connpool.errors import ConfigError, UnknownChannelError, UsageError
 from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
@@ -115,17 +115,14 @@ class Office:
     def describe(self, id: int) -> ChannelInfo:
         self._switch.check_outside()
         with self._lock:
-            return describe(self._ledger, self._known_locked(id), self._clock.now())
+            return describe(self._known_locked(id), self._clock.now())
 
     def describe_all(self, name: Hashable) -> list[ChannelInfo]:
         self._switch.check_outside()
         with self._lock:
             now = self._clock.now()
-            return [
-                describe(self._ledger, line, now)
-                for line in self.known(name)
-                if line.phase is not Phase.OPEN or line.is_live(now)
-            ]
+            lines = [x for x in self.known(name) if x.phase is not Phase.OPEN or x.is_live(now)]
+            return describe_all(lines, now)
 
     def resources(self) -> list[Hashable]:
         self._switch.check_outside()

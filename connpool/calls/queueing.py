@@ -11,7 +11,7 @@ from connpool.calls.channel import Reply
 from connpool.calls.line import Key, Line
 from connpool.calls.recovery import recover, withdraw
 from connpool.calls.refusals import objection, refusal
-from connpool.calls.snapshots import describe
+from connpool.calls.snapshots import describe_all
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
 from connpool.errors import CallTimeoutError, ChannelClosedError
@@ -140,11 +140,12 @@ def _judge(switch: Switch, ticket: Ticket, where: Where) -> None:
     while True:
         with switch._lock:
             now = switch.clock.now()
-            infos = [(line, describe(switch.ledger, line, now)) for line in ticket.unjudged()]
-        if not infos:
+            lines = ticket.unjudged()
+            infos = describe_all(lines, now)
+        if not lines:
             return
         assert ticket.verdicts is not None
-        for line, info in infos:
+        for line, info in zip(lines, infos, strict=True):
             ticket.verdicts[line] = bool(where(info))
 
 

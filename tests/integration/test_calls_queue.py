@@ -7,10 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import attrs
 import pytest
 
+import connpool.calls.snapshots
 from connpool import (
     CallPool,
     CallTimeoutError,
@@ -23,6 +25,7 @@ from connpool import (
     Reply,
     UsageError,
 )
+from connpool.calls.forecast import n_queued
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
 from tests.helpers.switchboard import until
@@ -187,6 +190,29 @@ def test_what_will_come_to_each_channel_is_foreseen_from_what_its_calls_took(clo
                 held.may_end.release()
         for caller in callers:
             caller.outcome()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda pool: pool.map(RESOURCE, lambda info: info.queued),
+        lambda pool: pool.call(RESOURCE, "get", where=lambda info: info.queued > 9, timeout=0),
+    ],
+    ids=["map", "where"],
+)
+def test_what_will_come_is_foreseen_for_all_channels_at_once(pool, monkeypatch, look):
+    seen: list[object] = []
+
+    def foresee(resource, now):
+        seen.append(resource)
+        return n_queued(resource, now)
+
+    monkeypatch.setattr(connpool.calls.snapshots, "n_queued", foresee)
+    for _ in range(5):
+        pool.init(Tape())
+    with suppress(FilteredOutError):
+        look(pool)
+    assert len(seen) == 1  # nobody is served meanwhile
 
 
 # -- rests
