@@ -176,8 +176,11 @@ def answered(switch: Switch, key: Key, value: Any, seconds: float) -> Any:
 def failed(switch: Switch, key: Key, error: BaseException, seconds: float) -> None:
     """A call has raised *error*."""
     rest = retry_after(error) or 0.0
-    is_over = rest == NEVER or _is_fatal(switch, key.line, error)
-    _end(switch, key, CloseReason.BROKEN if is_over else None, rest, seconds, error)
+    is_over = True  # also if an interrupt keeps us from learning it
+    try:
+        is_over = rest == NEVER or _is_fatal(switch, key.line, error)
+    finally:
+        _end(switch, key, CloseReason.BROKEN if is_over else None, rest, seconds, error)
 
 
 def _end(

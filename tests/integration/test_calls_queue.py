@@ -585,6 +585,20 @@ def test_a_channel_that_cannot_say_it_is_closed_and_the_caller_sees_its_own_erro
     assert "is_fatal of channel 1 failed" in caplog.text
 
 
+def test_an_interrupt_while_a_channel_is_asked_closes_it_though_the_interrupt_is_kept(pool):
+    class Slow(Tape):
+        def is_fatal(self, error):
+            raise KeyboardInterrupt
+
+    tape = Slow()
+    tape.doing = lambda method, payload: int("x")
+    pool.init(tape)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pool.call(RESOURCE, "get")
+    assert tape.closes == 1
+    assert caught.value
+
+
 def test_an_interrupt_in_a_call_closes_the_channel_and_the_next_in_the_queue_moves_on(pool):
     first, held = Tape(), Held()
     held.result = KeyboardInterrupt()
