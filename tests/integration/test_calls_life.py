@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import threading
 import warnings
 import weakref
@@ -538,6 +539,42 @@ def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):
     assert pool.call(RESOURCE, "get") == "done"
     assert answers == [0]
     assert pool.resources() == [RESOURCE]
+
+
+def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the_fork(pool):
+    tape, pids = Tape(), []
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._switch._lock:
+            is_held.set()
+            may_end.wait(10)
+
+    holder = threading.Thread(target=hold)
+
+    def fork(method, payload):
+        holder.start()
+        assert is_held.wait(10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
+            pids.append(os.fork())
+        if pids[0] == 0:
+            signal.alarm(10)  # the end of a child that hangs
+        else:
+            may_end.set()
+        return "done"
+
+    tape.doing = fork
+    pool.init(tape)
+    status = 99
+    try:
+        assert pool.call(RESOURCE, "get") == "done"
+        status = 0
+    finally:
+        if pids[0] == 0:
+            os._exit(status)
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
 def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(pool):
