@@ -240,6 +240,21 @@ def test_a_channel_that_says_never_again_leaves_the_pool(still, clock):
     assert (tape.attempts, tape.closes) == (2, 1)
 
 
+def test_a_channel_that_is_down_and_not_to_be_revived_any_more_leaves_the_pool(still, clock):
+    tape = Tape()
+    id = still.init(tape, ttl=5.0, revive=True)
+    tape.opening = failing(7.0)
+    expire(still, tape, clock)
+    until(lambda: still.info(id).failures == 1)
+    still.update(RESOURCE, lambda info: attrs.evolve(info, revive=False))
+    clock.advance(7.0)
+    still.sweep()
+    until(lambda: RESOURCE not in still._switch.ledger.resources)
+    with pytest.raises(UnknownChannelError):
+        still.info(id)
+    assert (tape.attempts, tape.closes) == (2, 1)
+
+
 def test_without_a_word_from_the_channel_attempts_come_less_and_less_often(clock):
     with CallPool(clock=clock, revive_initial=1.0, revive_max=4.0) as pool:
         tape = Tape()
