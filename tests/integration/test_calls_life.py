@@ -51,6 +51,38 @@ def still(clock) -> Iterator[CallPool]:
         yield made
 
 
+# -- coming
+
+
+def test_a_channel_that_is_being_opened_cannot_be_added_a_second_time(pool):
+    tape = Tape()
+    is_opening, may_go_on = threading.Event(), threading.Event()
+
+    def opening() -> None:
+        is_opening.set()
+        assert may_go_on.wait(10)
+
+    tape.opening = opening
+    first = threading.Thread(target=pool.init, args=(tape,))
+    first.start()
+    assert is_opening.wait(10)
+    for add in (pool.init, lambda channel: pool.put(ChannelInfo(channel))):
+        with pytest.raises(UsageError, match="has that channel already"):
+            add(tape)
+    may_go_on.set()
+    first.join()
+    assert pool.map(RESOURCE, lambda info: info.channel) == [tape]
+
+
+def test_a_channel_that_could_not_be_opened_may_be_added_again(pool):
+    tape = Tape()
+    tape.opening = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        pool.init(tape)
+    tape.opening = lambda: None
+    assert pool.init(tape) == 1
+
+
 # -- ttl
 
 
