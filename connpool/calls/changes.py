@@ -43,7 +43,7 @@ class Change:
             now = self._clock.now()
             if line.phase is Phase.GONE or (line.phase is Phase.OPEN and not line.is_live(now)):
                 return True
-            version, before = line.version, describe(self._ledger, line, now)
+            version, before = line.version, describe(line, now)
         if self._where is not None and not self._where(before):
             return True
         after = self._fn(before)

@@ -12,7 +12,7 @@ from typing import Final
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import wait
 from connpool.calls.recovery import withdraw
-from connpool.calls.snapshots import describe
+from connpool.calls.snapshots import describe_all
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
 from connpool.errors import CallTimeoutError, PoolClosedError, UnknownChannelError
@@ -116,7 +116,7 @@ def _let_go(switch: Switch, tickets: list[Ticket]) -> list[ChannelInfo]:
     keys: list[Key] = [ticket.key for ticket in tickets if ticket.key is not None]
     for key in keys:
         key.line.run = None
-    infos = [describe(ledger, key.line, now) for key in keys]
+    infos = describe_all([key.line for key in keys], now)
     for key in keys:
         ledger.part(key.line)
         ledger.serve(key.line.home(), now)

@@ -28,11 +28,13 @@ class Outlook:
         self.n_calls += 1
 
 
-def n_queued(line: Line, now: float) -> int:
-    """How many of the calls that wait will come to *line*. With the pool's lock held."""
-    resource = line.home()
+def n_queued(resource: Resource, now: float) -> dict[Line, int]:
+    """How many of the calls that wait will come to each channel of *resource*. With the pool's lock held.
+
+    For all at once: with many channels and a long queue it takes its time. A channel not named gets none.
+    """
     if not resource.queue:
-        return 0
+        return {}
     outlooks = {each: Outlook(each, now) for each in resource.open_lines()}
     for ticket in resource.queue:
         suiting = [outlooks[each] for each in outlooks if ticket.line is None and ticket.suits(each)]
@@ -40,7 +42,7 @@ def n_queued(line: Line, now: float) -> int:
             best = min(suiting, key=lambda outlook: (outlook.wait, outlook.n_calls))
             best.add(ticket.method)
             best.n_queued += 1
-    return outlooks[line].n_queued if line in outlooks else 0
+    return {each: outlook.n_queued for each, outlook in outlooks.items()}
 
 
 def duration(line: Line, method: Hashable) -> float:

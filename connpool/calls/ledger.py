@@ -36,7 +36,7 @@ class Ledger:
         self.state = PoolState.OPEN
         self.is_heard = False  # somebody listens
         self.lines: dict[int, Line] = {}  # by id; open, or to be opened again
-        self.owned: set[int] = set()  # the ids, in Python's sense, of their channels
+        self.owned: dict[int, Line] = {}  # by the id, in Python's sense, of the channel; being opened, too
         self.resources: dict[Hashable, Resource] = {}
         self.idle: dict[Hashable, deque[Key]] = {}  # of each resource: what the fast path looks into
         self.down: dict[Line, Key] = {}
@@ -59,7 +59,6 @@ class Ledger:
         line.resource, line.idle, line.waiting = resource, resource.idle, resource.queue
         line.id = next(self.ids)
         self.lines[line.id] = line
-        self.owned.add(id(line.channel))
         resource.members[line.id] = line
 
     def admit(self, key: Key, rest: float, now: float, opened_at: float | None = None) -> None:
@@ -83,7 +82,8 @@ class Ledger:
         if line.phase is not Phase.GONE:
             line.move(Phase.GONE)
         line.brisk_until = line.open_until = -NEVER
-        self.owned.discard(id(line.channel))
+        if self.owned.get(id(line.channel)) is line:
+            del self.owned[id(line.channel)]
         self.down.pop(line, None)
         resource = line.resource
         if resource is None:
@@ -136,8 +136,8 @@ class Ledger:
     def pass_on(self, key: Key) -> bool:
         """Give a key that is in good order to who came first. False: it is not as simple as that."""
         line = key.line
-        if not line.waiting or line.open_until == -NEVER:
-            return False
+        if not line.waiting or line.open_until == -NEVER or line.home().resting:
+            return False  # with others at rest the next in the queue needs an alarm, too
         ticket = line.waiting[0]
         if not (ticket.is_waiting() and ticket.suits(line)):
             return False

@@ -11,14 +11,14 @@ from connpool.calls.farewells import drain, take_out
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import Where
 from connpool.calls.recovery import recover
-from connpool.calls.snapshots import describe
+from connpool.calls.snapshots import describe, describe_all
 from connpool.calls.switch import Switch
 from connpool.errors import ConfigError, UnknownChannelError, UsageError
 from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_seconds
 from connpool.model.events import Event
-from connpool.model.states import CloseReason, PoolState
+from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.listeners import Handler
 
 __all__ = ["Office"]
@@ -44,16 +44,15 @@ class Office:
         for name in ("open", "call", "close"):
             if not callable(getattr(channel, name, None)):
                 raise ConfigError(f"a channel needs open, call and close; {channel!r} has no {name}")
-        with self._lock:
-            self._switch.check_open()
-            self._check_new_locked(channel)
         line = Line(self._switch, channel, args, ttl=ttl, revive=revive, extra=extra)
         key = Key(line)
+        self._claim(line)
         began = self._clock.now()
         try:
             rest = rest_of(channel.open(*args))
         except Exception:
-            line.phase = Phase.GONE  # it is the channel's to leave nothing open
+            with self._lock:
+                self._ledger.part(line)  # it is the channel's to leave nothing open
             raise
         finally:
             line.unclosed.append(None)  # even an interrupted one is closed: nobody knows its state
@@ -68,14 +67,19 @@ class Office:
         line = Line(self._switch, channel, info.args, ttl=info.ttl, revive=info.revive, extra=info.extra)
         name = channel.resource if info.resource is None else info.resource
         methods = methods_of(channel) if info.methods is None else info.methods
-        with self._lock:
-            self._switch.check_open()
-            self._check_new_locked(channel)
-        return self._enrol(Key(line), name, methods, info.rest_left, 0.0, info.opened_at)
+        key = Key(line)
+        self._claim(line)
+        return self._enrol(key, name, methods, info.rest_left, 0.0, info.opened_at)
 
-    def _check_new_locked(self, channel: Channel) -> None:
-        if id(channel) in self._ledger.owned:
-            raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
+    def _claim(self, line: Line) -> None:
+        """Make sure that its channel is in the pool once; from here on it is the line's."""
+        with self._lock:
+            is_open = self._ledger.state is POOL_OPEN
+            if is_open and self._ledger.owned.setdefault(id(line.channel), line) is line:
+                return
+            line.phase = Phase.GONE
+            self._switch.check_open()
+        raise UsageError(f"call pool {self._name!r} has that channel already", pool=self._name)
 
     def _enrol(
         self,
@@ -115,17 +119,15 @@ class Office:
     def describe(self, id: int) -> ChannelInfo:
         self._switch.check_outside()
         with self._lock:
-            return describe(self._ledger, self._known_locked(id), self._clock.now())
+            return describe(self._known_locked(id), self._clock.now())
 
     def describe_all(self, name: Hashable) -> list[ChannelInfo]:
         self._switch.check_outside()
         with self._lock:
             now = self._clock.now()
-            return [
-                describe(self._ledger, line, now)
-                for line in self.known(name)
-                if line.phase is not Phase.OPEN or line.is_live(now)
-            ]
+            lines = [x for x in self.known(name) if x.phase is not Phase.OPEN or x.is_live(now)]
+            infos = describe_all(lines, now)
+        return infos  # noqa: RET504 - no signal is looked for between a store and the end of a locked section
 
     def resources(self) -> list[Hashable]:
         self._switch.check_outside()

@@ -11,7 +11,7 @@ from connpool.calls.channel import Reply
 from connpool.calls.line import Key, Line
 from connpool.calls.recovery import recover, withdraw
 from connpool.calls.refusals import objection, refusal
-from connpool.calls.snapshots import describe
+from connpool.calls.snapshots import describe_all
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
 from connpool.errors import CallTimeoutError, ChannelClosedError
@@ -57,6 +57,7 @@ def _queue_up(
     switch: Switch, name: Hashable, method: Hashable, where: Where | None, deadline: float | None
 ) -> Key:
     ledger = switch.ledger
+    hash(method)  # what has no hash fails here, not in whoever looks through the queue
     resource = ledger.resources.get(name)
     if resource is None:
         switch.check_open()
@@ -128,6 +129,7 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     recover(ledger, now)
     if ticket.is_waiting() and is_late:
         ticket.has_left = True
+        ticket.resource.dequeue(ticket)  # it does not count itself among those who wait
     if ticket.alarm_at <= now:
         ticket.alarm_at = NEVER
     ledger.serve(ticket.resource, now)
@@ -138,11 +140,12 @@ def _judge(switch: Switch, ticket: Ticket, where: Where) -> None:
     while True:
         with switch._lock:
             now = switch.clock.now()
-            infos = [(line, describe(switch.ledger, line, now)) for line in ticket.unjudged()]
-        if not infos:
+            lines = ticket.unjudged()
+            infos = describe_all(lines, now)
+        if not lines:
             return
         assert ticket.verdicts is not None
-        for line, info in infos:
+        for line, info in zip(lines, infos, strict=True):
             ticket.verdicts[line] = bool(where(info))
 
 
@@ -173,8 +176,11 @@ def answered(switch: Switch, key: Key, value: Any, seconds: float) -> Any:
 def failed(switch: Switch, key: Key, error: BaseException, seconds: float) -> None:
     """A call has raised *error*."""
     rest = retry_after(error) or 0.0
-    is_over = rest == NEVER or _is_fatal(switch, key.line, error)
-    _end(switch, key, CloseReason.BROKEN if is_over else None, rest, seconds, error)
+    is_over = True  # also if an interrupt keeps us from learning it
+    try:
+        is_over = rest == NEVER or _is_fatal(switch, key.line, error)
+    finally:
+        _end(switch, key, CloseReason.BROKEN if is_over else None, rest, seconds, error)
 
 
 def _end(

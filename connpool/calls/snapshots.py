@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from connpool.calls.forecast import n_queued
-from connpool.calls.ledger import Ledger
 from connpool.calls.line import Line, Phase
 from connpool.model.channel import ChannelInfo, ChannelState
 
-__all__ = ["describe"]
+__all__ = ["describe", "describe_all"]
 
 
-def describe(ledger: Ledger, line: Line, now: float) -> ChannelInfo:
+def describe(line: Line, now: float) -> ChannelInfo:
     """A snapshot of *line*."""
+    return describe_all([line], now)[0]
+
+
+def describe_all(lines: list[Line], now: float) -> list[ChannelInfo]:
+    """Snapshots of *lines*, all of one resource."""
+    queued = n_queued(lines[0].home(), now) if lines else {}
+    return [_describe(line, now, queued.get(line, 0)) for line in lines]
+
+
+def _describe(line: Line, now: float, queued: int) -> ChannelInfo:
     stats = {method: tally.stats() for method, tally in line.took.items()}
     rest = max(0.0, line.rest_until - now)
     return ChannelInfo(
@@ -25,7 +34,7 @@ def describe(ledger: Ledger, line: Line, now: float) -> ChannelInfo:
         extra=line.extra,
         state=_state(line, rest),
         stats={method: found for method, found in stats.items() if found is not None},
-        queued=n_queued(line, now),
+        queued=queued,
         rest_left=rest,
         opened_at=line.opened_at,
         last_called_at=line.last_called_at(),

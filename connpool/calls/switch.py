@@ -47,10 +47,13 @@ class Switch:
         self.pool = weakref.ref(pool)
         self.name = pool.name
         self.clock = clock
-        self._lock = threading.RLock()
+        self._make_lock()
         self.ledger = Ledger(pool.name, revive_initial, revive_max)
         self.listeners = Listeners(pool.name, NOBODY)
         self.workers = Workers(self)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.RLock()
         # Whether this very thread is in a locked section, interrupted by what asks.
         self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
 
@@ -201,7 +204,8 @@ class Switch:
     # -- the end
 
     def disown(self) -> None:
-        """In a forked child: never touch the parent's channels again."""
+        """In a forked child: never touch the parent's channels again. Calls that were under way may end."""
+        self._make_lock()  # a thread that is not here may hold the old one
         for line in list(self.ledger.lines.values()):
             line.phase = Phase.GONE
             line.brisk_until = line.open_until = -NEVER

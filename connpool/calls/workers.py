@@ -147,8 +147,9 @@ class Workers:
         line, switch = key.line, self._switch
         began = switch.clock.now()
         with switch._lock:
-            if not switch.is_wanted():
+            if not (switch.is_wanted() and line.revive):  # an ``update`` may have taken that wish back
                 switch.ledger.part(line)
+                switch.ledger.serve(line.home(), began)
                 return
             line.move(Phase.OPENING)
         try:

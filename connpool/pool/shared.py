@@ -171,7 +171,8 @@ class SharedConnection(Connection):
             try:
                 super().writev_all(buffers, None if until is None else max(0.0, until - real.now()))
             except BaseException as error:
-                if is_misuse(error):
+                stream = hold.record.stream
+                if is_misuse(error) and (stream is None or not stream.is_midway):
                     hold.amid = None  # nothing was written
                 raise
             answer = read(self)

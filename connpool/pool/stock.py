@@ -106,10 +106,11 @@ class Stock:
             while (key := self._pop_any(request)) is not None:
                 record = key.record
                 reason = self._books.idle_verdict(record, self._lender.now())
-                if reason is None and not self._lender.dialler.is_usable(record):
-                    reason = CloseReason.BROKEN
                 if reason is not None:
                     record.condemn(reason)
+                else:
+                    self._lender.look_at(key)
+                if record.fate is not None:
                     self._lender.take_back(key)
                     continue
                 aside.append(key)  # unless it suits: `where` may raise

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 def is_misuse(error: BaseException) -> bool:
-    """Whether *error* only says that the arguments are wrong: it has broken nothing."""
+    """Whether *error* only says that the arguments are wrong: it has broken nothing.
+
+    In the midst of a write it is a signal handler's, whatever it says.
+    """
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
 
 
@@ -51,7 +54,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             stream.writev_all(buffers, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=stream.is_midway)
             raise
 
     def sendall(self, data: Bytes, timeout: float | None = None) -> None:
@@ -60,7 +63,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             stream.sendall(data, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=stream.is_midway)
             raise
 
     def exchange(self, buffers: Iterable[Bytes], read: Callable[[Any], T], timeout: float | None = None) -> T:
@@ -170,6 +173,6 @@ class Traffic(Uncopied, abc.ABC):
             record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
         record.pool._lender.upgraded(record)
 
-    def _fail(self, error: BaseException) -> None:
-        if not is_misuse(error):
+    def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
+        if is_midway or not is_misuse(error):
             self._held().condemn(CloseReason.BROKEN)

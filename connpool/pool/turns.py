@@ -46,13 +46,17 @@ class Turns:
         """Wait for a turn. None: it did not come within *timeout* seconds."""
         until = None if timeout is None else real.now() + timeout
         turn = Turn(self._gates)
-        while self._gates[0] is not turn.gate:
-            left = None if until is None else until - real.now()
-            if (left is not None and left <= 0) or not _wait(turn.gate, left):
-                if self._gates[0] is turn.gate:  # it came at the last moment
-                    break
-                turn.end()
-                return None
+        try:
+            while self._gates[0] is not turn.gate:
+                left = None if until is None else max(0.0, until - real.now())  # so not a number is 0, too
+                if left == 0 or not _wait(turn.gate, left):
+                    if self._gates[0] is turn.gate:  # it came at the last moment
+                        break
+                    turn.end()
+                    return None
+        except BaseException:
+            turn.end()  # a traceback must not keep it from its finaliser
+            raise
         return turn
 
 
@@ -65,7 +69,11 @@ class Turn:
         self.gate: Gate = threading.Lock()
         self.gate.acquire()
         self._gates = gates
-        gates.append(self.gate)
+        try:
+            gates.append(self.gate)
+        except BaseException:  # as in ``try_take``
+            self.end()
+            raise
 
     def end(self) -> None:
         """Let the next one begin; more than once does nothing."""

@@ -29,6 +29,12 @@ def _as_bytes(buffer: BytesLike) -> memoryview:
     return view.cast("B")
 
 
+def check_size(n: int) -> None:
+    """Refuse what is no number of bytes."""
+    if n < 0:
+        raise ValueError(f"a number of bytes cannot be negative: {n}")
+
+
 def drop_front(views: list[memoryview], sent: int) -> None:
     """Take *sent* bytes off the front of *views*."""
     done = 0

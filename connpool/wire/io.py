@@ -149,16 +149,21 @@ class Stream(SocketModes):
             return
         if timeout is not None and timeout.__class__ not in PLAIN_NUMBERS:
             self._limit(timeout)  # what is wrong with it is said before a byte is sent
-        if isinstance(raw, ssl.SSLSocket):
-            is_brief = self._is_alone and len(data) <= _TLS_CHUNK and may_wait_briefly(self._limit(timeout))
-            sent = (self._on_tls_alone(raw.write, data) or 0) if is_brief else 0
-        else:
-            if raw.gettimeout() is not None:  # see _block_without_limit, the call of which would cost as much
-                raw.settimeout(None)
-            try:  # as a rule the system takes a message at once
-                sent = raw.send(data, _EAGER_AND_QUIET)
-            except OSError:
-                sent = 0  # it says so again, to who knows what to do
+        try:
+            if isinstance(raw, ssl.SSLSocket):
+                limit = self._limit(timeout)
+                is_brief = self._is_alone and len(data) <= _TLS_CHUNK and may_wait_briefly(limit)
+                sent = (self._on_tls_alone(raw.write, data) or 0) if is_brief else 0
+            else:
+                if raw.gettimeout() is not None:  # see _block_without_limit, the call of which costs as much
+                    raw.settimeout(None)
+                try:  # as a rule the system takes a message at once
+                    sent = raw.send(data, _EAGER_AND_QUIET)
+                except OSError:
+                    sent = 0  # it says so again, to who knows what to do
+        except BaseException:  # perhaps a signal handler's, after some of it was sent
+            self.is_midway = True
+            raise
         if sent < len(data):
             self._write([memoryview(data)[sent:]], len(data), timeout)
 

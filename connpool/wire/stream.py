@@ -10,7 +10,7 @@ from typing import Final, NoReturn, TypeVar
 
 from connpool.clock import now
 from connpool.model.checks import no_seconds
-from connpool.wire.buffers import BytesLike, as_views, drop_front
+from connpool.wire.buffers import BytesLike, as_views, check_size, drop_front
 from connpool.wire.waiting import wait_until_ready
 
 __all__ = ["ByteStream", "TimeIsUp"]
@@ -44,15 +44,17 @@ class ByteStream(abc.ABC):
         deadline: Monotonic instant that ends every call, however long its own
             timeout; None: there is none.
         interrupted: Why another thread broke the connection off; None: nobody did.
+        is_midway: Whether a write has begun and has not come to its end, or never did.
     """
 
-    __slots__ = ("deadline", "interrupted", "received", "rest")
+    __slots__ = ("deadline", "interrupted", "is_midway", "received", "rest")
 
     def __init__(self) -> None:
         self.rest = b""
         self.received = False
         self.deadline: float | None = None
         self.interrupted: str | None = None
+        self.is_midway = False
 
     def is_clean(self) -> bool:
         """Whether the next holder would find it as a new one: nothing left to read, and not closed."""
@@ -106,6 +108,7 @@ class ByteStream(abc.ABC):
         """Write *views*, which are what is left of *total* bytes, and release them."""
         left = sum(map(len, views))
         limit = self._limit(timeout)
+        self.is_midway = True
         try:
             while left:
                 sent = self._attempt(self.try_write, views, select.POLLOUT, limit)
@@ -113,6 +116,7 @@ class ByteStream(abc.ABC):
                 drop_front(views, sent)
                 if left:
                     _check(limit)
+            self.is_midway = False
         except TimeIsUp:
             raise self._late(timeout, f"{total - left} of {total} bytes were sent") from None
         finally:
@@ -137,7 +141,7 @@ class ByteStream(abc.ABC):
             OSError: The connection failed.
             ConnectionAbortedError: Another thread broke it off.
         """
-        _check_size(n)
+        check_size(n)
         if self.rest or not n:
             return self._take(n)
         try:
@@ -154,7 +158,7 @@ class ByteStream(abc.ABC):
         Raises:
             TimeoutError, OSError, ConnectionAbortedError: As ``recv``.
         """
-        _check_size(nbytes)
+        check_size(nbytes)
         with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as target:
             if len(target) < nbytes:
                 raise ValueError(f"the buffer has room for {len(target)} bytes, not for {nbytes}")
@@ -174,7 +178,7 @@ class ByteStream(abc.ABC):
             ConnectionResetError: The peer ended the stream before.
             TimeoutError, OSError, ConnectionAbortedError: As ``recv``. What came is read again next.
         """
-        _check_size(n)
+        check_size(n)
         if n <= len(self.rest):
             return self._take(n)
         limit = self._limit(timeout)
@@ -217,7 +221,7 @@ class ByteStream(abc.ABC):
         width = len(delimiter)  # a TypeError before anything is read: a number could be searched for
         if not width:
             raise ValueError("recv_until: the delimiter is empty")
-        _check_size(limit)
+        check_size(limit)
         until = self._limit(timeout)
         buffer = bytearray(self.rest)
         consumed = 0
@@ -313,8 +317,3 @@ def _check(limit: float | None) -> None:
     """Between two steps of one call: a peer that dribbles must not stretch it."""
     if limit is not None and now() >= limit:
         raise TimeIsUp
-
-
-def _check_size(n: int) -> None:
-    if n < 0:
-        raise ValueError(f"a number of bytes cannot be negative: {n}")

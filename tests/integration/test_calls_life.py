@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import threading
 import warnings
 import weakref
@@ -48,6 +49,38 @@ def still(clock) -> Iterator[CallPool]:
     """A pool on a clock that the test moves, swept by hand."""
     with CallPool("still", clock=clock, reap_interval=None) as made:
         yield made
+
+
+# -- coming
+
+
+def test_a_channel_that_is_being_opened_cannot_be_added_a_second_time(pool):
+    tape = Tape()
+    is_opening, may_go_on = threading.Event(), threading.Event()
+
+    def opening() -> None:
+        is_opening.set()
+        assert may_go_on.wait(10)
+
+    tape.opening = opening
+    first = threading.Thread(target=pool.init, args=(tape,))
+    first.start()
+    assert is_opening.wait(10)
+    for add in (pool.init, lambda channel: pool.put(ChannelInfo(channel))):
+        with pytest.raises(UsageError, match="has that channel already"):
+            add(tape)
+    may_go_on.set()
+    first.join()
+    assert pool.map(RESOURCE, lambda info: info.channel) == [tape]
+
+
+def test_a_channel_that_could_not_be_opened_may_be_added_again(pool):
+    tape = Tape()
+    tape.opening = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        pool.init(tape)
+    tape.opening = lambda: None
+    assert pool.init(tape) == 1
 
 
 # -- ttl
@@ -236,6 +269,21 @@ def test_a_channel_that_says_never_again_leaves_the_pool(still, clock):
         still.info(id)
     clock.advance(1000)
     still.sweep()
+    assert (tape.attempts, tape.closes) == (2, 1)
+
+
+def test_a_channel_that_is_down_and_not_to_be_revived_any_more_leaves_the_pool(still, clock):
+    tape = Tape()
+    id = still.init(tape, ttl=5.0, revive=True)
+    tape.opening = failing(7.0)
+    expire(still, tape, clock)
+    until(lambda: still.info(id).failures == 1)
+    still.update(RESOURCE, lambda info: attrs.evolve(info, revive=False))
+    clock.advance(7.0)
+    still.sweep()
+    until(lambda: RESOURCE not in still._switch.ledger.resources)
+    with pytest.raises(UnknownChannelError):
+        still.info(id)
     assert (tape.attempts, tape.closes) == (2, 1)
 
 
@@ -538,6 +586,42 @@ def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):
     assert pool.call(RESOURCE, "get") == "done"
     assert answers == [0]
     assert pool.resources() == [RESOURCE]
+
+
+def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the_fork(pool):
+    tape, pids = Tape(), []
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._switch._lock:
+            is_held.set()
+            may_end.wait(10)
+
+    holder = threading.Thread(target=hold)
+
+    def fork(method, payload):
+        holder.start()
+        assert is_held.wait(10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
+            pids.append(os.fork())
+        if pids[0] == 0:
+            signal.alarm(10)  # the end of a child that hangs
+        else:
+            may_end.set()
+        return "done"
+
+    tape.doing = fork
+    pool.init(tape)
+    status = 99
+    try:
+        assert pool.call(RESOURCE, "get") == "done"
+        status = 0
+    finally:
+        if pids[0] == 0:
+            os._exit(status)
+    holder.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
 def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(pool):

@@ -7,10 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import attrs
 import pytest
 
+import connpool.calls.snapshots
 from connpool import (
     CallPool,
     CallTimeoutError,
@@ -23,6 +25,7 @@ from connpool import (
     Reply,
     UsageError,
 )
+from connpool.calls.forecast import n_queued
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
 from tests.helpers.switchboard import until
@@ -189,6 +192,29 @@ def test_what_will_come_to_each_channel_is_foreseen_from_what_its_calls_took(clo
             caller.outcome()
 
 
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda pool: pool.map(RESOURCE, lambda info: info.queued),
+        lambda pool: pool.call(RESOURCE, "get", where=lambda info: info.queued > 9, timeout=0),
+    ],
+    ids=["map", "where"],
+)
+def test_what_will_come_is_foreseen_for_all_channels_at_once(pool, monkeypatch, look):
+    seen: list[object] = []
+
+    def foresee(resource, now):
+        seen.append(resource)
+        return n_queued(resource, now)
+
+    monkeypatch.setattr(connpool.calls.snapshots, "n_queued", foresee)
+    for _ in range(5):
+        pool.init(Tape())
+    with suppress(FilteredOutError):
+        look(pool)
+    assert len(seen) == 1  # nobody is served meanwhile
+
+
 # -- rests
 
 
@@ -268,6 +294,26 @@ def test_when_the_oldest_leaves_the_next_one_waits_for_the_rest_in_its_stead(clo
         clock.until_waiting(1)
         clock.advance(5)
         assert patient.outcome() == "b"
+
+
+def test_when_the_oldest_is_served_the_next_one_waits_for_the_rest_in_its_stead(clock):
+    with CallPool(clock=clock) as pool:
+        resting, busy, held = Tape(), Tape(), Held()
+        resting.opening = lambda: 10.0
+        busy.doing = held
+        pool.init(resting)
+        pool.init(busy)
+        first = Caller(pool, "a")
+        assert held.begun.acquire(timeout=10)
+        second, third = queue_up(pool, ["b", "c"])
+        clock.until_waiting(2)
+        held.may_end.release()
+        assert held.begun.acquire(timeout=10)  # a long one
+        clock.advance(10)
+        assert third.outcome() == "c"
+        held.may_end.release()
+        assert (first.outcome(), second.outcome()) == ("a", "b")
+        assert resting.calls == ["c"]
 
 
 def test_a_rest_is_cut_short_by_an_update(clock):
@@ -381,6 +427,21 @@ def test_waiting_ends_in_time_and_the_call_is_not_made(pool):
     held.may_end.release()
     running.outcome()
     assert tape.calls == [1]
+
+
+@pytest.mark.parametrize("timeout", [0, 0.02])
+def test_who_has_waited_in_vain_is_told_how_many_others_wait(pool, timeout):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    callers = [Caller(pool)]
+    assert held.begun.acquire(timeout=10)
+    callers += queue_up(pool, [1, 2])
+    with pytest.raises(CallTimeoutError, match="; 2 others wait"):
+        pool.call(RESOURCE, "get", timeout=timeout)
+    for caller in callers:
+        held.may_end.release()
+        caller.outcome()
 
 
 def test_a_timeout_of_zero_takes_an_idle_channel_and_never_waits(pool):
@@ -524,6 +585,20 @@ def test_a_channel_that_cannot_say_it_is_closed_and_the_caller_sees_its_own_erro
     assert "is_fatal of channel 1 failed" in caplog.text
 
 
+def test_an_interrupt_while_a_channel_is_asked_closes_it_though_the_interrupt_is_kept(pool):
+    class Slow(Tape):
+        def is_fatal(self, error):
+            raise KeyboardInterrupt
+
+    tape = Slow()
+    tape.doing = lambda method, payload: int("x")
+    pool.init(tape)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pool.call(RESOURCE, "get")
+    assert tape.closes == 1
+    assert caught.value
+
+
 def test_an_interrupt_in_a_call_closes_the_channel_and_the_next_in_the_queue_moves_on(pool):
     first, held = Tape(), Held()
     held.result = KeyboardInterrupt()
@@ -566,6 +641,26 @@ def test_what_a_clock_that_stands_still_cannot_say_a_wait_does(pool):
         frozen.init(tape)
         with pytest.raises(CallTimeoutError):
             frozen.call(RESOURCE, "get", timeout=5)
+
+
+def test_a_method_without_a_hash_fails_its_call_and_no_other(pool):
+    seen: list[int] = []
+
+    class Foul:
+        def __hash__(self) -> int:
+            seen.append(n_waiting(pool))
+            raise TypeError
+
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    with pytest.raises(TypeError):
+        pool.call(RESOURCE, Foul())
+    assert seen == [0]  # in the queue, others would come upon it
+    held.may_end.release()
+    assert running.outcome() == 1
 
 
 # -- changes while calls wait

@@ -110,6 +110,18 @@ def test_a_where_that_raises_takes_nothing() -> None:
         raw.close()
 
 
+def test_an_interrupt_while_take_looks_loses_no_place_though_it_is_kept() -> None:
+    def strike(raw: object) -> bool:
+        raise KeyboardInterrupt
+
+    with ConnectionPool.of(object, is_usable=strike, max_size=1, reap_interval=None) as pool:
+        pool.try_connect(timeout=5).release()
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pool.take()
+        pool.try_connect(timeout=0.5).release()
+        assert caught.value
+
+
 def test_what_take_passes_over_stays_in_its_order() -> None:
     with ConnectionPool("a:1", connector=Switchboard()) as pool:
         loans = [pool.try_connect() for _ in range(4)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import socket
 import threading
 import time
@@ -829,6 +830,50 @@ def test_nobody_writes_behind_half_a_message() -> None:
         with pytest.raises(ConnectionAbortedError, match="another write or exchange was broken off"):
             other.sendall(b"x", timeout=5)
         end([one, other])
+
+
+def test_nobody_writes_behind_half_a_message_that_a_signal_handler_has_ended() -> None:
+    """Whatever its error says: that of a share used twice at once says that arguments are wrong."""
+    with (
+        ScriptedServer(script=Deaf()) as server,
+        ConnectionPool(server.endpoint, sharable=True) as pool,
+    ):
+        one, other = pool.share(timeout=5), pool.share(timeout=5)
+        before = signal.signal(signal.SIGALRM, lambda *_: one.sendall(b"bye", timeout=5))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(UsageError, match="in the middle of an exchange on it"):
+                one.sendall(bytes(50_000_000), timeout=5)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        with pytest.raises(ConnectionAbortedError, match="another write or exchange was broken off"):
+            other.sendall(b"x", timeout=5)
+        end([one, other])
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda conn, data: conn.sendall(data, timeout=5), lambda conn, data: conn.writev_all([data], timeout=5)],
+    ids=["sendall", "writev_all"],
+)
+def test_a_connection_with_half_a_message_is_not_lent_again(
+    write: Callable[[Connection, bytes], None],
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what the settings say cannot be read")
+
+    with ScriptedServer(script=Deaf()) as server, ConnectionPool(server.endpoint) as pool:
+        conn = pool.try_connect(timeout=5)
+        before = signal.signal(signal.SIGALRM, fail)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            with pytest.raises(ValueError, match="cannot be read"):
+                write(conn, bytes(50_000_000))
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 def test_a_write_whose_arguments_are_wrong_breaks_nothing() -> None:
