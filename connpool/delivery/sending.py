@@ -8,11 +8,11 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from connpool.delivery.flushing import take_out
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
-from connpool.delivery.tending import take_out
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkInfo, LinkState

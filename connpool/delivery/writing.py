@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from connpool.delivery.flushing import NotConfirmedError, confirm
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.strand import Outcome, Parcel, Strand
-from connpool.delivery.tending import NotConfirmedError, confirm
 from connpool.errors import UsageError
 
 __all__ = ["Writing"]

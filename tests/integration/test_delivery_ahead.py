@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import connpool.delivery.flushing
 import connpool.delivery.link
 import connpool.delivery.office
 import connpool.delivery.sending
@@ -207,6 +208,7 @@ def test_threads_that_write_ahead_to_living_members_keep_their_order_and_repeat_
 
 
 MODULES = [
+    connpool.delivery.flushing,
     connpool.delivery.link,
     connpool.delivery.office,
     connpool.delivery.sending,

@@ -31,19 +31,22 @@ from tests.helpers.switchboard import until
 from tests.stress.test_interrupts import in_finalisers  # noqa: F401 - a fixture
 
 MODULES = [
-    importlib.import_module(f"connpool.delivery.{name}")
+    importlib.import_module(f"connpool.{name}")
     for name in (
-        "encoding",
-        "link",
-        "memory_spool",
-        "office",
-        "plan",
-        "roster",
-        "sending",
-        "strand",
-        "writing",
+        "delivery.encoding",
+        "delivery.flushing",
+        "delivery.link",
+        "delivery.memory_spool",
+        "delivery.office",
+        "delivery.plan",
+        "delivery.roster",
+        "delivery.sending",
+        "delivery.strand",
+        "delivery.tending",
+        "delivery.writing",
+        "wire.line",
     )
-] + [importlib.import_module("connpool.wire.line"), importlib.import_module("connpool.delivery.tending")]
+]
 
 
 class Scene:

@@ -29,9 +29,9 @@ PATIENCE = 60.0  # seconds between two deeds
 SENDER = f"""
 import sys
 from connpool.cli.shipper import main
-from connpool.delivery import tending
+from connpool.delivery import flushing
 
-tending.BATCH = {BATCH}
+flushing.BATCH = {BATCH}
 sys.exit(main())
 """
 
