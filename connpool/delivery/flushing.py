@@ -21,6 +21,7 @@ from connpool.model.delivery import GLOBAL, LinkState
 __all__ = ["Flushing", "NotConfirmedError", "confirm", "take_out"]
 
 SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
+STALE: Final = 0.1  # seconds for which the spool may hold what is confirmed already
 SENT_BY_WORKER: Final = Claim()  # is never given up
 
 logger = logging.getLogger("connpool.delivery")
@@ -147,14 +148,18 @@ class Flushing:
         office = self._office
         spool = office.spool
         assert spool is not None
-        began = real.now()
-        n_arrived = 0
+        positions = _positions_of(batch)
+        began = removed_at = real.now()
+        n_arrived = n_removed = 0
         try:
             data, sizes, n_framed = office.encoder.encode_all(batch)
             strand.is_midway = True
             if office.settings.confirm is not None:
                 for _ in self._confirmed(link, strand, batch, data, sizes):
                     n_arrived += 1
+                    if real.now() - removed_at >= STALE:
+                        self._remove(link, positions[n_removed:n_arrived])
+                        n_removed, removed_at = n_arrived, real.now()
             elif (n_sent := strand.line.push_all(data, office.settings.send_timeout)) == len(data):
                 n_arrived = n_framed
             else:
@@ -162,8 +167,7 @@ class Flushing:
             strand.is_midway = n_arrived < n_framed
             return not strand.is_midway
         finally:
-            positions = _positions_of(batch)
-            self._remove(link, positions[:n_arrived])
+            self._remove(link, positions[n_removed:n_arrived])
             if n_arrived < len(batch):
                 spool.release(positions[n_arrived:])
             rate = office.settings.flush_rate

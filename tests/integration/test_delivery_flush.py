@@ -284,6 +284,27 @@ def test_a_confirm_that_ends_its_thread_ends_the_connection_too():
             assert a.sessions == [numbered(10), numbered(10)[3:]]
 
 
+def test_what_is_confirmed_leaves_the_spool_though_more_of_its_batch_is_to_come():
+    """Or an end in the midst of a slow batch would have all of it come again."""
+    with Sink(answers=True) as a:
+        seen: list[int] = []
+
+        def confirm(conn: Connection, message: bytes) -> None:
+            acknowledged(conn, message)
+            seen.append(sender.unsent().total)
+            let_pass(0.01)
+
+        a.stop()
+        with broadcasting(a, confirm=confirm) as sender:
+            for message in numbered(50):
+                sender.broadcast(message)
+            a.start()
+            assert sender.flush(GUARD) == 0
+        assert seen[0] == 50
+        assert seen[-1] < 25
+        assert a.lines == numbered(50)
+
+
 def test_a_peer_that_says_nothing_before_all_have_come_is_asked_only_then():
     """Though it does not take all at once."""
     lines = [b"%d-" % n + b"x" * 2_000 for n in range(100)]
