@@ -241,6 +241,8 @@ class CallPool(Steering):
                 return answer
             return answered(line.switch, key, answer, ended - began)
         except BaseException as error:
+            if key is not None:
+                self._switch.give_up(key)
             key = None  # a traceback must not keep a key from its finaliser
             if not isinstance(error, Exception):
                 self._switch.wink()  # an interrupt may have kept us from looking who waits

@@ -132,6 +132,15 @@ class Switch:
             self.ledger.serve(key.line.home(), now)
         self.carry_out()
 
+    def give_up(self, key: Key) -> None:
+        """A call of this thread has raised. *key*, if it still has it, is lost.
+
+        Its finaliser may be long in coming: the traceback of an interrupt keeps frames that have it.
+        """
+        line = getattr(key, "line", None)  # None: it was found again
+        if line is not None and line.is_run_by(threading.get_ident()):
+            self.key_dropped(key)
+
     def key_dropped(self, key: Key) -> None:
         """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
         self.ledger.lost.append(key)

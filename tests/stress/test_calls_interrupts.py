@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 import connpool.calls
-from connpool import CallPool, ChannelClosedError, ConnPoolError, Reply
+from connpool import CallEnded, CallPool, ChannelClosedError, ConnPoolError, NoResourceError, Reply
 from connpool.clock import Gate
+from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Tape, queue_up
 from tests.helpers.interrupts import Place, Strike, Survey, codes_of, needs_monitoring, struck_at_random
 from tests.helpers.switchboard import until
@@ -38,6 +39,18 @@ class HelpfulClock(TellingClock):
         if helper is not None:
             helper()
         return super().wait(gate, timeout)
+
+
+class InterruptingClock(FakeClock):
+    """Interrupts whoever asks it while it is armed."""
+
+    is_armed = False
+
+    def now(self) -> float:
+        is_armed, self.is_armed = self.is_armed, False
+        if is_armed:
+            raise KeyboardInterrupt
+        return super().now()
 
 
 class Scene:
@@ -238,6 +251,22 @@ def test_an_interrupt_at_any_moment_loses_no_channel_and_forgets_nobody(scene, i
                 break
     assert not faults, "\n".join(faults)
     assert not in_finalisers
+
+
+def test_a_call_that_is_interrupted_on_its_way_back_gives_its_channel_up_though_the_interrupt_is_kept():
+    clock, tape = InterruptingClock(), Tape()
+    pool = CallPool(clock=clock, reap_interval=None)
+    pool.init(tape, revive=True)
+    stop = pool.listen(lambda event: setattr(clock, "is_armed", True), CallEnded)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        pool.call(RESOURCE, "get", 1)
+    stop()
+    with pytest.raises(NoResourceError):  # it is being opened again: nobody knows what the call has done
+        pool.call(RESOURCE, "get", 2)
+    until(lambda: pool.resources() == [RESOURCE])
+    assert pool.call(RESOURCE, "get", 2, timeout=5) == 2
+    pool.close()
+    assert kept.tb is not None
 
 
 def test_hundreds_of_real_signals_lose_no_channel_and_forget_nobody():
