@@ -40,6 +40,10 @@ class Entry:
         self.maker = threading.get_ident()
         self.made: threading.Event | None = threading.Event()  # None: there is nothing to wait for
 
+    def has_ended(self) -> bool:
+        """Whether the end of the pool has begun: it will be taken out any moment."""
+        return self.pool is not None and self.pool._lender.books.state is PoolState.CLOSED
+
 
 class Repository:
     """Pools by name. A pool that is closed leaves it.
@@ -54,7 +58,7 @@ class Repository:
     Raises:
         ConfigError: a default is unknown or out of range.
 
-    Locking: one lock for the names, held for a look-up in a dict and never while a pool is made or closed.
+    Locking: one re-entrant lock for the names, held for a look-up and never while a pool is made or closed.
     Source: evpoolrepos (evlua).
     """
 
@@ -63,7 +67,9 @@ class Repository:
         self._connector: Connector | None = defaults.pop("connector", None)
         self._defaults = PoolConfig.from_settings(**defaults)
         self._entries: dict[str, Entry] = {}
-        self._lock = threading.Lock()
+        self._lock = (
+            threading.RLock()
+        )  # a signal handler or a finaliser may ask for a pool in the midst of it
         _ALL.add(self)
 
     @classmethod
@@ -112,11 +118,12 @@ class Repository:
         while True:
             mine = Entry(wish)
             with self._lock:
-                entry = self._living_entry_locked(name)
-                if entry is None:
-                    self._entries[name] = entry = mine
+                entry = self._entries.setdefault(name, mine)  # one step: see ``_lock``
             if entry is mine:
                 return self._make(name, mine)
+            if entry.has_ended():
+                self._forget(name, entry)
+                continue
             if differences := entry.wish.differences(wish):
                 raise DuplicatePoolError(
                     f"repository {self.name!r} has a pool {name!r} with {differences}", pool=name
@@ -165,17 +172,15 @@ class Repository:
 
     def _find(self, name: str) -> ConnectionPool | None:
         with self._lock:
-            entry = self._living_entry_locked(name)
-        return None if entry is None else entry.pool
+            entry = self._entries.get(name)
+        return None if entry is None or entry.has_ended() else entry.pool
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         """The names, in the order in which the pools were made."""
-        with self._lock:
-            names = [name for name, entry in self._entries.items() if entry.pool is not None]
-        return iter(names)
+        return iter([name for name in list(self._entries) if name in self])
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -237,7 +242,7 @@ class Repository:
         with self._lock:
             entry = self._entries.get(name)
             if entry is not None and entry.pool is pool:
-                del self._entries[name]
+                self._entries.pop(name, None)
         return pool
 
     def close(self, timeout: float | None = None) -> int:
@@ -267,29 +272,23 @@ class Repository:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _living_entry_locked(self, name: str) -> Entry | None:
-        entry = self._entries.get(name)
-        if entry is None or entry.pool is None or entry.pool._lender.books.state is not PoolState.CLOSED:
-            return entry
-        return None  # its end has begun, and it will be taken out any moment
-
     def _forget(self, name: str, entry: Entry) -> None:
         with self._lock:
             if self._entries.get(name) is entry:
-                del self._entries[name]
+                self._entries.pop(name, None)
 
 
 class Homes:
     """The repositories of this process."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # as in ``Repository``
         self._made: dict[str, Repository] = {}
 
     def find(self, name: str) -> Repository:
         with self.lock:
             if name not in self._made:
-                self._made[name] = Repository(name)
+                self._made.setdefault(name, Repository(name))
             return self._made[name]
 
 
@@ -307,9 +306,9 @@ def _farewell(home: weakref.ref[Repository], name: str, entry: Entry) -> None:
 
 def _start_clean() -> None:
     """In a forked child: locks may be held by threads that are not there, and pools be made by none."""
-    _HOMES.lock = threading.Lock()
+    _HOMES.lock = threading.RLock()
     for each in _ALL:
-        each._lock = threading.Lock()
+        each._lock = threading.RLock()
         each._entries = {name: entry for name, entry in each._entries.items() if entry.pool is not None}
 
 

@@ -69,7 +69,7 @@ class _Reader:
     def read(self) -> list[WantedPool]:
         try:
             document = tomllib.loads(self._path.read_bytes().decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # of the TOML, of its UTF-8, or of a number with thousands of digits
             raise ConfigError(f"{self._path}: it is no TOML: {error}") from None
         self._check_names("table", document, {"defaults", "pools"}, "the file")
         defaults = self._table(document, "defaults", "the file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import threading
@@ -11,11 +12,12 @@ from concurrent.futures import Future
 
 from connpool.clock import SystemClock
 from connpool.errors import ConfigError
+from connpool.model.checks import is_number, is_whole, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.testing.door import Door, Reception
 from connpool.testing.relay import Line, Relay, Way, hang_up
 from connpool.testing.served import GUARD
-from connpool.testing.transport import CHUNK, Ending
+from connpool.testing.transport import CHUNK, LONGEST_NAP, Ending
 
 __all__ = ["FaultProxy"]
 
@@ -48,9 +50,7 @@ class FaultProxy:
     """
 
     def __init__(self, target: Endpoint | str, *, host: str = "127.0.0.1") -> None:
-        self.target = Endpoint.of(target)
-        if not self.target.host:
-            raise ConfigError(f"a FaultProxy reaches its target by TCP; {self.target} is none")
+        self.target = target
         self.accepts = 0
         self.peak = 0
         self._door = Door(host)
@@ -71,6 +71,18 @@ class FaultProxy:
     def __repr__(self) -> str:
         way = f"{self._door.host}:{self.port} to {self.target}"
         return f"<FaultProxy {way}: {self._door.reception.value}, {self.open} open, {self.accepts} accepted>"
+
+    @property
+    def target(self) -> Endpoint:
+        """The server, reached by TCP; settable, for later connections."""
+        return self._target
+
+    @target.setter
+    def target(self, target: Endpoint | str) -> None:
+        endpoint = Endpoint.of(target)
+        if not endpoint.host:
+            raise ConfigError(f"a FaultProxy reaches its target by TCP; {endpoint} is none")
+        self._target = endpoint
 
     # -- what it saw -----------------------------------------------------------
 
@@ -167,10 +179,13 @@ class FaultProxy:
 
     def delay(self, seconds: float, *ways: Way) -> None:
         """Let every byte, and every end, arrive *seconds* later."""
+        require_seconds("seconds", seconds, or_zero=True)
         self._befall(ways, latency=seconds)
 
     def limit(self, rate: float, *ways: Way) -> None:
         """Let at most *rate* bytes a second pass on each connection."""
+        if not is_number(rate) or not 0 < rate < math.inf:
+            raise ConfigError(f"rate must be more than 0 bytes a second and finite, got {rate!r}")
         self._befall(ways, rate=rate)
 
     def cut(self, after: int, *ways: Way, ending: Ending = Ending.OUR_RESET) -> None:
@@ -180,6 +195,8 @@ class FaultProxy:
             after: 0: the first byte that comes ends it, and does not pass.
             ending: ``OUR_RESET``, or ``OURS`` for an end in order.
         """
+        if not is_whole(after) or after < 0:
+            raise ConfigError(f"after must be a whole number of at least 0, got {after!r}")
         self._befall(ways, budget=after, ending=ending)
 
     def heal(self) -> None:
@@ -267,7 +284,7 @@ class FaultProxy:
     def _patience_ms(self) -> float | None:
         """How long nothing is due."""
         due = min((at for relay in self._relays if (at := relay.next_at) is not None), default=None)
-        return None if due is None else max(0.0, due - SystemClock.now()) * 1000
+        return None if due is None else min(max(0.0, due - SystemClock.now()), LONGEST_NAP) * 1000
 
     def _obey(self, ears: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -103,8 +103,8 @@ class ReadSlowly:
     def __call__(self, connection: ServedConnection) -> None:
         connection.limit_buffer(SMALL_BUFFER)
         while True:
-            connection.receive(max(1, self.rate // TICKS))
-            connection.pause(1 / TICKS)
+            data = connection.receive(max(1, self.rate // TICKS))
+            connection.pause(len(data) / self.rate)
 
 
 @frozen

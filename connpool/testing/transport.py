@@ -19,6 +19,7 @@ from connpool.wire.tls import close_half_wrapped
 T = TypeVar("T")
 
 CHUNK: Final = 65_536
+LONGEST_NAP: Final = 3600.0  # seconds; a poll of some weeks is more than the system can count
 # Shows without reading that the peer left; where the system lacks it, only resets show.
 GONE: Final = getattr(select, "POLLRDHUP", select.POLLHUP)
 
@@ -105,7 +106,7 @@ class Transport:
         """Do nothing for *seconds*, but heed an order."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self._wait(0, left)
+            self._wait(0, min(left, LONGEST_NAP))
 
     def until_gone(self) -> NoReturn:
         """Wait, without reading, until the peer closes or resets."""

@@ -276,7 +276,7 @@ def _check_source_address(value: object) -> None:
             for family in (socket.AF_INET, socket.AF_INET6):
                 try:
                     socket.inet_pton(family, host)
-                except OSError:
+                except (OSError, ValueError):  # a null byte
                     continue
                 return
     raise ConfigError(f"source_address must be (address in digits, port), got {value!r}")

@@ -34,7 +34,7 @@ def make_context(
         raise ConfigError(f"the key {str(key)!r} is of no use without its certificate")
     try:
         context = ssl.create_default_context(cafile=ca)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # no path has a null byte
         raise ConfigError(f"cannot use the authorities in {str(ca)!r}: {_why(error)}") from None
     if not verifies:
         context.check_hostname = False
@@ -43,13 +43,15 @@ def make_context(
         try:
             # Without a password OpenSSL would ask for one on the terminal.
             context.load_cert_chain(certificate, key, password=password or "")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # or the password is longer than OpenSSL takes
             files = repr(str(certificate)) + ("" if key is None else f" with the key {str(key)!r}")
             raise ConfigError(f"cannot use the certificate {files}: {_why(error)}") from None
     return context
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError):
+        return str(error)
     if isinstance(error, ssl.SSLError):
         return error.reason or "it is not in PEM form, or the password is wrong"
     return error.strerror or type(error).__name__

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -149,6 +150,45 @@ def test_a_target_that_is_down_shows_as_a_reset(proxy: FaultProxy, server: Scrip
 def test_only_tcp_has_a_proxy() -> None:
     with pytest.raises(ConfigError, match="unix:/tmp/x"):
         FaultProxy(Endpoint.unix("/tmp/x"))
+    proxy = FaultProxy("127.0.0.1:1")
+    with pytest.raises(ConfigError, match="unix:/tmp/x"):
+        proxy.target = Endpoint.unix("/tmp/x")
+
+
+def test_a_target_may_be_set_as_a_text(proxy: FaultProxy, server: ScriptedServer) -> None:
+    proxy.target = str(server.endpoint)
+    with dialled(proxy) as client:
+        assert ask(client) == b"ping"
+
+
+@pytest.mark.parametrize(
+    ("tell", "wrong"),
+    [
+        (FaultProxy.limit, 0),
+        (FaultProxy.limit, -1),
+        (FaultProxy.limit, math.inf),
+        (FaultProxy.delay, -1),
+        (FaultProxy.delay, math.nan),
+        (FaultProxy.cut, -1),
+        (FaultProxy.cut, 1.5),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_and_it_goes_on(
+    tell: Callable[..., None], wrong: float, proxy: FaultProxy
+) -> None:
+    with pytest.raises(ConfigError, match=f"got {wrong}"):
+        tell(proxy, wrong)
+    with dialled(proxy) as client:
+        assert ask(client) == b"ping"
+
+
+def test_a_delay_of_years_is_one(proxy: FaultProxy) -> None:
+    with dialled(proxy) as client:
+        proxy.delay(1e9)
+        client.sendall(b"x")
+        proxy.until_open(1)
+        proxy.heal()
+        assert client.recv(1) == b"x"
 
 
 # -- the door --------------------------------------------------------------------

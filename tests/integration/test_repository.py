@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import socket
+import sys
 import threading
 import weakref
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -213,6 +216,47 @@ def test_threads_that_ask_while_a_repository_is_made_get_that_one(monkeypatch: p
     monkeypatch.setattr(registry, "Repository", make)
     found = together(*[lambda: connpool.repository("slowly made")] * 4)
     assert len({id(home) for home in found}) == 1
+
+
+def test_a_signal_handler_or_a_finaliser_may_ask_for_pools_wherever_it_comes() -> None:
+    def interrupted_at(n: int) -> int:
+        """Have the *n*-th line interrupted. Returns how many there are, or *n* at least."""
+        name, lines, visits = f"interrupted {n}", 0, []
+
+        def on_line(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal lines
+            lines += event == "line"
+            if lines == n and not visits:
+                home = connpool.repository(name)
+                visits.append(home)
+                with contextlib.suppress(UsageError):  # that very pool is being made
+                    visits.append(home.new("orders", "a:1"))
+                assert {*home.stats()} <= {"orders", "removed"}
+                home.new("other", "a:1").close()
+            return on_line
+
+        sys.settrace(lambda frame, *_: on_line if frame.f_code.co_filename == registry.__file__ else None)
+        try:
+            home = connpool.repository(name)
+            pool = home.new("orders", "a:1")
+            assert [*home] == ["orders"]
+            home.new("removed", "a:1").close()
+            home.new("removed", "a:1")
+            home.remove("removed").close()
+            assert home["orders"] is pool
+        finally:
+            sys.settrace(None)
+        assert visits in ([], [home], [home, pool])
+        home.close()
+        return lines
+
+    def work() -> None:
+        n = 1
+        while interrupted_at(n) >= n:
+            n += 1
+        assert n > 50
+
+    together(work, limit=20)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

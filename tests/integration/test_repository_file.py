@@ -9,6 +9,12 @@ from typing import Any
 
 import attrs
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from connpool import ConfigError, HandshakeError, PoolConfig, Repository, Route
 from connpool.settings_file import INSECURE
@@ -168,6 +174,8 @@ def test_what_is_no_toml_is_told_with_its_line(write) -> None:
     path.write_bytes("[pools.café]".encode("latin-1"))
     (problem,) = problems_of(path)
     assert problem.startswith("it is no TOML: ")
+    (problem,) = problems_of(write(f'[pools.a]\nroute = "a:1"\nmax_size = {"1" * 5000}\n'))
+    assert problem.startswith("it is no TOML: ")
 
 
 def test_a_file_that_is_not_there_is_what_the_system_says(tmp_path: Path) -> None:
@@ -293,6 +301,37 @@ def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path
     ]  # fmt: skip
     assert "none.pem': No such file or directory" in problems[0]
     assert "noise.pem" in problems[1]
+    assert "hunter2" not in "".join(problems)
+
+
+def test_texts_that_the_system_cannot_take_are_told_with_their_place(
+    write, tmp_path: Path, certificates: Certificates
+) -> None:
+    issued = certificates.authority.issue_cert("client")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hunter2"))
+    (tmp_path / "client.pem").write_bytes(locked + issued.cert_chain_pems[0].bytes())
+    problems = problems_of(
+        write(
+            rf"""
+            [pools.a]
+            route = "a:1"
+            source_address = ["127.0.0.1\u0000", 0]
+            [pools.b]
+            route = "tls://a:1"
+            tls = {{ca = "authority\u0000.pem"}}
+            [pools.c]
+            route = "tls://a:1"
+            tls = {{certificate = "client\u0000.pem"}}
+            [pools.d]
+            route = "tls://a:1"
+            tls = {{certificate = "client.pem", key_password = "{"hunter2" * 200}"}}
+            """
+        )
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "[pools.a] source_address", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls]"
+    ]  # fmt: skip
     assert "hunter2" not in "".join(problems)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,8 +126,33 @@ def test_a_slow_reader_reads_at_its_rate():
         assert time.monotonic() - began > 0.2  # seven readings of 100 bytes, 0.05 s apart
 
 
+@pytest.mark.parametrize("rate", [1, 4, 39, 2_000])
+def test_a_slow_reader_rests_for_as_long_as_its_rate_says(rate: int):
+    class Readings:
+        """Notes how much is read, and rests for no time at all."""
+
+        n_read, rested = 0, 0.0
+
+        def limit_buffer(self, n: int) -> None:
+            pass
+
+        def receive(self, n: int) -> bytes:
+            self.n_read += n
+            return bytes(n)
+
+        def pause(self, seconds: float) -> None:
+            self.rested += seconds
+            if self.rested >= 10:
+                raise EOFError
+
+    readings: Any = Readings()
+    with pytest.raises(EOFError):
+        ReadSlowly(rate)(readings)
+    assert readings.n_read == pytest.approx(10 * rate, rel=0.11)
+
+
 def test_a_pause_delays_the_next_step_and_an_order_breaks_it_off():
-    with ScriptedServer(script=[Pause(0.1), Send(b"1"), Pause(3600)]) as server, dialled(server) as client:
+    with ScriptedServer(script=[Pause(0.1), Send(b"1"), Pause(1e9)]) as server, dialled(server) as client:
         began = time.monotonic()
         assert client.recv(1) == b"1"
         assert time.monotonic() - began > 0.05
@@ -342,6 +368,15 @@ def test_a_unix_socket_is_served_refused_and_removed_in_the_end(tmp_path: Path):
         dial().close()
         server.until_accepts(2)
     assert not path.exists()
+
+
+def test_a_server_whose_path_is_removed_ends_as_any_other(tmp_path: Path):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as client, ScriptedServer(unix=path) as server:
+        client.connect(str(path))
+        served = server.until_accepts(1)
+        path.unlink()
+    assert served.ending is Ending.OURS
 
 
 def test_a_path_that_is_taken_is_an_error_and_stays_untouched(tmp_path: Path):
