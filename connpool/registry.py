@@ -67,9 +67,7 @@ class Repository:
         self._connector: Connector | None = defaults.pop("connector", None)
         self._defaults = PoolConfig.from_settings(**defaults)
         self._entries: dict[str, Entry] = {}
-        self._lock = (
-            threading.RLock()
-        )  # a signal handler or a finaliser may ask for a pool in the midst of it
+        self._lock = threading.RLock()  # a signal handler or finaliser may ask for a pool in the midst of it
         _ALL.add(self)
 
     @classmethod
