@@ -31,7 +31,7 @@ QUICK = Plan(
     stride=4,
     peers=True,
 )
-FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, backlog=100_000, peers=True)
+FULL = Plan(repeats=9, seconds=2.0, warm_up=0.2, peers=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

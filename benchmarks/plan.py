@@ -28,7 +28,7 @@ class Plan:
     seconds: float
     warm_up: float
     idle: int = 2_000
-    backlog: int = 20_000
+    backlog: int = 100_000
     pools: int = 10_000
     strikes: int = 200
     stride: int = 1
