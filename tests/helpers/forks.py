@@ -13,12 +13,17 @@ from typing import Any, Final
 LIMIT: Final = 15.0  # seconds a child may take
 
 
+def fork_quietly() -> int:
+    """``os.fork``, without its warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
+        return os.fork()
+
+
 def fork(job: Callable[[], Any]) -> Callable[[], Any]:
     """Do *job* in a forked child. Returns what waits for the child and gives its result, or fails with it."""
     ours, theirs = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
-        pid = os.fork()
+    pid = fork_quietly()
     if pid == 0:
         try:
             result = (True, job())

@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator
 
@@ -33,7 +32,7 @@ from connpool import ChannelClosed as Closed
 from connpool.clock import now
 from connpool.testing import Ending
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
-from tests.helpers.forks import in_child
+from tests.helpers.forks import fork_quietly, in_child
 from tests.helpers.switchboard import until
 from tests.helpers.upkeep import reapers
 
@@ -602,9 +601,7 @@ def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the
     def fork(method, payload):
         holder.start()
         assert is_held.wait(10)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
-            pids.append(os.fork())
+        pids.append(fork_quietly())
         if pids[0] == 0:
             signal.alarm(10)  # the end of a child that hangs
         else:
@@ -628,9 +625,7 @@ def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(poo
     tape, pids = Tape(), []
 
     def fork(method, payload):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
-            pids.append(os.fork())
+        pids.append(fork_quietly())
         if pids[0] == 0:
             raise ChannelClosedError("in the child")
         return "done"

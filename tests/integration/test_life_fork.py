@@ -7,7 +7,6 @@ import pickle
 import select
 import signal
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from connpool import (
 from connpool.pool import core
 from connpool.testing import ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.forks import fork_quietly
 from tests.helpers.switchboard import Switchboard, until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -36,9 +36,7 @@ LIMIT = 10.0  # seconds a child may take
 def in_child(job: Callable[[], Any]) -> Any:
     """Fork, do *job* in the child, and return its result; its failure is ours."""
     ours, theirs = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads about is the point
-        pid = os.fork()
+    pid = fork_quietly()
     if pid == 0:
         try:
             result = (True, job())
