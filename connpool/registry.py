@@ -247,16 +247,18 @@ class Repository:
         """Close every pool. Pools may be made again after that.
 
         Args:
-            timeout: Seconds for all of them together; see ``ConnectionPool.close``.
+            timeout: Seconds for all of them together; see ``ConnectionPool.close``. All refuse checkouts
+                at once, whichever is waited for first.
 
         Returns:
             How many connections are still lent.
         """
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         deadline = None if timeout is None else now() + timeout
-        left = 0
-        for pool in filter(None, map(self._find, [*self])):
-            left += pool.close(None if deadline is None else max(0.0, deadline - now()))
+        pools = list(filter(None, map(self._find, [*self])))
+        left = sum([pool.close() for pool in pools])  # none lends while another is waited for
+        if deadline is not None:
+            left = sum([pool.close(max(0.0, deadline - now())) for pool in pools])
         return left
 
     def stats(self) -> dict[str, PoolStats]:

@@ -16,10 +16,12 @@ import pytest
 
 import connpool
 from connpool import (
+    CloseReason,
     ConfigError,
     ConnectionPool,
     DuplicatePoolError,
     PoolClosed,
+    PoolClosedError,
     PoolState,
     Repository,
     UnknownPoolError,
@@ -28,7 +30,7 @@ from connpool import (
 )
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import in_child
-from tests.helpers.switchboard import Switchboard
+from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 
 
@@ -170,9 +172,28 @@ def test_what_one_pool_took_of_the_deadline_the_next_has_not(monkeypatch: pytest
     loans = [repo.new(name, "a:1").try_connect() for name in ("first", "second")]
     monkeypatch.setattr(ConnectionPool, "close", note)
     assert repo.close(timeout=0.1) == 2
-    assert given[1] == 0.0
+    assert given[-1] == 0.0
     for loan in loans:
         loan.release()
+
+
+def test_no_pool_lends_while_another_is_waited_for_and_each_has_its_grace() -> None:
+    repo = Repository(connector=Switchboard())
+    pools = [repo.new(name, "a:1") for name in ("first", "second", "third")]
+    loans = [pool.try_connect() for pool in pools]
+    left: list[int] = []
+    closer = threading.Thread(target=lambda: left.append(repo.close(timeout=10)))
+    closer.start()
+    for pool in pools:
+        until(lambda pool=pool: pool.stats().state is PoolState.CLOSED, "a pool that is closed")
+        with pytest.raises(PoolClosedError):
+            pool.try_connect(timeout=0)
+    loans[2].release()  # not cut off, though two others are waited for before it
+    loans[1].release()
+    loans[0].release()
+    closer.join(10)
+    assert left == [0]
+    assert [pool.stats().closed[CloseReason.POOL_CLOSED] for pool in pools] == [1, 1, 1]
 
 
 def test_pools_are_made_with_the_connector_of_the_repository_if_they_name_none() -> None:
