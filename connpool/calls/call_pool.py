@@ -19,6 +19,7 @@ from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import PLAIN_NUMBERS, handlers, require_methods, require_seconds, require_text
 from connpool.pool.census import keep
+from connpool.pool.unwinding import drop_keys
 
 __all__ = ["CallPool"]
 
@@ -183,6 +184,7 @@ class CallPool(Steering):
             FilteredOutError: some offer both; *where* refused them all.
             CallTimeoutError: no channel was free in time, and nothing was called; or the channel raised it.
             PoolClosedError: the pool is closed, or was while the call waited.
+            ConfigError: *resource* or *method* has no hash, or *timeout* is out of range.
             UsageError: it could only wait for the call that made it.
             Exception: what the channel raised, as it is.
 
@@ -196,7 +198,7 @@ class CallPool(Steering):
             if where is None:
                 try:
                     key = self._idle[resource].popleft()
-                except LookupError:  # none is idle, or there is none
+                except (LookupError, TypeError):  # none is idle, or there is none; or it has no hash
                     pass
                 else:
                     line = key.line
@@ -205,7 +207,10 @@ class CallPool(Steering):
                         timeout.__class__ in PLAIN_NUMBERS and 0 < timeout <= TIMEOUT_MAX
                     )
                     if began < line.open_until and not line.waiting and is_timely:
-                        tally = line.took.get(method)
+                        try:
+                            tally = line.took.get(method)
+                        except TypeError:  # it has no hash, as ``obtain`` says
+                            pass
             if tally is None:
                 if key is not None:
                     self._switch.put_down(key)
@@ -244,6 +249,7 @@ class CallPool(Steering):
             if key is not None:
                 self._switch.give_up(key)
             key = None  # a traceback must not keep a key from its finaliser
+            drop_keys(error)
             if not isinstance(error, Exception):
                 self._switch.wink()  # an interrupt may have kept us from looking who waits
             raise

@@ -262,11 +262,11 @@ class Ledger:
     # -- upkeep and the end
 
     def expire(self, now: float) -> None:
-        """Close whatever has grown too old."""
+        """Close what has grown too old, and what is condemned and lies idle: an interrupt came between."""
         for line in list(self.lines.values()):
             if line.phase is Phase.GONE:
                 self.part(line)
-            elif line.phase is OPEN and now >= line.expires_at and line.fate is None:
+            elif line.phase is OPEN and (now >= line.expires_at or line.fate is not None):
                 self.condemn(line, CloseReason.EXPIRED, now)
 
     def due(self, now: float) -> Iterator[Key]:

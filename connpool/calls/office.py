@@ -16,10 +16,11 @@ from connpool.calls.switch import Switch
 from connpool.errors import ConfigError, UnknownChannelError, UsageError
 from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import require_seconds
+from connpool.model.checks import require_hashable, require_seconds
 from connpool.model.events import Event
 from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.listeners import Handler
+from connpool.pool.unwinding import keeping_no_key
 
 __all__ = ["Office"]
 
@@ -36,6 +37,7 @@ class Office:
 
     # -- in
 
+    @keeping_no_key
     def init(
         self, channel: Channel, args: tuple[Any, ...], ttl: float | None, revive: Revive, extra: Any
     ) -> int:
@@ -58,6 +60,7 @@ class Office:
             line.unclosed.append(None)  # even an interrupted one is closed: nobody knows its state
         return self._enrol(key, channel.resource, None, rest, self._clock.now() - began)
 
+    @keeping_no_key
     def put(self, info: ChannelInfo) -> int:
         self._switch.check_outside()
         if not isinstance(info, ChannelInfo):
@@ -93,6 +96,7 @@ class Office:
         """Take in an open channel. On an error it is closed again, if it is the pool's to close."""
         line, switch = key.line, self._switch
         try:
+            require_hashable("resource", name)
             line.offer(methods_of(line.channel) if methods is None else methods)
             with self._lock:
                 switch.check_open()
@@ -137,6 +141,7 @@ class Office:
             return [each.name for each in found if any(line.is_live(now) for line in each.members.values())]
 
     def known(self, name: Hashable) -> list[Line]:
+        require_hashable("resource", name)
         resource = self._ledger.resources.get(name)
         return [] if resource is None else list(resource.members.values())
 
@@ -151,6 +156,7 @@ class Office:
 
     # -- out
 
+    @keeping_no_key
     def pop_one(self, id: int, timeout: float | None) -> ChannelInfo:
         deadline = self.deadline(timeout)
         with self._lock:
@@ -160,6 +166,7 @@ class Office:
             raise self._unknown(id)
         return infos[0]
 
+    @keeping_no_key
     def pop_all(self, name: Hashable, where: Where | None, timeout: float | None) -> list[ChannelInfo]:
         deadline = self.deadline(timeout)
         wanted = {info.id for info in self.describe_all(name) if where is None or where(info)}
@@ -177,6 +184,7 @@ class Office:
             line.version += 1
             return old
 
+    @keeping_no_key
     def update(self, name: Hashable, fn: Callable[[ChannelInfo], ChannelInfo], where: Where | None) -> None:
         self._switch.check_outside()
         with self._lock:
@@ -211,6 +219,7 @@ class Office:
 
     # -- the end
 
+    @keeping_no_key
     def close(self, timeout: float | None) -> int:
         self._switch.check_outside()
         deadline = self.deadline(timeout)

@@ -17,7 +17,7 @@ from connpool.calls.tickets import Stub, Ticket
 from connpool.errors import CallTimeoutError, ChannelClosedError
 from connpool.model.call_events import CallEnded, CallRefused, CallStarted
 from connpool.model.channel import ChannelInfo
-from connpool.model.checks import require_seconds
+from connpool.model.checks import require_hashable, require_seconds
 from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.backoff import retry_after
 
@@ -47,6 +47,8 @@ def obtain(
         if switch.ledger.is_heard:
             switch.tell(CallStarted, key.line.id, name, method, now - began)
     except BaseException as error:
+        if key is not None:
+            switch.give_up(key)
         key = None
         switch.tell(CallRefused, name, method, switch.clock.now() - began, error)
         raise
@@ -57,7 +59,8 @@ def _queue_up(
     switch: Switch, name: Hashable, method: Hashable, where: Where | None, deadline: float | None
 ) -> Key:
     ledger = switch.ledger
-    hash(method)  # what has no hash fails here, not in whoever looks through the queue
+    require_hashable("resource", name)
+    require_hashable("method", method)  # here, not in whoever looks through the queue
     resource = ledger.resources.get(name)
     if resource is None:
         switch.check_open()

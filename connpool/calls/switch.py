@@ -24,6 +24,7 @@ from connpool.model.events import Event
 from connpool.model.states import POOL_OPEN, CloseReason, PoolState
 from connpool.pool.census import inherit, watch, wink
 from connpool.pool.listeners import Handler, Listeners
+from connpool.pool.unwinding import keeping_no_key
 
 if TYPE_CHECKING:
     from connpool.calls.call_pool import CallPool
@@ -138,8 +139,12 @@ class Switch:
         Its finaliser may be long in coming: the traceback of an interrupt keeps frames that have it.
         """
         line = getattr(key, "line", None)  # None: it was found again
-        if line is not None and line.is_run_by(threading.get_ident()):
+        if line is None:
+            return
+        if line.is_run_by(threading.get_ident()):
             self.key_dropped(key)
+        elif line.waiting and line.idle:  # what was raised kept us from looking who waits
+            self.wink()
 
     def key_dropped(self, key: Key) -> None:
         """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
@@ -164,6 +169,7 @@ class Switch:
         if self.workers.openings:
             self.workers.open_all()
 
+    @keeping_no_key
     def turn(self, *, apart: bool = False) -> int:
         """One turn of upkeep. Returns how many channels are closed for it."""
         if self.is_inside():

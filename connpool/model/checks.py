@@ -124,6 +124,14 @@ def require_function(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be a function, got {value!r}")
 
 
+def require_hashable(name: str, value: Any) -> None:
+    """Accept what can be the key of a dict."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ConfigError(f"{name} must be hashable, got {value!r}") from error
+
+
 def handlers(value: Any) -> Iterable[Callable[[Any], object]]:
     """Give *value* if there can be listeners in it."""
     if not isinstance(value, Iterable):

@@ -67,6 +67,8 @@ class Request:
             RouteSyntaxError: The text cannot be read.
             ConfigError: *value* is none of these.
         """
+        if value is None:
+            return ANYTHING
         return value if isinstance(value, Request) else cls(value)
 
 

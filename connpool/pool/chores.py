@@ -21,6 +21,7 @@ from connpool.pool.recovery import recover
 from connpool.pool.room import evict_surplus, longest_idle
 from connpool.pool.sharing import loans_of
 from connpool.pool.snapshots import describe_tenure, idle_ones, is_held, thread_name
+from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Chores"]
@@ -41,6 +42,7 @@ class Chores:
         self._books = lender.books
         self._warned: list[tuple[Loan, float]] = []  # loans that last long, and since when
 
+    @keeping_no_key
     def turn(self, *, apart: bool = False, is_leap: bool = False) -> int:
         """Do what is due. Returns how many connections are closed for it.
 

@@ -13,6 +13,7 @@ from connpool.model.stats import ConnectionInfo
 from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
+from connpool.pool.unwinding import drop_keys, keeping_no_key
 from connpool.wire.io import SHUT_RDWR, FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
 
 __all__ = ["Connection"]
@@ -82,8 +83,9 @@ class Connection(Traffic):
             else:
                 receive = pool._receive  # called as an attribute, it would be sought as a method
                 receive(key, now)
-        except BaseException:
+        except BaseException as error:
             del key  # let the finaliser find it: a traceback would keep it alive
+            drop_keys(error)
             raise
 
     def terminate(self, error: BaseException | None = None) -> None:
@@ -102,6 +104,7 @@ class Connection(Traffic):
             self._held().host.last_error = error
         self._end(is_failure=error is not None)
 
+    @keeping_no_key
     def _end(self, *, is_failure: bool) -> None:
         """Give it back to be closed. *is_failure*: ``revive`` replaces it like a broken one."""
         key = self._surrender()
@@ -111,6 +114,7 @@ class Connection(Traffic):
         pool = key.record.pool
         pool._receive(key, pool._now())
 
+    @keeping_no_key
     def detach(self) -> Any:
         """Leave the pool with the transport still open, and return it; its place is free again.
 

@@ -27,6 +27,7 @@ from connpool.pool.observed import observe
 from connpool.pool.record import Phase
 from connpool.pool.room import evict_surplus
 from connpool.pool.stock import Stock
+from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
@@ -89,6 +90,7 @@ class Control:
 
     # -- new beginnings
 
+    @keeping_no_key
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         require_flag("interrupt", interrupt)
         with self._lock:
@@ -119,6 +121,7 @@ class Control:
     def follow(self, route: Route | None, *, is_first: bool = False) -> None:
         self.reroute(lambda _: route, is_first=is_first)
 
+    @keeping_no_key
     def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
         """Follow what *change* makes of the present route; of two at once the second builds on the first."""
         with self._lock:
@@ -132,6 +135,7 @@ class Control:
             self._books.publish(self._lender.now())
         self._renew(dropped, interrupt=False, why=f"the route of pool {self._name!r} was changed")
 
+    @keeping_no_key
     def configure(self, settings: dict[str, Any]) -> None:
         todo = Todo()
         with self._lock:
@@ -163,6 +167,7 @@ class Control:
                 host.blacklist(self._lender.now(), math.inf if seconds is None else seconds, by_hand=True)
         self._lender.serve()
 
+    @keeping_no_key
     def unblacklist(self, endpoint: Endpoint) -> None:
         with self._lock:
             for host in self._known_locked(endpoint):
@@ -183,6 +188,7 @@ class Control:
 
     # -- transports from outside, and out
 
+    @keeping_no_key
     def adopt(self, raw: Any, endpoint: Endpoint | None) -> None:
         if raw is None:
             raise UsageError(f"pool {self._name!r}: None is no transport", pool=self._name)

@@ -15,6 +15,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.record import Phase
 from connpool.pool.snapshots import idle_ones
+from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import DIRECTIONS, SHUT_RDWR
 
 __all__ = ["Doors"]
@@ -56,6 +57,7 @@ class Doors:
             self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
 
+    @keeping_no_key
     def resume(self) -> None:
         with self._lock:
             self._lender.check_open_locked()
@@ -102,6 +104,7 @@ class Doors:
                 self._books.expect(-math.inf)
         self._lender.serve()
 
+    @keeping_no_key
     def close(self, timeout: float | None) -> int:
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         deadline = None if timeout is None else self._lender.now() + timeout

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from connpool.model.checks import PLAIN_NUMBERS
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn, CheckedOut, CheckoutFailed, CheckoutStarted
-from connpool.model.request import ANYTHING, Request
+from connpool.model.request import Request
 from connpool.pool.checkout import Checkout
 from connpool.pool.connection import HAS_GIL, Connection
 from connpool.pool.failures import reason_of
@@ -32,6 +32,7 @@ from connpool.pool.origin import Origin, origin_of
 from connpool.pool.record import OPEN, Key
 from connpool.pool.sharing import Share
 from connpool.pool.timings import MANY
+from connpool.pool.unwinding import drop_keys
 
 if TYPE_CHECKING:
     from connpool.pool.lending import Lender
@@ -113,11 +114,12 @@ def lend_aloud(lender: Lender) -> Lend:
                 if conn is None:
                     if key is not None:  # its turn was taken with it
                         turn = pool._lender.books.fleet.turn_of(key.record.host)
-                    request = ANYTHING if req is None else Request.of(req)
+                    request = Request.of(req)
                     conn = Checkout(pool._lender, request, timeout, turn).run(key)
                     at = ask()
         except BaseException as error:
             key = conn = None  # a traceback must not keep a key from its finaliser
+            drop_keys(error)
             if handlers := listeners.by_kind[CheckoutFailed]:
                 at = ask()
                 listeners.tell(CheckoutFailed(name, at, reason_of(error), at - began, error), handlers)
@@ -146,8 +148,9 @@ def lend_aloud(lender: Lender) -> Lend:
                 except BaseException:  # Ctrl-C in a handler, or while the log is told of it
                     conn.release()
                     raise
-        except BaseException:
+        except BaseException as error:
             key = conn = None  # its caller will never have it, and a traceback must not keep it
+            drop_keys(error)
             raise
         return conn
 

@@ -19,6 +19,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.observed import lend_fresh
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.shared import SharedConnection
+from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import FileStream
 
 __all__ = ["open_file", "run", "share"]
@@ -43,6 +44,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
     return conn
 
 
+@keeping_no_key
 def run(
     lender: Lender,
     work: Callable[[Connection], T],
@@ -94,6 +96,7 @@ def _was_answered(record: Record) -> bool:
     return record.stream is None or record.stream.received
 
 
+@keeping_no_key
 def share(lender: Lender, req: Request | Endpoint | str | None, timeout: float | None) -> SharedConnection:
     """As ``ConnectionPool.share``, the long way."""
     if not lender.config.sharable:

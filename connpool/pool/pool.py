@@ -21,7 +21,7 @@ from connpool.model.checks import (
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import PoolOpened
-from connpool.model.request import ANYTHING, Request
+from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.pool.census import disown, keep, watch
@@ -38,6 +38,7 @@ from connpool.pool.observed import observe
 from connpool.pool.record import Key
 from connpool.pool.shared import SharedConnection, share_at_hand
 from connpool.pool.steering import Steering
+from connpool.pool.unwinding import drop_keys
 from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
 
 __all__ = ["ConnectionPool"]
@@ -238,10 +239,10 @@ class ConnectionPool(Steering):
                     pass
             if key is not None:  # its turn was taken with it
                 turn = self._lender.books.fleet.turn_of(key.record.host)
-            request = ANYTHING if req is None else Request.of(req)
-            return Checkout(self._lender, request, timeout, turn).run(key)
-        except BaseException:
+            return Checkout(self._lender, Request.of(req), timeout, turn).run(key)
+        except BaseException as error:
             key = conn = None  # a traceback must not keep a key from its finaliser
+            drop_keys(error)
             raise
 
     _lend_untold = try_connect  # what a listened-to pool does itself, unless a class below has its own way

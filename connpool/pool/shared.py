@@ -14,6 +14,7 @@ from connpool.pool.connection import Connection
 from connpool.pool.record import Key
 from connpool.pool.sharing import BROKEN_OFF, Hold, Share, add_share, form, leave, pick
 from connpool.pool.traffic import Bytes, is_misuse
+from connpool.pool.unwinding import drop_keys, keeping_no_key
 from connpool.wire.io import SHUT_RDWR, TLSContext
 
 __all__ = ["SharedConnection", "share_at_hand"]
@@ -62,8 +63,9 @@ def share_at_hand(pool: ConnectionPool, timeout: float | None) -> SharedConnecti
         if books.queue.waiters:
             lender.serve()  # others may join
         return conn
-    except BaseException:
-        key = None  # its finaliser sees to it
+    except BaseException as error:
+        del key, conn  # their finalisers see to it
+        drop_keys(error)
         raise
 
 
@@ -86,7 +88,12 @@ class SharedConnection(Connection):
             del self._key
         except AttributeError:
             raise self._given_back() from None
-        leave(self._record.pool._lender, share)
+        try:
+            leave(self._record.pool._lender, share)
+        except BaseException as error:
+            del share  # as in ``Connection.release``
+            drop_keys(error)
+            raise
 
     def terminate(self, error: BaseException | None = None, *, interrupt: bool = False) -> None:
         """Something went wrong on it: nobody joins any more, and the last one to leave closes it.
@@ -102,6 +109,7 @@ class SharedConnection(Connection):
         if interrupt:
             record.pool._lender.interrupt(record, SHUT_RDWR, "another holder terminated it")
 
+    @keeping_no_key
     def _end(self, *, is_failure: bool) -> None:
         share = self._surrender()
         if is_failure:
@@ -148,6 +156,7 @@ class SharedConnection(Connection):
 
     exchange.__doc__ = Connection.exchange.__doc__
 
+    @keeping_no_key  # nor a turn
     def _in_turn(self, buffers: Iterable[Bytes], read: Callable[[Connection], T], timeout: float | None) -> T:
         """Write *buffers* and *read* the answer, when those who came before are done.
 

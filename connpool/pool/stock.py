@@ -15,6 +15,7 @@ from connpool.pool.record import Key
 from connpool.pool.shared import SharedConnection
 from connpool.pool.sharing import Share, add_share, form, leave, pick
 from connpool.pool.snapshots import connection_info
+from connpool.pool.unwinding import keeping_no_key
 
 __all__ = ["Stock"]
 
@@ -38,11 +39,13 @@ class Stock:
         self._books = lender.books
         self._looks: Flock[Look] = Flock()  # at connections that are neither idle nor shared meanwhile
 
+    @keeping_no_key
     def take(self, request: Request) -> Any:
         """An idle transport, for good; None: none is usable. Dials nothing, waits for nothing."""
         key = self._find_idle(request)
         return None if key is None else self._lender.let_go(key)
 
+    @keeping_no_key
     def share(self) -> SharedConnection | None:
         """A share of what is idle, or shared already. Dials nothing, waits for nothing but another's look."""
         while True:
@@ -88,7 +91,8 @@ class Stock:
                 self._lender.take_back(key)
                 return None
             with self._lock:
-                return self._form_locked(key, todo)
+                share = self._form_locked(key, todo)
+            return share  # noqa: RET504 - no signal is looked for between a store and the end of a locked section
         finally:
             self._looks.discard(look)
             look.set()

@@ -656,11 +656,59 @@ def test_a_method_without_a_hash_fails_its_call_and_no_other(pool):
     pool.init(tape)
     running = Caller(pool, 1)
     assert held.begun.acquire(timeout=10)
-    with pytest.raises(TypeError):
+    with pytest.raises(ConfigError, match=r"method must be hashable, got <.*Foul object"):
         pool.call(RESOURCE, Foul())
     assert seen == [0]  # in the queue, others would come upon it
     held.may_end.release()
     assert running.outcome() == 1
+
+
+def test_a_key_without_a_hash_is_named_and_leaves_the_channels_as_they_were(pool):
+    tape = Tape()
+    pool.init(tape)
+    with pytest.raises(ConfigError, match=r"resource must be hashable, got \['clock'\]"):
+        pool.call([RESOURCE], "get")
+    for resource in ([RESOURCE], {}):
+        with pytest.raises(ConfigError, match="resource"):
+            pool.pop(resource=resource)
+        with pytest.raises(ConfigError, match="resource"):
+            pool.map(resource, lambda info: info)
+        with pytest.raises(ConfigError, match="resource"):
+            pool.update(resource, lambda info: info)
+    odd = Tape([RESOURCE])
+    with pytest.raises(ConfigError, match="resource"):
+        pool.init(odd)
+    assert not odd.is_open
+    for _ in range(2):  # with the channel idle: on the fast path, which has it in hand by then
+        with pytest.raises(ConfigError, match=r"method must be hashable, got \['get'\]"):
+            pool.call(RESOURCE, ["get"])
+        assert pool._switch.ledger.lost == deque()
+        assert pool.call(RESOURCE, "get", 1, timeout=0.1) == 1
+    assert tape.opens == 1
+
+
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+def test_who_waits_is_served_though_a_signal_handler_raises_just_before_the_last_look_who_waits(pool):
+    waiting: list[Caller] = []
+
+    class Idle(deque):
+        def append(self, key):
+            if not waiting:
+                waiting.append(queue_up(pool, [2])[0])  # it comes after who has the key has looked who waits
+                super().append(key)
+                raise Interrupted
+            super().append(key)
+
+    pool.init(Tape())
+    line = pool._switch.ledger.lines[1]
+    pool.call(RESOURCE, "get")
+    line.idle = line.resource.idle = pool._idle[RESOURCE] = Idle(line.idle)
+    with pytest.raises(Interrupted):
+        pool.call(RESOURCE, "get", 1)
+    assert waiting[0].outcome() == 2
 
 
 # -- changes while calls wait

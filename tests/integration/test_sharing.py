@@ -38,9 +38,11 @@ from connpool.pool import checkout, stock
 from connpool.pool.dialing import Dialler
 from connpool.pool.failures import timed_out
 from connpool.pool.record import Record
+from connpool.pool.turns import Turn
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
 from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode, needs_monitoring
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, fill
@@ -884,6 +886,28 @@ def test_a_write_whose_arguments_are_wrong_breaks_nothing() -> None:
         assert other.exchange([b"x\n"], lambda conn: conn.recv_until(b"\n", timeout=5)) == b"x\n"
         end([one, other])
         assert pool.stats().idle == 1
+
+
+@needs_monitoring
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the last strikes: in a finaliser
+def test_who_is_interrupted_at_the_end_of_its_turn_holds_up_nobody_though_the_interrupt_is_kept() -> None:
+    with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
+        for strike in at_every_bytecode(Turn.end, kind=SignalStrike):
+            share, other = pool.share(timeout=5), pool.share(timeout=5)
+            next_one = threading.Thread(target=other.sendall, args=(b"y\n",), kwargs={"timeout": 30})
+
+            def ask(conn: Connection, next_one: threading.Thread = next_one) -> bytes:
+                next_one.start()
+                until(lambda: len(conn._key.hold.turns._gates) == 2)  # type: ignore[attr-defined]
+                return conn.recv_until(b"\n", timeout=5)
+
+            with strike:
+                share.exchange([b"x\n"], ask)
+            next_one.join(10)
+            assert not next_one.is_alive(), strike
+            end([share, other])
 
 
 def test_who_writes_on_a_shared_connection_in_its_own_exchange_is_told_so() -> None:

@@ -6,7 +6,7 @@ import gc
 import threading
 from collections.abc import Callable
 
-from connpool import ConnectionPool
+from connpool import ConnectionPool, PoolState
 from connpool.clock import Gate
 from tests.stress.works import A, Caller, ResettingWorks, TellingClock, Works
 
@@ -185,6 +185,109 @@ class Clearing(IdleHit):
         self.pool.clear()
 
 
+class Resizing(Waiting):
+    def prepare(self):
+        super().prepare()
+        while self.held:
+            self.held.pop().release()
+
+    def deed(self):
+        self.pool.resize(max_size=1)
+
+    def end(self):
+        self.pool.resize(max_size=2)
+
+
+class Rerouting(IdleHit):
+    def deed(self):
+        self.pool.route = "b:1"
+
+    def end(self):
+        self.pool.route = A
+
+
+class ShuttingDown(IdleHit):
+    def prepare(self):
+        super().prepare()
+        self.held = self.pool.try_connect()
+        self.pool.try_connect().release()
+
+    def deed(self):
+        self.pool.shutdown()
+
+    def end(self):
+        self.held.release()
+        self.pool.reopen()
+
+
+class Resuming(StaleIdle):
+    """Somebody waits for it."""
+
+    def prepare(self):
+        super().prepare()
+        self.pool.pause()
+        self.waiter = Caller(self.pool)
+        self.clock.until_waiting()
+
+    def deed(self):
+        self.pool.resume()
+
+    def end(self):
+        gc.collect()
+        if self.pool.stats().state is PoolState.PAUSED:
+            self.pool.resume()
+        self.pool.sweep()
+        self.waiter.loan().release()
+
+
+class Unblacklisting(Scene):
+    """Somebody waits for it."""
+
+    def settings(self):
+        return {"fail_fast": False}
+
+    def prepare(self):
+        self.pool.blacklist(A)
+        self.waiter = Caller(self.pool)
+        self.clock.until_waiting()
+
+    def deed(self):
+        self.pool.unblacklist(A)
+
+    def end(self):
+        gc.collect()
+        self.pool.unblacklist(A)
+        self.pool.sweep()
+        self.waiter.loan().release()
+
+
+class Closing(IdleHit):
+    def deed(self):
+        self.pool.close()
+
+
+class Taking(StaleIdle):
+    def deed(self):
+        self.works.disown(self.pool.take())
+
+
+class Adopting(Scene):
+    def prepare(self):
+        self.part = self.works.open(A, None, None)
+
+    def deed(self):
+        self.pool.add_connection(self.part, A)
+
+    def end(self):
+        if self.pool.stats().size == 0:
+            self.works.disown(self.part)
+
+
+class Running(StaleIdle):
+    def deed(self):
+        self.pool.run(lambda conn: None)
+
+
 class SharingIdle(IdleHit):
     def settings(self):
         return {"sharable": True}
@@ -197,6 +300,11 @@ class SharingStale(SharingIdle):
     def prepare(self):
         super().prepare()
         self.clock.leap(1)
+
+
+class SharingFromStock(SharingStale):
+    def deed(self):
+        self.pool._control.stock.share().release()
 
 
 class SharingFirst(SharingIdle):
@@ -239,6 +347,7 @@ def heard(scene: type[Scene]) -> type[Scene]:
 SCENES = [
     IdleHit, WithBlock, StaleIdle, StaleIdleApart, DeadIdle, FirstDial, DialInCaller, Waiting,
     WaitingForAPlace, Handing, Terminating, TerminatingApart, Resetting, UsedUp, Sweeping, Clearing,
-    SharingIdle, SharingStale, SharingFirst, Joining, LeavingLast, TerminatingShare,
+    Resizing, Rerouting, ShuttingDown, Resuming, Unblacklisting, Closing, Taking, Adopting, Running,
+    SharingIdle, SharingStale, SharingFromStock, SharingFirst, Joining, LeavingLast, TerminatingShare,
     *map(heard, [IdleHit, StaleIdle, FirstDial, Handing, Terminating, Detaching, Resetting, LeavingLast]),
 ]  # fmt: skip

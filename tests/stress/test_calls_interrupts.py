@@ -9,10 +9,20 @@ import pkgutil
 import threading
 from collections.abc import Iterator
 
+import attrs
 import pytest
 
 import connpool.calls
-from connpool import CallEnded, CallPool, ChannelClosedError, ConnPoolError, NoResourceError, Reply
+from connpool import (
+    CallEnded,
+    CallPool,
+    CallStarted,
+    ChannelClosedError,
+    ConnPoolError,
+    NoResourceError,
+    PoolState,
+    Reply,
+)
 from connpool.clock import Gate
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Tape, queue_up
@@ -26,7 +36,7 @@ MODULES = [
     for module in pkgutil.iter_modules(connpool.calls.__path__)
 ]
 ENOUGH = 50  # strikes for each scene, besides those at places where no scene before it was struck
-KNOWN: set[Place] = set()
+KNOWN: dict[bool, set[Place]] = {False: set(), True: set()}  # by whether the interrupt is kept
 
 
 class HelpfulClock(TellingClock):
@@ -176,6 +186,38 @@ class Closing(Scene):
         self.tapes[0].doing = lambda method, payload: payload
 
 
+class Expiring(Scene):
+    def prepare(self):
+        self.pool.update(RESOURCE, lambda info: attrs.evolve(info, ttl=100.0))
+        self.clock.leap(101)
+
+    def deed(self):
+        self.pool.sweep()
+
+
+class Ending(Scene):
+    def deed(self):
+        self.pool.close()
+
+
+class EndingInTime(Ending):
+    def deed(self):
+        self.pool.close(timeout=5)
+
+
+class Putting(Scene):
+    def prepare(self):
+        self.info = self.pool.pop(1)
+
+    def deed(self):
+        self.pool.put(self.info)
+
+    def end(self):
+        self.pool.sweep()
+        if id(self.tapes[0]) not in self.pool._switch.ledger.owned:
+            self.popped.append(self.info)
+
+
 class Updating(Scene):
     def deed(self):
         self.pool.update(RESOURCE, lambda info: info)
@@ -190,19 +232,19 @@ class Listening(Scene):
 
 
 SCENES = [
-    Plain, Filtered, Resting, Failing, Handing, Waiting, Late, Popping, PoppingAll, Closing, Updating,
-    Listening,
+    Plain, Filtered, Resting, Failing, Handing, Waiting, Late, Popping, PoppingAll, Closing, Expiring,
+    Ending, EndingInTime, Putting, Updating, Listening,
 ]  # fmt: skip
 
 
-def strikes(scene: type[Scene]) -> Iterator[tuple[Strike, Scene]]:
+def strikes(scene: type[Scene], known: set[Place]) -> Iterator[tuple[Strike, Scene]]:
     """One strike after the other, each with a fresh scene."""
     survey, stage = Survey(codes_of(*MODULES)), scene()
     with survey:
         stage.deed()
     finish(stage)
     assert len(survey.places) > 5
-    for strike in survey.strikes(KNOWN, ENOUGH):
+    for strike in survey.strikes(known, ENOUGH):
         yield strike, scene()
 
 
@@ -211,7 +253,7 @@ def finish(stage: Scene) -> None:
     stage.pool.sweep()
     for caller in stage.waiting:
         caller.outcome()
-    if stage.pool._switch.ledger.lines:
+    if stage.pool._switch.ledger.lines and stage.pool._switch.ledger.state is PoolState.OPEN:
         until(lambda: stage.pool.sweep() >= 0 and stage.pool.resources() == [RESOURCE], "a channel")
         assert stage.pool.call(RESOURCE, "get", 3, timeout=5) == 3
     stage.pool.close()
@@ -225,7 +267,7 @@ def left(stage: Scene) -> list[Tape]:
 
 
 #: Where the channels are the caller's already, though it never gets to know of them.
-WAY_OUT = ("take_out,", "Office.pop_one,", "Office.pop_all,", "CallPool.pop,")
+WAY_OUT = ("take_out,", "Office.pop_one,", "Office.pop_all,", "CallPool.pop,", "keeping_no_key.")
 
 
 def is_handed_over(stage: Scene, tape: Tape) -> bool:
@@ -233,13 +275,15 @@ def is_handed_over(stage: Scene, tape: Tape) -> bool:
 
 
 @needs_monitoring
+@pytest.mark.parametrize("is_kept", [False, True], ids=["dropped", "kept"])
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
-def test_an_interrupt_at_any_moment_loses_no_channel_and_forgets_nobody(scene, in_finalisers):  # noqa: F811
+def test_an_interrupt_at_any_moment_loses_no_channel_and_forgets_nobody(scene, is_kept, in_finalisers):  # noqa: F811
     faults = []
-    for strike, stage in strikes(scene):
+    for strike, stage in strikes(scene, KNOWN[is_kept]):
         with strike:
             stage.deed()
-        strike._raised = None  # its frames hold what the deed had in its hands
+        if not is_kept:
+            strike._raised = None  # its frames hold what the deed had in its hands
         gc.collect(0)
         try:
             if isinstance(stage, Popping) and strike.where and strike.where.startswith(WAY_OUT):
@@ -267,6 +311,54 @@ def test_a_call_that_is_interrupted_on_its_way_back_gives_its_channel_up_though_
     assert pool.call(RESOURCE, "get", 2, timeout=5) == 2
     pool.close()
     assert kept.tb is not None
+
+
+def interrupt(*args: object) -> object:
+    raise KeyboardInterrupt
+
+
+def test_a_channel_whose_opening_was_interrupted_can_be_added_again_while_the_interrupt_is_kept():
+    pool, tape = CallPool(clock=FakeClock(), reap_interval=None), Tape()
+    tape.opening = interrupt
+    with pytest.raises(KeyboardInterrupt) as kept:
+        pool.init(tape)
+    tape.opening = tape.closing = lambda *args: None
+    pool.sweep()
+    tape.opens = tape.closes = 0  # it was closed without having been open
+    pool.init(tape)
+    assert pool.call(RESOURCE, "get", 1) == 1
+    pool.close()
+    assert kept.tb is not None
+
+
+def test_an_interrupted_call_gives_its_channel_up_even_while_the_thread_that_had_it_before_refers_to_it():
+    clock, tape = InterruptingClock(), Tape()
+    pool = CallPool(clock=clock, reap_interval=None)
+    pool.init(tape, revive=True)
+    elsewhere = list(pool._switch.ledger.idle[RESOURCE])  # as in the frame of a call that has handed it on
+    tape.doing = lambda method, payload: setattr(clock, "is_armed", payload == 1)
+    with pytest.raises(KeyboardInterrupt):
+        pool.call(RESOURCE, "get", 1)
+    with pytest.raises(NoResourceError):  # it is being opened again; no UsageError, as if the call went on
+        pool.call(RESOURCE, "get", 2)
+    until(lambda: pool.resources() == [RESOURCE])
+    pool.call(RESOURCE, "get", 2)
+    pool.close()
+    assert elsewhere
+
+
+def test_a_call_that_is_interrupted_before_it_begins_gives_its_channel_up_while_another_refers_to_it():
+    pool, tape = CallPool(clock=FakeClock(), reap_interval=None), Tape()
+    pool.init(tape)
+    stop = pool.listen(interrupt, CallStarted)
+    elsewhere = list(pool._switch.ledger.idle[RESOURCE])
+    with pytest.raises(KeyboardInterrupt):
+        pool.call(RESOURCE, "get", 1)
+    stop()
+    assert pool.call(RESOURCE, "get", 2) == 2
+    pool.close()
+    assert tape.calls == [2]
+    assert elsewhere
 
 
 def test_hundreds_of_real_signals_lose_no_channel_and_forget_nobody():
