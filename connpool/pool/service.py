@@ -262,9 +262,10 @@ class Service(Attempts):
             return again(waiter.tried[waiter.pinned])
         causes: list[tuple[Endpoint, BaseException]] = []
         for host in hosts:
-            error = waiter.tried.get(host.endpoint) or host.last_error
+            error = waiter.tried.get(host.endpoint) or host.reason_down
             if error is None:
-                error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
+                why = f"{host.endpoint} is blacklisted{' by hand' if host.by_hand else ''}"
+                error = ConnectError(why, pool=pool, endpoint=host.endpoint)
             causes.append((host.endpoint, error))
         return no_endpoint(
             pool,
@@ -272,7 +273,7 @@ class Service(Attempts):
             min((h.next_try_at for h in hosts if h.next_try_at is not None), default=None),
             now=now,
             is_pinned=waiter.pinned is not None,
-            was_dialled=bool(waiter.tried),
+            is_old=not waiter.tried and not any(host.by_hand for host in hosts),
         )
 
     # -- how a wait ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import threading
 import time
 
@@ -128,6 +129,19 @@ def test_a_blacklist_for_good_outlasts_the_success_of_a_dial_that_was_under_way(
         together(ask, blacklist)
         until(lambda: pool.stats().opening == 0)
         assert down(pool) == ["a:1"]
+
+
+@pytest.mark.parametrize("pinned", [None, "a:1"])
+def test_what_was_blacklisted_by_hand_is_not_said_to_have_failed(
+    pinned: str | None, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=Switchboard("a:1"), clock=clock) as pool:
+        with pytest.raises(NoEndpointError, match="a:1 is down"):
+            pool.try_connect()
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError, match="a:1 is blacklisted by hand") as caught:
+            pool.try_connect(pinned)
+        assert not re.search("fail|down", str(caught.value))
 
 
 # -- by failure --------------------------------------------------------------------
