@@ -26,10 +26,12 @@ from connpool.pool.snapshots import describe_loans
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
+    from connpool.pool.hosts import Host
 
 __all__ = [
     "again",
     "as_connect_error",
+    "blacklisted",
     "drop_frames",
     "exhausted",
     "in_words",
@@ -96,6 +98,16 @@ def no_endpoint(
     if isinstance(failure, ConnectError) and isinstance(last, ConnectError):
         failure.endpoint, failure.local = endpoint, last.local
         failure.__cause__ = last.__cause__ or last
+    return failure
+
+
+def blacklisted(host: Host, pool: str) -> ConnectError:
+    """Why *host*, which is not down for a failure, is not dialled."""
+    last = host.last_error  # what a loan was terminated for, perhaps
+    how = " by hand" if host.by_hand else ""
+    before = "" if last is None else f" (its last error: {in_words(last)})"
+    failure = ConnectError(f"{host.endpoint} is blacklisted{how}{before}", pool=pool, endpoint=host.endpoint)
+    failure.__cause__ = last
     return failure
 
 

@@ -204,7 +204,7 @@ class ConnectionPool(Steering):
             NoEndpointError: every endpoint failed or is blacklisted; see ``causes``.
             ConnectError: the endpoint that *req* pins could not be dialled.
             CancelledError: ``req.cancel`` was set.
-            PoolClosedError, PoolPausedError: it is closed, shut down or (``fail=True``) paused, or was meanwhile.
+            PoolClosedError, PoolPausedError: it is closed, shut down or paused (``fail``), or was meanwhile.
 
         Locking: none on the fast path; else the pool's lock, never while anything blocks.
         Source: dpl_try_connect (Droplet); dmConnectionPool::Dial (Defold).

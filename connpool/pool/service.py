@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import enum
 
-from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books
-from connpool.pool.failures import again, no_endpoint
+from connpool.pool.failures import again, blacklisted, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase
@@ -264,8 +263,7 @@ class Service(Attempts):
         for host in hosts:
             error = waiter.tried.get(host.endpoint) or host.reason_down
             if error is None:
-                why = f"{host.endpoint} is blacklisted{' by hand' if host.by_hand else ''}"
-                error = ConnectError(why, pool=pool, endpoint=host.endpoint)
+                error = blacklisted(host, pool)
             causes.append((host.endpoint, error))
         return no_endpoint(
             pool,
