@@ -169,8 +169,7 @@ class ConnectionPool(Steering):
         Args:
             open: Opens one; it runs on a thread of the pool unless ``dial_in_caller`` is set.
             close: Closes one; None: its own ``close`` method, if it has one.
-            is_usable: Tells whether one that was idle can still be lent: it must return something true.
-                None: sockets are looked at.
+            is_usable: Returns true if one that was idle can still be lent; None: sockets are looked at.
             reset: Makes a returned one ready for the next; False or an exception has it closed.
             settings: As for ``ConnectionPool``.
         """
