@@ -165,7 +165,7 @@ class Repository:
         if pool is None:
             near = difflib.get_close_matches(str(name), [*self], n=1, cutoff=0.5)
             hint = f" (the nearest one is {near[0]!r})" if near else ""
-            raise UnknownPoolError(f"repository {self.name!r} has no pool {name!r}{hint}")
+            raise UnknownPoolError(f"repository {self.name!r} has no pool {name!r}{hint}", pool=name)
         return pool
 
     def _find(self, name: str) -> ConnectionPool | None:
@@ -225,7 +225,7 @@ class Repository:
         """
         pool = self[name]
         if not pool.config.sharable:
-            raise NotSharableError(f"pool {name!r} is not sharable: sharable=False", pool=name)
+            raise NotSharableError(f"pool {name!r} is not sharable; make it with sharable=True", pool=name)
         return pool._control.stock.share()
 
     # -- the end

@@ -30,6 +30,10 @@ SETTINGS: Final = frozenset(field.name for field in attrs.fields(PoolConfig))
 SOCKET_OPTIONS: Final = frozenset({"nodelay", "keepalive", "source_address"})
 TLS_OPTIONS: Final = frozenset({"ca", "certificate", "key", "key_password", "server_hostname", "verify"})
 ROOMY: Final = {"max_size": sys.maxsize, "blacklist_initial": 0, "blacklist_max": TIMEOUT_MAX}
+CLIENT: Final = frozenset(
+    {"certificate", "key", "key_password"}
+)  # none of them can be judged without the rest
+UNSET: Final = object()  # stands for what the environment does not tell
 REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)\})")
 
 
@@ -103,7 +107,9 @@ class _Reader:
         good: dict[str, Any] = {}
         for name, raw in table.items():
             if name in SETTINGS | SOCKET_OPTIONS:
-                value = self._expanded(where, name, raw)
+                value = self._known(where, name, raw)
+                if value is UNSET:
+                    continue
                 value = None if value == NOTHING else value
                 if name in SOCKET_OPTIONS and isinstance(value, list):
                     value = tuple(value)
@@ -114,7 +120,7 @@ class _Reader:
         tls = self._table(table, "tls", where)
         self._check_names("key", tls, TLS_OPTIONS, tls_where)
         good["tls"] = {
-            name: self._expanded(tls_where, name, raw) for name, raw in tls.items() if name in TLS_OPTIONS
+            name: self._known(tls_where, name, raw) for name, raw in tls.items() if name in TLS_OPTIONS
         }
         return good
 
@@ -140,7 +146,9 @@ class _Reader:
             self._complain(where, "route is missing")
             return None
         written = table["route"]
-        value = self._expanded(where, "route", written)
+        value = self._known(where, "route", written)
+        if value is UNSET:
+            return None
         try:
             return Route.coerce(value)
         except ConfigError as error:  # it quotes a route in pieces, which no veil would cover
@@ -153,31 +161,47 @@ class _Reader:
         if not tls and not options:
             return None
         context = self._context(where, tls) if tls else None
+        hostname = tls.get("server_hostname")
         try:
-            return SocketConnector(tls=context, server_hostname=tls.get("server_hostname"), **options)
+            return SocketConnector(
+                tls=context, server_hostname=hostname if isinstance(hostname, str) else None, **options
+            )
         except ConfigError as error:
             self._complain(where, str(error))
             return None
 
     def _context(self, where: str, tls: dict[str, Any]) -> Any:
+        """What TLS clients need to know, by what of *tls* is usable; the rest is complained about."""
         verify = tls.get("verify", True)
-        if verify is not True and verify != INSECURE:
+        if verify is not True and verify not in (INSECURE, UNSET):
             self._complain(
                 f"{where} verify", f"it must be true, or {INSECURE!r} to let anyone pose as the server"
             )
-            return None
-        for name in sorted(TLS_OPTIONS - {"verify"}):
-            if name in tls and not isinstance(tls[name], str):
+        texts = {name: value for name, value in tls.items() if name != "verify" and isinstance(value, str)}
+        for name in sorted(tls.keys() - texts.keys() - {"verify"}):
+            if tls[name] is not UNSET:
                 self._complain(f"{where} {name}", f"it must be a text, got {self._veiled(repr(tls[name]))}")
-                return None
-        files = {name: self._path.parent / tls[name] for name in ("ca", "certificate", "key") if name in tls}
+        files = {"ca", "certificate", "key"} & texts.keys()
+        if not CLIENT & tls.keys() <= texts.keys():
+            files -= CLIENT
         try:
-            return make_context(**files, password=tls.get("key_password"), verifies=verify is True)
+            return make_context(
+                **{name: self._path.parent / texts[name] for name in files},
+                password=texts.get("key_password"),
+                verifies=verify is True,
+            )
         except ConfigError as error:
-            self._complain(where, str(error))
+            for problem in str(error).splitlines():
+                self._complain(where, problem)
             return None
 
     # -- values
+
+    def _known(self, where: str, name: str, raw: Any) -> Any:
+        """As ``_expanded``; UNSET if the environment lacks a part of it, which is complained about."""
+        n_problems = len(self._problems)
+        value = self._expanded(where, name, raw)
+        return value if len(self._problems) == n_problems else UNSET
 
     def _expanded(self, where: str, name: str, raw: Any) -> Any:
         """*raw* with every ``${NAME}`` replaced by what the environment says; ``$$`` is a dollar sign."""

@@ -3,7 +3,8 @@
     python examples/database.py /tmp/visits.db
 
 With psycopg it is the same: ``ConnectionPool.of(lambda: psycopg.connect(dsn), reset=lambda db: db.rollback(),
-is_usable=lambda db: not db.closed)``.
+is_usable=lambda db: not db.closed)``, but with ``conn.raw.transaction()`` for ``conn.raw`` in the ``with``
+statements: at the end of a block of its own a connection of psycopg is closed.
 """
 
 # ruff: noqa: T201 - a program that speaks to people

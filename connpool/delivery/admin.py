@@ -30,7 +30,8 @@ def require_places(pool: ConnectionPool, route: Route | None) -> None:
     n_members = 0 if route is None else len({m for g in route.groups for m in g.members})
     if n_members > pool.config.max_size:
         raise ConfigError(
-            f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members"
+            f"pool {pool.name!r}: max_size={pool.config.max_size} is too little for {n_members} members",
+            pool=pool.name,
         )
 
 

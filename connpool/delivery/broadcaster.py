@@ -31,7 +31,6 @@ from connpool.wire.framing import bytes_of
 
 __all__ = ["Broadcaster"]
 
-MOST_DEFERRED = 10_000
 EXIT_GRACE = 10.0  # seconds that the end of a program waits for what was given to broadcast_async
 
 
@@ -51,17 +50,20 @@ class Broadcaster(Admin, Receiving):
         framing: How messages are told apart on the wire; None: they are not.
         confirm: ``confirm(conn, message)`` returns when the peer has acknowledged *message*, which was just
             written; what it raises means that it has not. Input belongs to it, then. It writes nothing.
-        write_ahead: Put each message into the spool before it is sent.
-        failover: Whether a group takes over when all members of an earlier one are dead.
-        reconnect: Whether dead links are opened again by themselves, with the back-off of the pool.
-        standby: ``"hot"``: all links are opened at once; ``"cold"``: those of later groups when needed.
-        fail_back_after: Seconds that a member of an earlier group must live before traffic returns to it.
-        send_timeout: Seconds for which a peer may take nothing of what waits for it; None: for ever.
-        flush_rate: Most messages a second that are sent out of the spool to one member.
+        write_ahead: Put each message into the spool before it is sent. Not unless asked for.
+        failover: Whether a group takes over when all members of an earlier one are dead; it does.
+        reconnect: Whether dead links are opened again by themselves, with the back-off of the pool; they are.
+        standby: ``"hot"``, the default: all links are opened at once; ``"cold"``: those of later groups when
+            needed.
+        fail_back_after: Seconds that a member of an earlier group must live before traffic returns to it; 0.
+        send_timeout: Seconds for which a peer may take nothing of what waits for it, 30 unless said; None:
+            for ever.
+        flush_rate: Most messages a second that are sent out of the spool to one member; None: no limit.
         heartbeat: ``(interval, message)``: sent to every live member that often, and at the end; the
-            message may be a function that returns it. Never spooled.
-        max_async: Messages that may wait in ``broadcast_async``.
-        on_full: Whether who finds that many waits for room, or gets a SpoolFullError.
+            message may be a function that returns it. Never spooled. None: there is none.
+        max_async: Messages that may wait in ``broadcast_async``, 10,000 unless said.
+        on_full: ``"wait"``, the default: who finds that many waits for room; ``"raise"``: gets a
+            SpoolFullError.
 
     Raises:
         ConfigError: a setting is out of range, or the pool has not a place for each member.

@@ -66,7 +66,8 @@ class LinkInfo:
         member: All endpoints that it may lead to, as a text; the name of its queue.
         groups: Numbers of the groups that it belongs to.
         since: Monotonic instant since which it is in this state.
-        failures: Attempts to open it that have failed in a row.
+        failures: How often in a row it has broken or could not be opened, since it was opened last:
+            1 once it is lost, and one more for each attempt that fails.
         retry_at: Monotonic instant of the next attempt; None: none is planned.
         last_error: Why it is dead; None: it is not, or it was taken down by hand.
         unsent: Messages that wait for it.

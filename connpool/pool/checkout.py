@@ -56,7 +56,9 @@ class Checkout(Fitting):
         self._lender = lender
         self._books = books = lender.books
         if request.shared and not books.config.sharable:
-            raise NotSharableError(f"pool {self._name!r} is not sharable: sharable=False", pool=self._name)
+            raise NotSharableError(
+                f"pool {self._name!r} is not sharable; make it with sharable=True", pool=self._name
+            )
         if lender.is_inside():
             raise UsageError(
                 f"pool {self._name!r}: a checkout by what interrupted the pool itself"

@@ -168,7 +168,9 @@ class Connection(Traffic):
         """
         raw = self._exposed()
         if not is_socket(raw):
-            raise UsageError(f"{self!r}: a {type(raw).__name__!r} is not a socket; use raw")
+            raise UsageError(
+                f"{self!r}: a {type(raw).__name__!r} is not a socket; use raw", pool=self._record.pool.name
+            )
         return raw
 
     @property

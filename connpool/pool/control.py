@@ -183,7 +183,9 @@ class Control:
             return list(hosts.values())
         if endpoint not in hosts:
             known = ", ".join(map(str, hosts)) or "none"
-            raise UnknownEndpointError(f"pool {self._name!r} knows no endpoint {endpoint} (it knows {known})")
+            raise UnknownEndpointError(
+                f"pool {self._name!r} knows no endpoint {endpoint} (it knows {known})", pool=self._name
+            )
         return [hosts[endpoint]]
 
     # -- transports from outside, and out

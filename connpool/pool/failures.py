@@ -26,10 +26,12 @@ from connpool.pool.snapshots import describe_loans
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
+    from connpool.pool.hosts import Host
 
 __all__ = [
     "again",
     "as_connect_error",
+    "blacklisted",
     "drop_frames",
     "exhausted",
     "in_words",
@@ -70,7 +72,7 @@ def no_endpoint(
     *,
     now: float,
     is_pinned: bool,
-    was_dialled: bool,
+    is_old: bool,
 ) -> Exception:
     """The error of a checkout that no endpoint can serve.
 
@@ -85,7 +87,7 @@ def no_endpoint(
     else:
         where = "its only endpoint" if len(causes) == 1 else f"any of its {len(causes)} endpoints"
     soon = "" if retry_at is None else f"; next try in {max(0.0, retry_at - now):.1f} s"
-    how = "" if was_dialled else ", blacklisted for an earlier failure"
+    how = ", blacklisted for an earlier failure" if is_old else ""
     message = f"pool {pool!r}: cannot reach {where}{how}: {listed}{soon}"
     endpoint, last = causes[-1]
     kind = SOLE.get(type(last)) if len(causes) == 1 else None
@@ -96,6 +98,16 @@ def no_endpoint(
     if isinstance(failure, ConnectError) and isinstance(last, ConnectError):
         failure.endpoint, failure.local = endpoint, last.local
         failure.__cause__ = last.__cause__ or last
+    return failure
+
+
+def blacklisted(host: Host, pool: str) -> ConnectError:
+    """Why *host*, which is not down for a failure, is not dialled."""
+    last = host.last_error  # what a loan was terminated for, perhaps
+    how = " by hand" if host.by_hand else ""
+    before = "" if last is None else f" (its last error: {in_words(last)})"
+    failure = ConnectError(f"{host.endpoint} is blacklisted{how}{before}", pool=pool, endpoint=host.endpoint)
+    failure.__cause__ = last
     return failure
 
 

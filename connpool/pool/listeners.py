@@ -84,10 +84,12 @@ class Listeners:
             ConfigError: *handler* cannot be called, or one of *kinds* is no event.
         """
         if not callable(handler):
-            raise ConfigError(f"pool {self._pool!r}: a listener must be callable, got {handler!r}")
+            raise ConfigError(
+                f"pool {self._pool!r}: a listener must be callable, got {handler!r}", pool=self._pool
+            )
         for kind in kinds:
             if kind not in tuple(self.by_kind):  # it may be anything, be it unhashable
-                raise ConfigError(f"pool {self._pool!r}: {kind!r} is not a kind of event")
+                raise ConfigError(f"pool {self._pool!r}: {kind!r} is not a kind of event", pool=self._pool)
         more = dict(self.by_kind)
         for kind in dict.fromkeys(kinds):
             more[kind] = (*more[kind], handler)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import attrs
 
 from connpool.errors import ConfigError, NotSharableError
-from connpool.model.checks import is_whole, require_flag
+from connpool.model.checks import is_whole, require_flag, require_function
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
@@ -53,6 +53,7 @@ def run(
     idempotent: bool,
 ) -> T:
     """See ``ConnectionPool.run``."""
+    require_function("work", work)
     require_flag("idempotent", idempotent)
     conn = _lend_alive(lender, req)
     record = conn._key.record

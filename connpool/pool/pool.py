@@ -50,9 +50,9 @@ _numbers: Final = itertools.count(1)  # for pools without a name
 class ConnectionPool(Steering):
     """Lends connections to threads, over several endpoints, fairly.
 
-    Nothing is dialled before it is needed. A pool without a route lends only
-    what ``add_connection`` gives it. As a context manager it is closed at the
-    end of the block.
+    Nothing is dialled before it is needed. A pool without a route lends only what
+    ``add_connection`` gives it, and what a request pins. As a context manager it
+    is closed at the end of the block.
 
     Args:
         route: Where to: ``"a:1, b:1 && c:2 || d:3"``, a Route, an Endpoint, or several of these.
@@ -170,8 +170,8 @@ class ConnectionPool(Steering):
         Args:
             open: Opens one; it runs on a thread of the pool unless ``dial_in_caller`` is set.
             close: Closes one; None: its own ``close`` method, if it has one.
-            is_usable: Whether one that was idle can still be lent; None: sockets are looked at.
-            reset: Makes a returned one ready for the next; False or an exception closes it.
+            is_usable: Returns true if one that was idle can still be lent; None: sockets are looked at.
+            reset: Makes a returned one ready for the next; False or an exception has it closed.
             settings: As for ``ConnectionPool``.
         """
         connector = CallableConnector(open, close=close, is_usable=is_usable, reset=reset)
@@ -204,7 +204,7 @@ class ConnectionPool(Steering):
             NoEndpointError: every endpoint failed or is blacklisted; see ``causes``.
             ConnectError: the endpoint that *req* pins could not be dialled.
             CancelledError: ``req.cancel`` was set.
-            PoolClosedError: the pool is closed or shut down, or was meanwhile.
+            PoolClosedError, PoolPausedError: it is closed, shut down or paused (``fail``), or was meanwhile.
 
         Locking: none on the fast path; else the pool's lock, never while anything blocks.
         Source: dpl_try_connect (Droplet); dmConnectionPool::Dial (Defold).

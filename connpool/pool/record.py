@@ -191,7 +191,9 @@ class Record:
         """
         if self.stream is None:
             kind = type(self.raw).__name__
-            raise UsageError(f"a {kind} is not a socket: it has its own input and output, on raw")
+            raise UsageError(
+                f"a {kind} is not a socket: it has its own input and output, on raw", pool=self.pool.name
+            )
         return self.stream
 
 

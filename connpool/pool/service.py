@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import enum
 
-from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books
-from connpool.pool.failures import again, no_endpoint
+from connpool.pool.failures import again, blacklisted, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase
@@ -262,9 +261,9 @@ class Service(Attempts):
             return again(waiter.tried[waiter.pinned])
         causes: list[tuple[Endpoint, BaseException]] = []
         for host in hosts:
-            error = waiter.tried.get(host.endpoint) or host.last_error
+            error = waiter.tried.get(host.endpoint) or host.reason_down
             if error is None:
-                error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
+                error = blacklisted(host, pool)
             causes.append((host.endpoint, error))
         return no_endpoint(
             pool,
@@ -272,7 +271,7 @@ class Service(Attempts):
             min((h.next_try_at for h in hosts if h.next_try_at is not None), default=None),
             now=now,
             is_pinned=waiter.pinned is not None,
-            was_dialled=bool(waiter.tried),
+            is_old=not waiter.tried and not any(host.by_hand for host in hosts),
         )
 
     # -- how a wait ends

@@ -141,8 +141,8 @@ class Steering(Uncopied):
         """Take in a transport that is open already, as idle.
 
         Args:
-            endpoint: Where it leads; None: the route's only endpoint, or nowhere in particular,
-                and then it serves every checkout that pins nothing.
+            endpoint: Where it leads; None: the route's only endpoint, or nowhere in particular:
+                it has a turn of its own among the endpoints, for checkouts that pin nothing.
 
         Raises:
             UsageError: it is closed, in the pool already, or no transport; it stays the caller's.
@@ -205,7 +205,9 @@ class Steering(Uncopied):
         return self._doors.shutdown(how)
 
     def reopen(self) -> None:
-        """Undo ``shutdown``. Loans from before are still closed when they come back.
+        """Undo ``shutdown``: lend again, even if the pool was paused before.
+
+        Loans from before are still closed when they come back.
 
         Raises:
             PoolClosedError: the pool was closed.

@@ -32,7 +32,8 @@ class Connector(Protocol):
     - ``close(raw)``: close it; may block. Default: ``raw.close()``, if there is one.
     - ``is_usable(raw)``: whether an idle one can still be lent. Default: sockets are looked at,
       anything else is trusted.
-    - ``reset(raw)``: make a returned one as good as new; an exception has it closed. Default: nothing.
+    - ``reset(raw)``: make a returned one as good as new; False or an exception has it closed. Default:
+      nothing.
     - ``prompt``: True promises that ``is_usable`` and ``close`` never block. Default: False.
     - ``handshake(conn)``, ``permissions(conn)``: see ``SocketConnector``.
     """

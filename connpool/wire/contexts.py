@@ -28,14 +28,14 @@ def make_context(
         verifies: Whether servers must prove who they are. If not, anyone can pose as them.
 
     Raises:
-        ConfigError: a file cannot be read, or does not hold what it should; the sentence names it.
+        ConfigError: a file cannot be read, or does not hold what it should; a line for each names it.
     """
-    if certificate is None and key is not None:
-        raise ConfigError(f"the key {str(key)!r} is of no use without its certificate")
+    problems = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to try the rest with, if it cannot be the default one
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:  # no path has a null byte
-        raise ConfigError(f"cannot use the authorities in {str(ca)!r}: {_why(error)}") from None
+        problems.append(f"cannot use the authorities in {str(ca)!r}: {_why(error)}")
     if not verifies:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -45,7 +45,11 @@ def make_context(
             context.load_cert_chain(certificate, key, password=password or "")
         except (OSError, ValueError) as error:  # or the password is longer than OpenSSL takes
             files = repr(str(certificate)) + ("" if key is None else f" with the key {str(key)!r}")
-            raise ConfigError(f"cannot use the certificate {files}: {_why(error)}") from None
+            problems.append(f"cannot use the certificate {files}: {_why(error)}")
+    elif key is not None:
+        problems.append(f"the key {str(key)!r} is of no use without its certificate")
+    if problems:
+        raise ConfigError("\n".join(problems))
     return context
 
 

@@ -15,6 +15,7 @@ from connpool import (
     CancelledError,
     CheckoutTimeoutError,
     ConnectError,
+    Connection,
     ConnectionPool,
     ConnectTimeoutError,
     ConnPoolError,
@@ -25,9 +26,12 @@ from connpool import (
     NotSharableError,
     PoolClosedError,
     PoolExhaustedError,
+    Repository,
     Request,
+    Route,
     SocketConnector,
 )
+from connpool.delivery.admin import require_places
 from connpool.testing import Close, ScriptedServer
 from tests.helpers.certificates import Certificates
 from tests.helpers.together import together
@@ -263,3 +267,29 @@ def test_failures_leave_no_descriptor_no_thread_and_no_place(kind: str, certific
             stats = pool.stats()
             assert (stats.size, stats.waiting) == (0, 0)
             assert stats.connect_failures >= 10
+
+
+MISTAKES: dict[str, Callable[[ConnectionPool, Connection], object]] = {
+    "an endpoint nobody knows": lambda pool, conn: pool.blacklist("c:1"),
+    "a listener that cannot be called": lambda pool, conn: pool.listen("print"),  # type: ignore[arg-type]
+    "a kind that is none": lambda pool, conn: pool.listen(print, int),  # type: ignore[arg-type]
+    "a socket of what has none": lambda pool, conn: conn.socket,
+    "output of what has none": lambda pool, conn: conn.sendall(b"hello"),
+    "a member too many": lambda pool, conn: require_places(pool, Route.parse("a:1 && b:1")),
+    "a pool nobody knows": lambda pool, conn: Repository()["orders"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_an_error_that_names_a_pool_says_which_by_itself_too(mistake) -> None:
+    with ConnectionPool.of(object, max_size=1, name="orders") as pool, pool.try_connect() as conn:
+        with pytest.raises(ConnPoolError) as told:
+            mistake(pool, conn)
+        assert told.value.pool == "orders"
+
+
+@pytest.mark.parametrize("ask", [ConnectionPool.share, lambda pool: pool.try_connect(Request(shared=True))])
+def test_whoever_may_not_share_is_told_what_to_do_about_it(ask) -> None:
+    words = "pool 'orders' is not sharable; make it with sharable=True"
+    with ConnectionPool.of(object, name="orders") as pool, pytest.raises(NotSharableError, match=words):
+        ask(pool)

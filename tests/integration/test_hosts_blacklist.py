@@ -130,6 +130,26 @@ def test_a_blacklist_for_good_outlasts_the_success_of_a_dial_that_was_under_way(
         assert down(pool) == ["a:1"]
 
 
+@pytest.mark.parametrize("pinned", [None, "a:1"])
+def test_what_was_blacklisted_by_hand_is_not_said_to_have_failed(
+    pinned: str | None, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError, match=r"(only endpoint|asked for): a:1 is blacklisted by hand$"):
+            pool.try_connect(pinned)
+
+
+def test_what_went_wrong_before_is_told_with_what_was_blacklisted_by_hand(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        reason = ValueError("it recovers")
+        pool.try_connect().terminate(reason)
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError, match=r"by hand \(its last error: it recovers\)$") as caught:
+            pool.try_connect()
+        assert caught.value.__cause__ is reason
+
+
 # -- by failure --------------------------------------------------------------------
 
 

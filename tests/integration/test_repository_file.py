@@ -304,6 +304,47 @@ def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path
     assert "hunter2" not in "".join(problems)
 
 
+def test_all_that_is_wrong_with_the_tls_of_one_pool_is_told_at_once(write) -> None:
+    problems = problems_of(
+        write(
+            """
+            [pools.a]
+            route = "tls://a:1"
+            tls = {verify = false, ca = "none-1.pem", certificate = "none-2.pem", server_hostname = 3}
+            """
+        )
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "[pools.a.tls] verify", "[pools.a.tls] server_hostname", "[pools.a.tls]", "[pools.a.tls]"
+    ]  # fmt: skip
+    assert "none-1.pem" in problems[2]
+    assert "none-2.pem" in problems[3]
+
+
+def test_of_what_the_environment_does_not_tell_nothing_else_is_said(
+    write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MISSING", raising=False)
+    path = write(
+        """
+        [pools.a]
+        route = "${MISSING}"
+        max_size = "${MISSING}"
+        nodelay = "${MISSING}"
+        [pools.a.tls]
+        ca = "${MISSING}"
+        certificate = "judged-with-its-password-only.pem"
+        key_password = "${MISSING}"
+        server_hostname = "${MISSING}"
+        verify = "${MISSING}"
+        """
+    )
+    own, tls = ["max_size", "nodelay", "route"], ["ca", "key_password", "server_hostname", "verify"]
+    places = [f"[pools.a] {name}" for name in own] + [f"[pools.a.tls] {name}" for name in tls]
+    wanted = [f"{place}: the environment variable 'MISSING' is not set" for place in places]
+    assert sorted(problems_of(path)) == sorted(wanted)
+
+
 def test_texts_that_the_system_cannot_take_are_told_with_their_place(
     write, tmp_path: Path, certificates: Certificates
 ) -> None:

@@ -56,6 +56,7 @@ def make_pool() -> Iterator[ConnectionPool]:
         (lambda: ConnectionPool("a:1").pause("no"), "fail must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").clear(interrupt="no"), "interrupt must be True or False, got 'no'"),
         (lambda: ConnectionPool("a:1").run(print, idempotent="no"), "idempotent must be True or False, got"),
+        (lambda: ConnectionPool("a:1").run("work"), "work must be a function, got 'work'"),
         (lambda: ConnectionPool("a:1").listen(print, [PoolClosed]), "PoolClosed'>] is not a kind of event"),
         (lambda: ConnectionPool(b"a:1"), "or several, got b'a:1'"),
         (lambda: CallPool(5), "name must be a text, got 5"),
