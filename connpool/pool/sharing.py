@@ -30,7 +30,7 @@ class Hold:
     that a number leaves ``sharers`` without it: who finds none left looks again with the lock.
     """
 
-    __slots__ = ("amid", "joined", "key", "record", "sharers", "turns")
+    __slots__ = ("amid", "joined", "key", "record", "sharers", "spare", "turns")
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -38,6 +38,7 @@ class Hold:
         # By the numbers of the shares, so that one cannot leave twice; the oldest first.
         self.sharers: dict[int, Tenure] = {}
         self.joined = 0  # the number of the latest
+        self.spare: Share | None = None  # one that has ended: to make and to finalise another takes a tenth
         self.turns = Turns()  # at writing on it
         self.amid: int | None = None  # the thread that writes or exchanges, in its turn; or BROKEN_OFF
 
@@ -86,8 +87,12 @@ def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> S
     record.uses += 1
     if most is not None and record.uses >= most:
         record.condemn(CloseReason.USED_UP)
-    share = Share()
-    share.record = record
+    share = hold.spare
+    if share is None:
+        share = Share()
+        share.record = record
+    else:
+        hold.spare = None
     share.since = now
     share.number = hold.joined = number = next(_numbers)
     share.hold = hold
@@ -206,6 +211,7 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
                         record.host.idle.append(key)
                         key = None
         share.hold = None
+        hold.spare = share
         if key is not None:
             lender.take_back(key)
         elif lender.pool._is_awaited or books.config.max_sharers is not None:
