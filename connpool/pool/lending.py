@@ -189,6 +189,9 @@ class Lender(Desk):
         plain = record.host.endpoint
         if record.phase is not Phase.OPEN or plain.tls:
             return  # while it is being opened, the upgrade is how this pool opens
+        if not plain.host:
+            record.condemn(CloseReason.DIRTY)  # a path or a callable has no TLS endpoint
+            return
         with self._lock:
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             host.records.add(record)

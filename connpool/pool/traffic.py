@@ -12,6 +12,7 @@ from connpool.model.states import CloseReason
 from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
 from connpool.wire.io import FileStream, Stream, TLSContext
+from connpool.wire.tls import name_in_certificate
 
 __all__ = ["Traffic", "is_misuse"]
 
@@ -154,8 +155,10 @@ class Traffic(Uncopied, abc.ABC):
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 
+        Unix sockets and callables have no TLS endpoint: a loan of such a one is closed when it ends.
+
         Args:
-            server_hostname: The name to verify; None: the endpoint's host.
+            server_hostname: The name to verify; None: the endpoint's host, if it has one.
 
         Raises:
             HandshakeError: the peer cannot be trusted, or does not speak TLS.
@@ -164,8 +167,9 @@ class Traffic(Uncopied, abc.ABC):
         Source: dmConnectionPool::CreateSSLSocket (Defold).
         """
         record, stream = self._held(), self._stream()
+        host = name_in_certificate(record.host.endpoint.host)
         try:
-            stream.start_tls(context, server_hostname or record.host.endpoint.host, timeout)
+            stream.start_tls(context, server_hostname or host or None, timeout)
         except BaseException as error:
             self._fail(error)
             raise

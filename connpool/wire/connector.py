@@ -16,7 +16,7 @@ from connpool.model.checks import require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look
 from connpool.wire.dial import DialOptions, open_tcp, open_unix
-from connpool.wire.tls import wrap_tls
+from connpool.wire.tls import name_in_certificate, wrap_tls
 from connpool.wire.waiting import Budget, Cancel
 
 __all__ = ["CallableConnector", "Connector", "FullConnector", "SocketConnector", "adapt"]
@@ -129,7 +129,7 @@ class SocketConnector:
         except BaseException:
             sock.close()
             raise
-        return wrap_tls(sock, context, self._server_hostname or _name_in_certificate(endpoint.host), budget)
+        return wrap_tls(sock, context, self._server_hostname or name_in_certificate(endpoint.host), budget)
 
     def close(self, raw: Any) -> None:
         """Close *raw* without blocking; on TLS say goodbye if that is possible at once."""
@@ -250,11 +250,6 @@ def adapt(connector: Connector) -> FullConnector:
 
 def _leave_alone(raw: Any) -> None:
     """Reset nothing."""
-
-
-def _name_in_certificate(host: str) -> str:
-    """Strip what is part of an address but of no certificate: an IPv6 zone, the root's dot."""
-    return host.partition("%")[0].removesuffix(".")
 
 
 def _check_keepalive(value: object) -> None:

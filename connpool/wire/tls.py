@@ -12,7 +12,7 @@ from connpool.errors import HandshakeError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.waiting import Budget, wait_until_ready
 
-__all__ = ["begin_tls", "close_half_wrapped", "handshake_error", "wrap_tls"]
+__all__ = ["begin_tls", "close_half_wrapped", "handshake_error", "name_in_certificate", "wrap_tls"]
 
 
 def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> ssl.SSLSocket:
@@ -112,3 +112,8 @@ def _is_our_own_fault(exc: Exception) -> bool:
         return True
     reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
     return "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+
+
+def name_in_certificate(host: str) -> str:
+    """Strip what is part of an address but of no certificate: an IPv6 zone, the root's dot."""
+    return host.partition("%")[0].removesuffix(".")
