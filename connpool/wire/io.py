@@ -159,8 +159,10 @@ class Stream(SocketModes):
                     raw.settimeout(None)
                 try:  # as a rule the system takes a message at once
                     sent = raw.send(data, _EAGER_AND_QUIET)
-                except OSError:
-                    sent = 0  # it says so again, to who knows what to do
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:  # of why the connection broke it tells but once
+                    self._raise_why(exc)
         except BaseException:  # perhaps a signal handler's, after some of it was sent
             self.is_midway = True
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,6 +147,20 @@ def test_a_write_to_a_peer_that_left_is_an_error_and_no_signal(
             conn.writev_all([b"x" * 10_000] * 1_000, timeout=5)
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_a_write_tells_why_the_connection_broke() -> None:
+    with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint, name="p") as pool:
+        for interrupt, expected in ((None, ConnectionResetError), (pool.shutdown, ConnectionAbortedError)):
+            conn = pool.try_connect(timeout=5)
+            served = server.until_accepts(1 if interrupt is None else 2)
+            (interrupt or served.reset)()
+            look = select.poll()
+            look.register(conn.fileno(), 0)
+            assert look.poll(5_000)  # the end of it has arrived
+            with pytest.raises(expected):
+                conn.sendall(b"ping", timeout=5)
+            conn.release()
 
 
 @both
