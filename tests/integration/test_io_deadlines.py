@@ -199,8 +199,10 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
             conn.recv_until(b"", timeout=5)
         with pytest.raises(TypeError):
             conn.recv_until(10, timeout=5)  # type: ignore[arg-type]
-        for context, name in ((None, None), ("tls", None), (certificates.client(), 5)):
-            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname must be a text"):
+        client = certificates.client()
+        wrong = ((None, None), ("tls", None), (certificates.server(), None), (client, 5), (client, "a\0b"))
+        for context, name in wrong:
+            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname .*(text|NUL)"):
                 conn.start_tls(context, name, timeout=5)  # type: ignore[arg-type]
         conn.sendall(b"ok", timeout=5)
         assert conn.recv_exactly(2, timeout=5) == b"ok"
