@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from connpool.errors import UsageError
 from connpool.model.checks import require_function
@@ -19,13 +20,21 @@ __all__ = ["Traffic", "is_misuse"]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
 
+_OWN: Final = frozenset((__name__.partition(".")[0], "socket", "ssl"))  # what a read calls in Python
+
 
 def is_misuse(error: BaseException) -> bool:
     """Whether *error* only says that the arguments are wrong: it has broken nothing.
 
-    In the midst of a write it is a signal handler's, whatever it says.
+    In the midst of a write, or from a function of others, it is a signal handler's, whatever it says.
     """
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
+
+
+def _is_from_outside(error: BaseException) -> bool:
+    """Whether a function of others has raised *error*, or let it pass."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] not in _OWN for name in modules)
 
 
 class Traffic(Uncopied, abc.ABC):
@@ -103,7 +112,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             data = stream.recv(n, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
         if not data and n:
             self._held().condemn(CloseReason.BROKEN)  # the peer has finished
@@ -115,7 +124,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             n = stream.recv_into(buffer, nbytes, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
         if not n and len(buffer):
             self._held().condemn(CloseReason.BROKEN)
@@ -131,7 +140,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_exactly(n, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
 
     def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
@@ -147,7 +156,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_until(delimiter, limit, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
 
     def start_tls(

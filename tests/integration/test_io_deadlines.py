@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -208,6 +209,36 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
         assert conn.recv_exactly(2, timeout=5) == b"ok"
         conn.release()
         assert pool.stats().idle == 1
+
+
+@both
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: conn.recv(5),
+        lambda conn: conn.recv(5, timeout=5),
+        lambda conn: conn.recv_into(bytearray(5), timeout=5),
+        lambda conn: conn.recv_exactly(5, timeout=5),
+        lambda conn: conn.recv_until(b"?", timeout=5),
+    ],
+)
+def test_a_connection_whose_answer_a_signal_handler_has_not_let_come_is_not_lent_again(
+    read: Callable[[Connection], object], is_tls: bool, certificates: Certificates
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what the settings say cannot be read")
+
+    with serving(Silence(), is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        before = signal.signal(signal.SIGALRM, fail)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(ValueError, match="cannot be read"):
+                read(conn)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
