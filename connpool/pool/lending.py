@@ -184,13 +184,17 @@ class Lender(Desk):
         self.carry_out(todo)
         return raw
 
-    def upgraded(self, record: Record) -> None:
-        """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not."""
+    def upgraded(self, record: Record, *, is_verified: bool) -> None:
+        """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not.
+
+        Args:
+            is_verified: Its peer is the endpoint's host. If not, it is nobody's after this loan.
+        """
         plain = record.host.endpoint
         if record.phase is not Phase.OPEN or plain.tls:
             return  # while it is being opened, the upgrade is how this pool opens
-        if not plain.host:
-            record.condemn(CloseReason.DIRTY)  # a path or a callable has no TLS endpoint
+        if not is_verified:
+            record.condemn(CloseReason.DIRTY)
             return
         with self._lock:
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())

@@ -164,7 +164,8 @@ class Traffic(Uncopied, abc.ABC):
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 
-        Unix sockets and callables have no TLS endpoint: a loan of such a one is closed when it ends.
+        Unless its peer was verified to be the endpoint's host, it serves nobody else: it is closed when
+        the loan ends. So it is with Unix sockets and callables, which have none.
 
         Args:
             server_hostname: The name to verify; None: the endpoint's host, if it has one.
@@ -177,14 +178,15 @@ class Traffic(Uncopied, abc.ABC):
         """
         record, stream = self._held(), self._stream()
         host = name_in_certificate(record.host.endpoint.host)
+        name = server_hostname or host or None
         try:
-            stream.start_tls(context, server_hostname or host or None, timeout)
+            stream.start_tls(context, name, timeout)
         except BaseException as error:
             self._fail(error)
             raise
         finally:
             record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
-        record.pool._lender.upgraded(record)
+        record.pool._lender.upgraded(record, is_verified=name == host and context.check_hostname)
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
         if is_midway or not is_misuse(error):

@@ -240,6 +240,29 @@ def test_an_upgraded_connection_that_has_no_tls_endpoint_is_the_next_holders_no_
             assert pool.stats().closed == {CloseReason.DIRTY: 2}
 
 
+@pytest.mark.parametrize("trouble", ["another name", "no name", "nobody"])
+def test_an_upgrade_for_which_the_host_was_not_verified_never_serves_the_tls_endpoint(
+    trouble: str, certificates: Certificates
+) -> None:
+    context = certificates.client()
+    if trouble != "another name":
+        context.check_hostname = False
+    if trouble == "nobody":
+        context.verify_mode = ssl.CERT_NONE
+    script = [StartTls(certificates.server("127.0.0.1", "db.test")), Echo()]
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        ScriptedServer(script=script) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        with pool.try_connect(timeout=5) as conn:
+            conn.start_tls(context, "db.test" if trouble == "another name" else None, timeout=5)
+            assert ask(conn) == b"ping"
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+        with pool.try_connect(Endpoint("127.0.0.1", server.port, tls=True), timeout=5) as conn:
+            assert (ask(conn), conn.uses) == (b"ping", 0)
+
+
 def test_an_upgrade_verifies_the_name_without_the_dot_of_the_root(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
