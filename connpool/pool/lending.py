@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connpool.clock import Clock
-from connpool.errors import CancelledError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
@@ -280,9 +279,8 @@ class Lender(Desk):
     @staticmethod
     def _was_called_off(dial: Dial, error: BaseException) -> bool:
         """Whether a dial failed for our own reasons, and says nothing of the endpoint."""
-        is_cancelled = dial.cancel.is_set() or isinstance(error, CancelledError)
         is_haste = dial.is_hurried and isinstance(error, TimeoutError)
-        return is_cancelled or is_haste or (dial.is_errand and not isinstance(error, Exception))
+        return dial.cancel.is_set() or is_haste or (dial.is_errand and not isinstance(error, Exception))
 
     def abandon(self, waiter: Waiter) -> None:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""

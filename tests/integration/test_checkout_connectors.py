@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from connpool import (
+    CancelledError,
     CheckedIn,
     Connection,
     ConnectionInfo,
@@ -170,6 +171,27 @@ def test_a_login_that_leaves_its_connection_broken_has_failed(
         assert server.accepts == 1
         assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
         assert pool.stats().size == 0
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_a_cancellation_that_is_not_the_dials_own_is_a_failure_like_any_other(in_caller: bool) -> None:
+    def greet(_: Connection) -> None:
+        raise CancelledError("asking another pool for the password was cancelled")
+
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(
+            server.endpoint,
+            connector=SocketConnector(handshake=greet),
+            blacklist_initial=60,
+            dial_in_caller=in_caller,
+        ) as pool,
+    ):
+        with taking(0, 3), pytest.raises(NoEndpointError, match="asking another pool"):
+            pool.try_connect(timeout=5)
+        server.until_accepts(1)
+        assert server.accepts == 1
+        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
 
 
 def test_a_login_that_goes_over_to_tls_leaves_the_connection_with_its_endpoint(
