@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from connpool import clock as real
 from connpool.clock import Clock
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
@@ -279,7 +280,7 @@ class Lender(Desk):
     @staticmethod
     def _was_called_off(dial: Dial, error: BaseException) -> bool:
         """Whether a dial failed for our own reasons, and says nothing of the endpoint."""
-        is_haste = dial.is_hurried and isinstance(error, TimeoutError)
+        is_haste = isinstance(error, TimeoutError) and real.now() >= dial.hurried_at
         return dial.cancel.is_set() or is_haste or (dial.is_errand and not isinstance(error, Exception))
 
     def abandon(self, waiter: Waiter) -> None:
