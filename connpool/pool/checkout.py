@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+from connpool import clock as real
 from connpool.errors import (
     CancelledError,
     NotSharableError,
@@ -276,7 +277,7 @@ class Checkout(Fitting):
         timeout = self._books.config.connect_timeout
         if self._limit != 0 and self._until() - self._lender.now() < timeout:
             timeout = max(0.0, self._until() - self._lender.now())
-            dial.is_hurried = True
+            dial.hurried_at = real.now() + timeout / 2
         if waiter.request.cancel is not None:
             dial.cancel = EitherCancel(dial.cancel, waiter.request.cancel)
         try:

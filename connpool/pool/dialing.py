@@ -19,6 +19,7 @@ from connpool.errors import (
     UsageError,
 )
 from connpool.model.events import ConnectionOpened, ConnectionOpening
+from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
@@ -191,6 +192,8 @@ class Dialler:
                 stream.deadline = None
         if is_over:
             raise UsageError("a hook cannot give back the connection that it greets")
+        if record.fate is CloseReason.BROKEN:  # and not to be lent: it would be dialled anew for ever
+            raise ConnectionError("the hook has left the connection broken, or read to its end")
 
     def is_usable(self, record: Record) -> bool:
         """Look at an idle transport. A look that fails finds it dead."""

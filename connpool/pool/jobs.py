@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from connpool.pool.record import Key, Record, Tenure
 from connpool.wire.waiting import Cancel
 
@@ -16,8 +18,8 @@ class Dial:
 
     __slots__ = (
         "cancel",
+        "hurried_at",
         "is_errand",
-        "is_hurried",
         "is_look",
         "is_owed",
         "key",
@@ -31,7 +33,7 @@ class Dial:
         self.number = number  # of the checkout it was begun for; 0: of none
         self.is_look = is_look
         self.is_errand = False  # run by the thread that asked for it
-        self.is_hurried = False  # its caller has less time than a dial may take
+        self.hurried_at = math.inf  # from then on a time-out is its caller's, who has less time than a dial
         self.replaces: Key | None = None  # what is closed when this one is open
         self.is_owed = False  # makes good for one that was lost; if it fails another is due
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from connpool import clock as real
 from connpool.clock import Clock
-from connpool.errors import CancelledError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import CheckedIn
@@ -184,11 +184,18 @@ class Lender(Desk):
         self.carry_out(todo)
         return raw
 
-    def upgraded(self, record: Record) -> None:
-        """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not."""
+    def upgraded(self, record: Record, *, is_verified: bool) -> None:
+        """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not.
+
+        Args:
+            is_verified: Its peer is the endpoint's host. If not, it is nobody's after this loan.
+        """
         plain = record.host.endpoint
         if record.phase is not Phase.OPEN or plain.tls:
             return  # while it is being opened, the upgrade is how this pool opens
+        if not is_verified:
+            record.condemn(CloseReason.DIRTY)
+            return
         with self._lock:
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             host.records.add(record)
@@ -273,9 +280,8 @@ class Lender(Desk):
     @staticmethod
     def _was_called_off(dial: Dial, error: BaseException) -> bool:
         """Whether a dial failed for our own reasons, and says nothing of the endpoint."""
-        is_cancelled = dial.cancel.is_set() or isinstance(error, CancelledError)
-        is_haste = dial.is_hurried and isinstance(error, TimeoutError)
-        return is_cancelled or is_haste or (dial.is_errand and not isinstance(error, Exception))
+        is_haste = isinstance(error, TimeoutError) and real.now() >= dial.hurried_at
+        return dial.cancel.is_set() or is_haste or (dial.is_errand and not isinstance(error, Exception))
 
     def abandon(self, waiter: Waiter) -> None:
         """Call off what is being opened for *waiter*, unless somebody else may use it."""

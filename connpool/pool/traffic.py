@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from connpool.errors import UsageError
 from connpool.model.checks import require_function
@@ -12,19 +13,28 @@ from connpool.model.states import CloseReason
 from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
 from connpool.wire.io import FileStream, Stream, TLSContext
+from connpool.wire.tls import name_in_certificate
 
 __all__ = ["Traffic", "is_misuse"]
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
 
+_OWN: Final = frozenset((__name__.partition(".")[0], "socket", "ssl"))  # what a read calls in Python
+
 
 def is_misuse(error: BaseException) -> bool:
     """Whether *error* only says that the arguments are wrong: it has broken nothing.
 
-    In the midst of a write it is a signal handler's, whatever it says.
+    In the midst of a write, or from a function of others, it is a signal handler's, whatever it says.
     """
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
+
+
+def _is_from_outside(error: BaseException) -> bool:
+    """Whether a function of others has raised *error*, or let it pass."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] not in _OWN for name in modules)
 
 
 class Traffic(Uncopied, abc.ABC):
@@ -102,7 +112,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             data = stream.recv(n, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
         if not data and n:
             self._held().condemn(CloseReason.BROKEN)  # the peer has finished
@@ -114,7 +124,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             n = stream.recv_into(buffer, nbytes, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
         if not n and len(buffer):
             self._held().condemn(CloseReason.BROKEN)
@@ -130,7 +140,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_exactly(n, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
 
     def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
@@ -146,7 +156,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_until(delimiter, limit, timeout)
         except BaseException as error:
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
 
     def start_tls(
@@ -154,8 +164,11 @@ class Traffic(Uncopied, abc.ABC):
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 
+        Unless its peer was verified to be the endpoint's host, it serves nobody else: it is closed when
+        the loan ends. So it is with Unix sockets and callables, which have none.
+
         Args:
-            server_hostname: The name to verify; None: the endpoint's host.
+            server_hostname: The name to verify; None: the endpoint's host, if it has one.
 
         Raises:
             HandshakeError: the peer cannot be trusted, or does not speak TLS.
@@ -164,14 +177,16 @@ class Traffic(Uncopied, abc.ABC):
         Source: dmConnectionPool::CreateSSLSocket (Defold).
         """
         record, stream = self._held(), self._stream()
+        host = name_in_certificate(record.host.endpoint.host)
+        name = server_hostname or host or None
         try:
-            stream.start_tls(context, server_hostname or record.host.endpoint.host, timeout)
+            stream.start_tls(context, name, timeout)
         except BaseException as error:
             self._fail(error)
             raise
         finally:
             record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
-        record.pool._lender.upgraded(record)
+        record.pool._lender.upgraded(record, is_verified=name == host and context.check_hostname)
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
         if is_midway or not is_misuse(error):

@@ -24,9 +24,10 @@ def as_views(buffers: Iterable[BytesLike]) -> list[memoryview]:
 
 def _as_bytes(buffer: BytesLike) -> memoryview:
     view = memoryview(buffer)
-    if not view.c_contiguous:
-        return memoryview(view.tobytes())  # no system call takes it as it is
-    return view.cast("B")
+    try:
+        return view.cast("B")
+    except TypeError:  # it has gaps, which no system call takes; or several dimensions, and no bytes
+        return memoryview(view.tobytes())
 
 
 def check_size(n: int) -> None:

@@ -12,16 +12,18 @@ from typing import Any, Final, Protocol
 from attrs import frozen
 
 from connpool.errors import ConfigError, HandshakeError
-from connpool.model.checks import require_callable
+from connpool.model.checks import is_whole, require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look
 from connpool.wire.dial import DialOptions, open_tcp, open_unix
-from connpool.wire.tls import wrap_tls
+from connpool.wire.tls import name_in_certificate, require_context, require_server_hostname, wrap_tls
 from connpool.wire.waiting import Budget, Cancel
 
 __all__ = ["CallableConnector", "Connector", "FullConnector", "SocketConnector", "adapt"]
 
 logger: Final = logging.getLogger("connpool")
+
+_MOST_KEEPALIVE: Final = (32_767, 32_767, 127)  # what Linux takes: seconds, seconds, a count
 
 
 class Connector(Protocol):
@@ -80,10 +82,9 @@ class SocketConnector:
         handshake: Callable[[Any], object] | None = None,
         permissions: Callable[[Any], Set[str]] | None = None,
     ) -> None:
-        if tls is not None and not isinstance(tls, ssl.SSLContext):
-            raise ConfigError(f"tls must be an ssl.SSLContext or None, got {tls!r}")
-        if server_hostname is not None and not isinstance(server_hostname, str):
-            raise ConfigError(f"server_hostname must be a text or None, got {server_hostname!r}")
+        if tls is not None:
+            require_context("tls", tls)
+        require_server_hostname(server_hostname)
         if not isinstance(nodelay, bool):
             raise ConfigError(f"nodelay must be True or False, got {nodelay!r}")
         require_callable("handshake", handshake)
@@ -130,7 +131,7 @@ class SocketConnector:
         except BaseException:
             sock.close()
             raise
-        return wrap_tls(sock, context, self._server_hostname or _name_in_certificate(endpoint.host), budget)
+        return wrap_tls(sock, context, self._server_hostname or name_in_certificate(endpoint.host), budget)
 
     def close(self, raw: Any) -> None:
         """Close *raw* without blocking; on TLS say goodbye if that is possible at once."""
@@ -253,19 +254,15 @@ def _leave_alone(raw: Any) -> None:
     """Reset nothing."""
 
 
-def _name_in_certificate(host: str) -> str:
-    """Strip what is part of an address but of no certificate: an IPv6 zone, the root's dot."""
-    return host.partition("%")[0].removesuffix(".")
-
-
 def _check_keepalive(value: object) -> None:
     if value is None or isinstance(value, bool):
         return
     if not isinstance(value, tuple) or len(value) != 3:
         raise ConfigError(f"keepalive must be None, True or (time, interval, probes), got {value!r}")
-    for part in value:
-        if isinstance(part, bool) or not isinstance(part, int) or part < 1:
-            raise ConfigError(f"keepalive: whole numbers from 1 on expected, got {value!r}")
+    for part, most in zip(value, _MOST_KEEPALIVE, strict=True):
+        if not is_whole(part) or not 1 <= part <= most:
+            upto = ", ".join(map(str, _MOST_KEEPALIVE))
+            raise ConfigError(f"keepalive: whole numbers from 1 to {upto} expected, got {value!r}")
 
 
 def _check_source_address(value: object) -> None:

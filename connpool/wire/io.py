@@ -8,14 +8,14 @@ import socket
 import ssl
 from typing import Final, TypeGuard, TypeVar
 
-from connpool.errors import ConfigError, UsageError
-from connpool.model.checks import PLAIN_NUMBERS, require_text
+from connpool.errors import UsageError
+from connpool.model.checks import PLAIN_NUMBERS
 from connpool.wire import look
 from connpool.wire.buffers import BytesLike, gather
 from connpool.wire.files import FileStream
 from connpool.wire.modes import SocketModes, is_tls
 from connpool.wire.stream import TimeIsUp
-from connpool.wire.tls import begin_tls, handshake_error
+from connpool.wire.tls import begin_tls, handshake_error, require_context, require_server_hostname
 from connpool.wire.waiting import may_wait_briefly
 
 __all__ = [
@@ -110,15 +110,13 @@ class Stream(SocketModes):
         Raises:
             UsageError: TLS is on already; or plain text was read ahead, which an
                 attacker may have put there to pass as protected. Nothing was changed.
-            ConfigError: *context* or *server_hostname* is none. Nothing was changed.
+            ConfigError: *context* is none for clients, or *server_hostname* no name. Nothing was changed.
             HandshakeError: The peer or its certificate is refused.
             TimeoutError: It was not done in time.
             ConnectionAbortedError: Another thread broke it off.
         """
-        if not isinstance(context, ssl.SSLContext):
-            raise ConfigError(f"context must be an ssl.SSLContext, got {context!r}")
-        if server_hostname is not None:
-            require_text("server_hostname", server_hostname)
+        require_context("context", context)
+        require_server_hostname(server_hostname)
         if isinstance(self.raw, ssl.SSLSocket):
             raise UsageError("start_tls: the connection speaks TLS already")
         if self.rest:
@@ -159,8 +157,10 @@ class Stream(SocketModes):
                     raw.settimeout(None)
                 try:  # as a rule the system takes a message at once
                     sent = raw.send(data, _EAGER_AND_QUIET)
-                except OSError:
-                    sent = 0  # it says so again, to who knows what to do
+                except BlockingIOError:
+                    sent = 0
+                except OSError as exc:  # of why the connection broke it tells but once
+                    self._raise_why(exc)
         except BaseException:  # perhaps a signal handler's, after some of it was sent
             self.is_midway = True
             raise

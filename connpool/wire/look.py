@@ -169,8 +169,8 @@ def _tls_version(raw: ssl.SSLSocket) -> str | None:
 def address_text(address: Any) -> str | None:
     """Write a socket's address as ``host:port``, ``[v6]:port`` or a path; None: it has no name."""
     if isinstance(address, tuple):
-        host, port = address[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        host, *port = map(str, address[:2])  # of a virtual machine both are numbers
+        return ":".join((f"[{host}]" if ":" in host else host, *port))
     if isinstance(address, bytes):
         address = os.fsdecode(address)  # Linux's abstract namespace
     return address or None

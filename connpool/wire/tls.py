@@ -7,12 +7,38 @@ import socket
 import ssl
 import traceback
 from functools import partial
+from typing import Any, Final
 
-from connpool.errors import HandshakeError
+from connpool.errors import ConfigError, HandshakeError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.waiting import Budget, wait_until_ready
 
-__all__ = ["begin_tls", "close_half_wrapped", "handshake_error", "wrap_tls"]
+__all__ = [
+    "begin_tls",
+    "close_half_wrapped",
+    "handshake_error",
+    "name_in_certificate",
+    "require_context",
+    "require_server_hostname",
+    "wrap_tls",
+]
+
+# What OpenSSL says of settings that no server can meet, before it has sent a byte.
+_CONTRADICTIONS: Final = frozenset({"NO_PROTOCOLS_AVAILABLE", "NO_CIPHERS_AVAILABLE"})
+
+
+def require_context(name: str, value: Any) -> None:
+    """Accept, as the argument *name*, what can speak TLS with servers."""
+    if not isinstance(value, ssl.SSLContext) or value.protocol is ssl.PROTOCOL_TLS_SERVER:
+        raise ConfigError(f"{name} must be an ssl.SSLContext for clients, got {value!r}")
+
+
+def require_server_hostname(value: Any) -> None:
+    """Accept what can be looked for in a certificate, and None."""
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"server_hostname must be a text or None, got {value!r}")
+    if value is not None and "\0" in value:
+        raise ConfigError(f"server_hostname {value!r} contains a NUL character")
 
 
 def begin_tls(sock: socket.socket, context: ssl.SSLContext, server_hostname: str | None) -> ssl.SSLSocket:
@@ -111,4 +137,9 @@ def _is_our_own_fault(exc: Exception) -> bool:
     if not isinstance(exc, OSError):
         return True
     reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
-    return "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+    return reason in _CONTRADICTIONS or ("ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason))
+
+
+def name_in_certificate(host: str) -> str:
+    """Strip what is part of an address but of no certificate: an IPv6 zone, the root's dot."""
+    return host.partition("%")[0].removesuffix(".")

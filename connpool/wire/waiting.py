@@ -32,9 +32,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What says that this machine is short of something, so that no endpoint is to blame.
+# What says that this machine is short of something, own ports included, so that no endpoint is to blame.
 LOCAL_ERRORS: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EADDRINUSE}
 )
 
 # Nothing wakes a waiting thread when a cancel flag is set, so it looks this often (seconds).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from connpool import (
+    CancelledError,
     CheckedIn,
     Connection,
     ConnectionInfo,
@@ -22,7 +24,7 @@ from connpool import (
     Request,
     SocketConnector,
 )
-from connpool.testing import Answer, Echo, Ending, ScriptedServer, Send, Silence
+from connpool.testing import Answer, Close, Echo, Ending, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
 from tests.helpers.wire import taking
 
@@ -148,6 +150,48 @@ def test_a_login_that_hangs_ends_with_the_dial() -> None:
         with taking(0.29, 3), pytest.raises(ConnectTimeoutError):
             pool.try_connect(timeout=10)
         server.until_accepts(1).until_ended()
+
+
+@pytest.mark.parametrize("script", [Close(), Silence()], ids=["hung up", "swallowed"])
+def test_a_login_that_leaves_its_connection_broken_has_failed(
+    script: Any,
+) -> None:
+    def greet(conn: Connection) -> None:
+        with contextlib.suppress(TimeoutError):
+            conn.recv(1, timeout=0.05)
+
+    with (
+        ScriptedServer(script=script) as server,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(handshake=greet), blacklist_initial=60
+        ) as pool,
+    ):
+        with taking(0, 3), pytest.raises(HandshakeError, match="left the connection broken"):
+            pool.try_connect(timeout=5)
+        assert server.accepts == 1
+        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
+        assert pool.stats().size == 0
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_a_cancellation_that_is_not_the_dials_own_is_a_failure_like_any_other(in_caller: bool) -> None:
+    def greet(_: Connection) -> None:
+        raise CancelledError("asking another pool for the password was cancelled")
+
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(
+            server.endpoint,
+            connector=SocketConnector(handshake=greet),
+            blacklist_initial=60,
+            dial_in_caller=in_caller,
+        ) as pool,
+    ):
+        with taking(0, 3), pytest.raises(NoEndpointError, match="asking another pool"):
+            pool.try_connect(timeout=5)
+        server.until_accepts(1)
+        assert server.accepts == 1
+        assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
 
 
 def test_a_login_that_goes_over_to_tls_leaves_the_connection_with_its_endpoint(

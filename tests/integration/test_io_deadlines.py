@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +150,20 @@ def test_a_write_to_a_peer_that_left_is_an_error_and_no_signal(
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
+def test_a_write_tells_why_the_connection_broke() -> None:
+    with ScriptedServer(script=Silence()) as server, ConnectionPool(server.endpoint, name="p") as pool:
+        for interrupt, expected in ((None, ConnectionResetError), (pool.shutdown, ConnectionAbortedError)):
+            conn = pool.try_connect(timeout=5)
+            served = server.until_accepts(1 if interrupt is None else 2)
+            (interrupt or served.reset)()
+            look = select.poll()
+            look.register(conn.fileno(), 0)
+            assert look.poll(5_000)  # the end of it has arrived
+            with pytest.raises(expected):
+                conn.sendall(b"ping", timeout=5)
+            conn.release()
+
+
 @both
 def test_a_blocked_call_uses_no_processor_time(is_tls: bool, certificates: Certificates) -> None:
     with serving(Deaf(), is_tls, certificates) as (_, pool):
@@ -184,13 +200,45 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
             conn.recv_until(b"", timeout=5)
         with pytest.raises(TypeError):
             conn.recv_until(10, timeout=5)  # type: ignore[arg-type]
-        for context, name in ((None, None), ("tls", None), (certificates.client(), 5)):
-            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname must be a text"):
+        client = certificates.client()
+        wrong = ((None, None), ("tls", None), (certificates.server(), None), (client, 5), (client, "a\0b"))
+        for context, name in wrong:
+            with pytest.raises(ConfigError, match=r"context must be an ssl|server_hostname .*(text|NUL)"):
                 conn.start_tls(context, name, timeout=5)  # type: ignore[arg-type]
         conn.sendall(b"ok", timeout=5)
         assert conn.recv_exactly(2, timeout=5) == b"ok"
         conn.release()
         assert pool.stats().idle == 1
+
+
+@both
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: conn.recv(5),
+        lambda conn: conn.recv(5, timeout=5),
+        lambda conn: conn.recv_into(bytearray(5), timeout=5),
+        lambda conn: conn.recv_exactly(5, timeout=5),
+        lambda conn: conn.recv_until(b"?", timeout=5),
+    ],
+)
+def test_a_connection_whose_answer_a_signal_handler_has_not_let_come_is_not_lent_again(
+    read: Callable[[Connection], object], is_tls: bool, certificates: Certificates
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("what the settings say cannot be read")
+
+    with serving(Silence(), is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        before = signal.signal(signal.SIGALRM, fail)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(ValueError, match="cannot be read"):
+                read(conn)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 @pytest.mark.parametrize("is_shared", [False, True])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from connpool import (
+    CloseReason,
     Connection,
     ConnectionPool,
     Endpoint,
@@ -206,6 +207,73 @@ def test_an_upgraded_connection_serves_the_tls_endpoint_and_never_the_plain_one(
                 assert ask(conn) == b"ping"
             server.until_accepts(2)
             assert server.accepts == 2
+
+
+@pytest.mark.parametrize("kind", ["unix", "callable", "adopted"])
+def test_an_upgraded_connection_that_has_no_tls_endpoint_is_the_next_holders_no_more(
+    kind: str, tmp_path: Path, certificates: Certificates
+) -> None:
+    path = str(tmp_path / "s")
+    context = certificates.client()
+    context.check_hostname = False  # there is no host whose name it could be
+
+    def dial() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        return sock
+
+    with ScriptedServer(script=[StartTls(certificates.server()), Echo()], unix=path) as server:
+        if kind == "unix":
+            pool = ConnectionPool(server.endpoint)
+        else:
+            pool = ConnectionPool.of(dial) if kind == "callable" else ConnectionPool()
+        with pool:
+            for given in (None, "localhost"):
+                if kind == "adopted":
+                    pool.add_connection(dial())
+                with pool.try_connect(timeout=5) as conn:
+                    assert (conn.ssl_socket, conn.uses) == (None, 0)
+                    conn.start_tls(context, given, timeout=5)
+                    assert conn.ssl_socket is not None
+                    assert ask(conn) == b"ping"
+                assert pool.stats().size == 0
+            assert pool.stats().closed == {CloseReason.DIRTY: 2}
+
+
+@pytest.mark.parametrize("trouble", ["another name", "no name", "nobody"])
+def test_an_upgrade_for_which_the_host_was_not_verified_never_serves_the_tls_endpoint(
+    trouble: str, certificates: Certificates
+) -> None:
+    context = certificates.client()
+    if trouble != "another name":
+        context.check_hostname = False
+    if trouble == "nobody":
+        context.verify_mode = ssl.CERT_NONE
+    script = [StartTls(certificates.server("127.0.0.1", "db.test")), Echo()]
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        ScriptedServer(script=script) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        with pool.try_connect(timeout=5) as conn:
+            conn.start_tls(context, "db.test" if trouble == "another name" else None, timeout=5)
+            assert ask(conn) == b"ping"
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+        with pool.try_connect(Endpoint("127.0.0.1", server.port, tls=True), timeout=5) as conn:
+            assert (ask(conn), conn.uses) == (b"ping", 0)
+
+
+def test_an_upgrade_verifies_the_name_without_the_dot_of_the_root(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer(script=starttls(certificates)) as server:
+        answer_names_with(monkeypatch, ("127.0.0.1", server.port))
+        with (
+            ConnectionPool(f"localhost.:{server.port}") as pool,
+            pool.try_connect(timeout=5) as conn,
+        ):
+            upgrade(conn, certificates)
+            assert ask(conn) == b"ping"
 
 
 @pytest.mark.parametrize("trouble", ["untrusted", "silent", "not tls"])

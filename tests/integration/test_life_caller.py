@@ -83,6 +83,20 @@ def test_a_callers_short_deadline_blames_nobody_and_is_no_connect_timeout() -> N
             check_books(pool)
 
 
+def test_a_time_out_that_comes_long_before_its_callers_deadline_blames_the_endpoint() -> None:
+    opened = []
+
+    def open_late() -> None:
+        opened.append(None)
+        raise TimeoutError("the login server does not answer")
+
+    with ConnectionPool.of(open_late, dial_in_caller=True, blacklist_initial=60) as pool:
+        with taking(0, 1), pytest.raises(ConnectTimeoutError, match="login server"):
+            pool.try_connect(timeout=2)
+        assert len(opened) == 1
+        assert len(down(pool)) == 1
+
+
 def test_the_full_connect_timeout_blames_the_endpoint() -> None:
     with ScriptedServer() as hole:
         hole.black_hole()

@@ -104,6 +104,20 @@ def test_a_source_address_that_is_not_ours_is_said_at_once() -> None:
     assert caught.value.local
 
 
+def test_a_source_port_that_is_taken_is_our_own_fault() -> None:
+    with ScriptedServer() as server, refused_port() as taken:
+        connector = SocketConnector(source_address=taken.getsockname())
+        with pytest.raises(ConnectError, match="already in use") as caught:
+            connector.open(server.endpoint, 5.0)
+        assert caught.value.local
+
+
+def test_the_longest_keep_alive_is_taken_by_the_system() -> None:
+    connector = SocketConnector(keepalive=(32_767, 32_767, 127))
+    with ScriptedServer() as server, connector.open(server.endpoint, 5.0) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 127
+
+
 def test_a_source_address_of_the_other_family_is_our_own_fault() -> None:
     connector = SocketConnector(source_address=("::1", 0))
     with pytest.raises(ConnectError, match="family of source address ::1") as caught:

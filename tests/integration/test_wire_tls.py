@@ -110,6 +110,15 @@ def test_settings_that_do_not_fit_blame_no_endpoint(certificates: Certificates) 
         assert isinstance(caught.value.__cause__, ValueError)
 
 
+def test_settings_that_no_server_can_meet_blame_no_endpoint(certificates: Certificates) -> None:
+    context = certificates.client()
+    context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2
+    with ScriptedServer(tls=certificates.server()) as server:
+        with pytest.raises(HandshakeError, match=r"(?i)no protocols available") as caught:
+            open_tls(server, context)
+        assert caught.value.local
+
+
 def test_certificates_that_cannot_be_loaded_blame_no_endpoint(
     certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,13 @@ def test_the_socket_connector_is_prompt_and_shows_its_hooks() -> None:
     "settings",
     [
         {"tls": True},
+        {"tls": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)},
+        {"server_hostname": 3},
+        {"server_hostname": "a\0b"},
         {"keepalive": (60, 10)},
+        {"keepalive": (32_768, 10, 3)},
+        {"keepalive": (60, 2**40, 3)},
+        {"keepalive": (60, 10, 128)},
         {"keepalive": (60, 0, 3)},
         {"keepalive": (60, True, 3)},
         {"keepalive": 60},

@@ -197,6 +197,8 @@ def test_both_ends_are_described(pair: Pair) -> None:
     [
         (("::1", 80, 0, 0), "[::1]:80"),
         (("10.0.0.1", 80), "10.0.0.1:80"),
+        ((3, 1024), "3:1024"),  # a virtual machine
+        (("can0",), "can0"),
         ("/run/x", "/run/x"),
         (b"\0abstract", "\0abstract"),
         ("", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import os
 import socket
 import threading
@@ -44,9 +45,9 @@ def read_all(sock: socket.socket, n: int) -> bytes:
 def test_every_buffer_arrives_whole_and_in_order_whatever_its_type(pair: Pair, timeout: float | None) -> None:
     ours, theirs = pair
     numbers = array.array("I", [1, 2, 3])
-    buffers = (
-        b for b in (b"a", b"", bytearray(b"bc"), memoryview(b"d?e")[::2], numbers, memoryview(numbers), b"")
-    )
+    nothing = (ctypes.c_uint32 * 2 * 0)()
+    letters = (bytearray(b"bc"), memoryview(b"d?e")[::2])
+    buffers = (b for b in (b"a", b"", *letters, nothing, numbers, memoryview(numbers), b""))
     ours.writev_all(buffers, timeout)
     expected = b"abcde" + numbers.tobytes() * 2
     assert read_all(theirs, len(expected)) == expected
