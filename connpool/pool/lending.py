@@ -24,7 +24,7 @@ from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.connector import FullConnector
-from connpool.wire.io import SHUT_RDWR
+from connpool.wire.io import SHUT_RDWR, TLSContext
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -184,16 +184,15 @@ class Lender(Desk):
         self.carry_out(todo)
         return raw
 
-    def upgraded(self, record: Record, *, is_verified: bool) -> None:
+    def upgraded(self, record: Record, context: TLSContext, name: str | None) -> None:
         """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not.
 
-        Args:
-            is_verified: Its peer is the endpoint's host. If not, it is nobody's after this loan.
+        Unless *context*, which has looked for *name*, has verified too little: then it is nobody's.
         """
         plain = record.host.endpoint
         if record.phase is not Phase.OPEN or plain.tls:
             return  # while it is being opened, the upgrade is how this pool opens
-        if not is_verified:
+        if not plain.host or not self.connector.would_trust(plain, context, name):
             record.condemn(CloseReason.DIRTY)
             return
         with self._lock:

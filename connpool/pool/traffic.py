@@ -164,8 +164,8 @@ class Traffic(Uncopied, abc.ABC):
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 
-        Unless its peer was verified to be the endpoint's host, it serves nobody else: it is closed when
-        the loan ends. So it is with Unix sockets and callables, which have none.
+        If less was verified than the pool's connector does for that endpoint, it serves nobody else: it is
+        closed when the loan ends. So it is with Unix sockets and callables, which have no TLS endpoint.
 
         Args:
             server_hostname: The name to verify; None: the endpoint's host, if it has one.
@@ -186,7 +186,7 @@ class Traffic(Uncopied, abc.ABC):
             raise
         finally:
             record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
-        record.pool._lender.upgraded(record, is_verified=name == host and context.check_hostname)
+        record.pool._lender.upgraded(record, context, name)
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
         if is_midway or not is_misuse(error):

@@ -16,7 +16,13 @@ from connpool.model.checks import is_whole, require_callable
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look
 from connpool.wire.dial import DialOptions, open_tcp, open_unix
-from connpool.wire.tls import name_in_certificate, require_context, require_server_hostname, wrap_tls
+from connpool.wire.tls import (
+    assurance,
+    name_in_certificate,
+    require_context,
+    require_server_hostname,
+    wrap_tls,
+)
 from connpool.wire.waiting import Budget, Cancel
 
 __all__ = ["CallableConnector", "Connector", "FullConnector", "SocketConnector", "adapt"]
@@ -133,6 +139,11 @@ class SocketConnector:
             raise
         return wrap_tls(sock, context, self._server_hostname or name_in_certificate(endpoint.host), budget)
 
+    def would_trust(self, endpoint: Endpoint, context: ssl.SSLContext, name: str | None) -> bool:
+        """Whether *context*, which has looked for *name*, has verified as much as TLS to *endpoint* would."""
+        host = self._server_hostname or name_in_certificate(endpoint.host)
+        return assurance(context, name, host) >= assurance(self._tls, host, host)
+
     def close(self, raw: Any) -> None:
         """Close *raw* without blocking; on TLS say goodbye if that is possible at once."""
         look.close(raw)
@@ -207,6 +218,7 @@ class FullConnector:
         keeps_nothing: Whether nobody but the pool has what it opens.
         handshake: None: there is none.
         permissions: None: the connector cannot tell.
+        would_trust: Whether an upgrade to TLS has verified as much as this connector would.
     """
 
     connector: Connector
@@ -220,6 +232,7 @@ class FullConnector:
     keeps_nothing: bool
     handshake: Callable[[Any], object] | None
     permissions: Callable[[Any], Set[str]] | None
+    would_trust: Callable[[Endpoint, ssl.SSLContext, str | None], bool]
 
 
 def adapt(connector: Connector) -> FullConnector:
@@ -247,6 +260,7 @@ def adapt(connector: Connector) -> FullConnector:
         keeps_nothing=type(connector) is SocketConnector,
         handshake=getattr(connector, "handshake", None),
         permissions=getattr(connector, "permissions", None),
+        would_trust=getattr(connector, "would_trust", None) or SocketConnector().would_trust,
     )
 
 

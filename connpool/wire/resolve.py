@@ -13,7 +13,7 @@ from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.wire import threads
 from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
 
-__all__ = ["MAX_LOOKUPS", "AddressInfo", "resolve"]
+__all__ = ["MAX_LOOKUPS", "AddressInfo", "is_address", "resolve"]
 
 AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
 
@@ -57,6 +57,11 @@ def resolve(budget: Budget) -> list[AddressInfo]:
     if not answer:
         raise ConnectError(f"{budget.endpoint}: {host!r} has no address", endpoint=budget.endpoint)
     return answer
+
+
+def is_address(host: str) -> bool:
+    """Whether *host* is an address in digits, and no name."""
+    return _read_digits(host, 0) is not None
 
 
 def _read_digits(host: str, port: int) -> AddressInfo | None:

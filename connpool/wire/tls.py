@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from connpool.errors import ConfigError, HandshakeError
 from connpool.model.endpoint import Endpoint
+from connpool.wire.resolve import is_address
 from connpool.wire.waiting import Budget, wait_until_ready
 
 __all__ = [
+    "assurance",
     "begin_tls",
     "close_half_wrapped",
     "handshake_error",
@@ -138,6 +140,18 @@ def _is_our_own_fault(exc: Exception) -> bool:
         return True
     reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
     return reason in _CONTRADICTIONS or ("ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason))
+
+
+def assurance(context: ssl.SSLContext | None, name: str | None, host: str) -> int:
+    """How far *context*, which has looked for *name*, tells that one speaks to *host*. None: the default one.
+
+    Returns:
+        2: it is that host; or, if that is an address, whom the program says to be there. 1: somebody whom
+        an authority knows. 0: anybody.
+    """
+    if context is not None and not context.check_hostname:
+        return int(context.verify_mode != ssl.CERT_NONE)
+    return 2 if name == host or is_address(host) else 1
 
 
 def name_in_certificate(host: str) -> str:

@@ -240,27 +240,60 @@ def test_an_upgraded_connection_that_has_no_tls_endpoint_is_the_next_holders_no_
             assert pool.stats().closed == {CloseReason.DIRTY: 2}
 
 
-@pytest.mark.parametrize("trouble", ["another name", "no name", "nobody"])
-def test_an_upgrade_for_which_the_host_was_not_verified_never_serves_the_tls_endpoint(
-    trouble: str, certificates: Certificates
-) -> None:
-    context = certificates.client()
-    if trouble != "another name":
+def looking(context: ssl.SSLContext, at: str) -> ssl.SSLContext:
+    """*context*, which verifies names, authorities only, or nobody."""
+    if at != "names":
         context.check_hostname = False
-    if trouble == "nobody":
+    if at == "nobody":
         context.verify_mode = ssl.CERT_NONE
-    script = [StartTls(certificates.server("127.0.0.1", "db.test")), Echo()]
-    connector = SocketConnector(tls=certificates.client())
+    return context
+
+
+@pytest.mark.parametrize(
+    ("own", "host", "looks_at", "name", "serves"),
+    [
+        ("names", "localhost", "names", None, True),
+        ("names", "localhost", "names", "db.test", False),  # who asks for that host would get another
+        ("names", "127.0.0.1", "names", "db.test", True),  # whose name could not be told from the address
+        ("names", "127.0.0.1", "authorities", None, False),
+        ("names", "127.0.0.1", "nobody", None, False),
+        ("authorities", "localhost", "authorities", "db.test", True),
+        ("authorities", "localhost", "nobody", None, False),
+        ("nobody", "localhost", "nobody", None, True),
+    ],
+)
+def test_an_upgrade_that_has_verified_less_than_the_pool_would_never_serves_the_tls_endpoint(
+    own: str, host: str, looks_at: str, name: str | None, serves: bool, certificates: Certificates
+) -> None:
+    script = [StartTls(certificates.server("127.0.0.1", "localhost", "db.test")), Echo()]
+    connector = SocketConnector(tls=looking(certificates.client(), own))
     with (
         ScriptedServer(script=script) as server,
-        ConnectionPool(server.endpoint, connector=connector) as pool,
+        ConnectionPool(f"{host}:{server.port}", connector=connector) as pool,
     ):
         with pool.try_connect(timeout=5) as conn:
-            conn.start_tls(context, "db.test" if trouble == "another name" else None, timeout=5)
+            conn.start_tls(looking(certificates.client(), looks_at), name, timeout=5)
             assert ask(conn) == b"ping"
-        assert pool.stats().closed == {CloseReason.DIRTY: 1}
-        with pool.try_connect(Endpoint("127.0.0.1", server.port, tls=True), timeout=5) as conn:
-            assert (ask(conn), conn.uses) == (b"ping", 0)
+        assert pool.stats().closed == ({} if serves else {CloseReason.DIRTY: 1})
+        with pool.try_connect(Endpoint(host, server.port, tls=True), timeout=5) as conn:
+            assert (ask(conn), conn.uses) == (b"ping", int(serves))
+
+
+def test_an_upgrade_where_the_connector_is_of_ones_own_is_as_sure_as_the_default(
+    certificates: Certificates,
+) -> None:
+    class Own:
+        def open(self, endpoint: Endpoint, timeout: float | None, cancel: object) -> socket.socket:
+            return socket.create_connection((endpoint.host, endpoint.port), timeout=5)
+
+    for looks_at in ("names", "authorities"):
+        with (
+            ScriptedServer(script=[StartTls(certificates.server()), Echo()]) as server,
+            ConnectionPool(server.endpoint, connector=Own()) as pool,
+        ):
+            with pool.try_connect(timeout=5) as conn:
+                conn.start_tls(looking(certificates.client(), looks_at), timeout=5)
+            assert pool.stats().idle == int(looks_at == "names")
 
 
 def test_an_upgrade_verifies_the_name_without_the_dot_of_the_root(
