@@ -85,7 +85,7 @@ def no_endpoint(
     else:
         where = "its only endpoint" if len(causes) == 1 else f"any of its {len(causes)} endpoints"
     soon = "" if retry_at is None else f"; next try in {max(0.0, retry_at - now):.1f} s"
-    how = "" if was_dialled else ", blacklisted for an earlier failure"
+    how = "" if was_dialled else ", which is blacklisted" if len(causes) == 1 else ", all blacklisted"
     message = f"pool {pool!r}: cannot reach {where}{how}: {listed}{soon}"
     endpoint, last = causes[-1]
     kind = SOLE.get(type(last)) if len(causes) == 1 else None

@@ -264,7 +264,8 @@ class Service(Attempts):
         for host in hosts:
             error = waiter.tried.get(host.endpoint) or host.last_error
             if error is None:
-                error = ConnectError(f"{host.endpoint} is blacklisted", pool=pool, endpoint=host.endpoint)
+                why = "was taken out by hand" if host.by_hand else "is blacklisted"
+                error = ConnectError(f"{host.endpoint} {why}", pool=pool, endpoint=host.endpoint)
             causes.append((host.endpoint, error))
         return no_endpoint(
             pool,

@@ -66,6 +66,15 @@ def test_without_seconds_it_is_hidden_until_it_is_lifted(clock: FakeClock) -> No
         assert down(pool) == []
 
 
+def test_who_is_refused_for_a_blacklist_given_by_hand_is_told_so_and_of_no_failure(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError) as caught:
+            pool.try_connect()
+        assert "which is blacklisted: a:1 was taken out by hand" in str(caught.value)
+        assert "failure" not in str(caught.value)
+
+
 def test_a_blacklist_given_again_counts_from_then(clock: FakeClock) -> None:
     board = Switchboard()
     with ConnectionPool("a:1", connector=board, clock=clock) as pool:
