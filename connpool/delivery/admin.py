@@ -144,9 +144,12 @@ class Admin(Uncopied):
 
     @property
     def required_permission(self) -> frozenset[str]:
-        """What a peer must grant before its link is used; see ``SocketConnector.permissions``."""
+        """What a peer must grant before its link is used; see ``SocketConnector.permissions``.
+
+        It may be set to a single text as well.
+        """
         return frozenset(self.pool.config.required_permissions)
 
     @required_permission.setter
     def required_permission(self, value: Any) -> None:
-        self.pool.configure(required_permissions=value)
+        self.pool.configure(required_permissions=[value] if isinstance(value, str) else value)

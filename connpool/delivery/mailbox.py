@@ -23,6 +23,7 @@ SetHandler = Callable[["Broadcaster", LinkEvent], object]
 
 MOST_NEWS: Final = 1_000  # events that are kept for a handler that may come
 MOST_LETTERS: Final = 1_000  # messages that are read before somebody takes them
+A_LOOK: Final = 0.1  # seconds that who does not wait gives the thread that reads for one look
 
 ALL: Final = LinkEvent.INPUT | LinkEvent.DEAD | LinkEvent.ALIVE
 NONE: Final = LinkEvent(0)
@@ -66,12 +67,14 @@ class Mailbox:
     def __init__(self, lock: threading.RLock, name: str, on_change: Callable[[], object]) -> None:
         self._lock = lock
         self._name = name
-        self._on_change = on_change  # called, with no lock held, when input is wanted or no longer
+        # Called, with no lock held, when input is wanted or no longer; says whether somebody sees to it.
+        self._on_change = on_change
         self._news: deque[News] = deque()
         self._letters: deque[Letter] = deque()
         self._gates: list[Gate] = []  # of threads that wait for something to come
         self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
         self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
+        self._hasty: list[Gate] = []  # of threads that wait for no more than one look at what has come
         self._n_readers = 0  # threads that wait for messages
         self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
@@ -145,6 +148,8 @@ class Mailbox:
 
     def recv(self, timeout: float | None) -> tuple[Endpoint, bytes] | None:
         """The oldest message; None: none has come within *timeout* seconds, or all is over."""
+        if timeout == 0 and not self._letters:
+            self._look()
         found: tuple[Endpoint, bytes] | None = self._wait_for(self._take_letter_locked, timeout, reads=True)
         return found
 
@@ -162,7 +167,32 @@ class Mailbox:
             return self._take_news_locked(self._mask() if mask is None else mask) or None
 
         reads = mask is not None and bool(mask & LinkEvent.INPUT)
+        if reads and not self._mask() & LinkEvent.INPUT:  # else all that comes is read anyway
+            self._look()
         return self._wait_for(take_locked, timeout, reads=reads) or []
+
+    def _look(self) -> None:
+        """Have what has come by now read; who does not wait would find none of it, since nobody wanted it."""
+        gate: Gate = threading.Lock()
+        gate.acquire()
+        try:
+            with self._lock:
+                self._hasty.append(gate)
+                self._n_readers += 1
+                self._was_read = True
+            if self._on_change():
+                _wait(gate, A_LOOK)
+        finally:
+            with self._lock:
+                self._n_readers -= 1
+                if gate in self._hasty:
+                    self._hasty.remove(gate)
+
+    def take_hasty(self) -> list[Gate]:
+        """The gates of those who wait for the look that now begins."""
+        with self._lock:
+            hasty, self._hasty = self._hasty, []
+        return hasty
 
     def _take_letter_locked(self) -> tuple[Endpoint, bytes] | None:
         if not self._letters:

@@ -38,9 +38,9 @@ class MemorySpool:
     Args:
         max_messages: Most messages in all its queues together; None: no limit.
         max_bytes: Most bytes of messages in all its queues together; None: no limit.
-        max_age: Seconds after which a message is dropped; None: never.
         on_full: ``"drop-oldest"``: a new message takes the place of the oldest
             that nobody has claimed. ``"raise"``: it is refused.
+        max_age: Seconds after which a message is dropped; None: never.
         listener: Called with a ``MessagesDropped`` for each queue that a limit cost
             messages, on the thread that noticed, with no lock held.
 
@@ -57,9 +57,9 @@ class MemorySpool:
         self,
         max_messages: int | None = None,
         max_bytes: int | None = None,
-        max_age: float | None = None,
         on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
         *,
+        max_age: float | None = None,
         listener: Handler | None = None,
     ) -> None:
         self._limits = Limits(

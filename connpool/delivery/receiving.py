@@ -54,7 +54,8 @@ class Receiving:
             handler: Called as ``handler(broadcaster, event, endpoint)`` for each, instead of those installed.
 
         Returns:
-            How many events were handled.
+            How many events were handled. Where there is no handler at all: how many messages have come,
+            which ``recv`` gives.
 
         Source: prelude_connection_pool_check_event (libprelude).
         """

@@ -44,11 +44,11 @@ class SQLiteSpool:
         max_messages: Most messages in all queues of this spool together; None: no limit.
         max_bytes: Most bytes of messages in them. The file takes at most a tenth
             more, or 1 MiB if that is more. None: no limit.
-        max_age: Seconds after which a message is dropped; None: never.
         on_full: ``"drop-oldest"``: a new message takes the place of the oldest
             that nobody has claimed. ``"raise"``: it is refused.
         durable: True: a message that was put survives that the power fails.
             False: only that the process or the system's other processes die.
+        max_age: Seconds after which a message is dropped; None: never.
         listener: Called with ``MessagesDropped`` and ``SpoolDamaged``, on the thread
             that noticed, with no lock held.
 
@@ -69,9 +69,10 @@ class SQLiteSpool:
         path: str | os.PathLike[str],
         max_messages: int | None = None,
         max_bytes: int | None = None,
-        max_age: float | None = None,
         on_full: Literal["drop-oldest", "raise"] = "drop-oldest",
         durable: bool = True,
+        *,
+        max_age: float | None = None,
         listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)

@@ -59,6 +59,8 @@ class Telling:
             mailbox.wake()  # the thread ends
         broadcaster = self._broadcaster()
         assert broadcaster is not None
+        if handler is None and not mailbox.has_handlers():
+            return len(mailbox.take_news(timeout, LinkEvent.INPUT))
         news = mailbox.take_news(timeout, None if handler is None else ALL)
         return mailbox.tell(broadcaster, news, handler)
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Final
 
-from connpool.clock import now
+from connpool.clock import now, open_gate
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.starting import join, start_once
@@ -49,21 +49,25 @@ class Watch:
         if poller is not None:
             poller.wake()
 
-    def look(self) -> None:
-        """Connections have come or gone, or somebody wants input: see to it. Starts the thread."""
+    def look(self) -> bool:
+        """Connections have come or gone, or somebody wants input: see to it. Starts the thread.
+
+        Returns:
+            Whether it will look soon.
+        """
         office = self._office()
         if office is None:
-            return
+            return False
         if self._is_inside():  # a signal handler's or finaliser's: what it has interrupted starts the thread
             self._wake()
-            return
+            return False
         with self._lock:
             if self._poller is not None:
                 self._poller.wake()
             else:
                 is_needed = any(link.strand is not None for link in office.roster.links.values())
                 if self._is_over or not is_needed:
-                    return
+                    return False
                 poller = Poller()
                 self._thread = threading.Thread(
                     target=self._run, args=(poller,), name=self._name, daemon=True
@@ -71,6 +75,7 @@ class Watch:
                 self._starts = Turns()  # of its own: somebody may still be at the start of the one before
                 self._poller = poller  # last: an interrupt before leaves all of it to the next who looks
         self.start(office)
+        return True
 
     def start(self, office: Office) -> None:
         """See that the thread runs, if there is to be one."""
@@ -143,6 +148,7 @@ class Watch:
                 office = self._office()
                 if office is None or self._is_over:
                     return
+                hasty = office.mailbox.take_hasty()
                 try:
                     self._attend(office, poller, watched, interest)
                 except Exception:
@@ -152,11 +158,13 @@ class Watch:
                 if self._errand is not None:
                     self._errand()
                 del office
-                for fd, has_hung_up in poller.wait(None):
+                for fd, has_hung_up in poller.wait(0 if hasty else None):
                     office = self._office()
                     if office is not None and fd in watched:
                         self._read(office, *watched[fd], has_hung_up=has_hung_up)
                     del office
+                for gate in hasty:
+                    open_gate(gate)
         finally:
             self._end(poller, watched)
 

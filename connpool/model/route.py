@@ -28,9 +28,15 @@ _HINTS: Final = {
 
 @frozen
 class Member:
-    """Endpoints joined by ``,``: any one of them will do."""
+    """Endpoints joined by ``,``: any one of them will do. It is iterated over, and has a length."""
 
     endpoints: tuple[Endpoint, ...]
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter(self.endpoints)
+
+    def __len__(self) -> int:
+        return len(self.endpoints)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.endpoints))
@@ -53,7 +59,7 @@ class Group:
     """Members joined by ``&&``: they serve together.
 
     An endpoint mentioned twice counts once, where it stands first: it has one
-    connection, and gets one copy of a message.
+    connection, and gets one copy of a message. It is iterated over, and has a length.
     """
 
     members: tuple[Member, ...] = field(converter=_each_endpoint_once)
@@ -62,6 +68,12 @@ class Group:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """All of them, in order, each once."""
         return tuple(endpoint for member in self.members for endpoint in member.endpoints)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
 
     def __str__(self) -> str:
         return " && ".join(map(str, self.members))

@@ -6,6 +6,7 @@ monotonic seconds of the pool's clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,11 @@ from attrs import field, frozen
 
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason, ConnState, EndpointState, PoolState
+
+
+def _counted(counts: Mapping[CloseReason, int]) -> Mapping[CloseReason, int]:
+    """A copy, for the pool goes on counting; what is not in it counts 0."""
+    return Counter(counts)
 
 
 @frozen
@@ -38,8 +44,8 @@ class PoolStats:
         waiting: Threads queued in ``try_connect``.
         checkouts: Loans made.
         opened: Connections opened, adopted ones included.
-        closed: Connections parted with, by reason; reasons that never occurred
-            may be missing.
+        closed: Connections parted with, by reason; a reason that never occurred
+            is missing, and ``closed[reason]`` is 0 for it.
         timeouts: Checkouts that ended in CheckoutTimeoutError.
         connect_failures: Dials that failed.
         lost: Loans that were never given back and had to be found.
@@ -62,7 +68,7 @@ class PoolStats:
     min_idle: int
     checkouts: int
     opened: int
-    closed: Mapping[CloseReason, int] = field(converter=dict)  # a copy: the pool goes on counting
+    closed: Mapping[CloseReason, int] = field(converter=_counted)
     timeouts: int
     connect_failures: int
     lost: int
@@ -139,5 +145,5 @@ class EndpointInfo:
     closing: int = 0
     checkouts: int = 0
     opened: int = 0
-    closed: Mapping[CloseReason, int] = field(factory=dict)
+    closed: Mapping[CloseReason, int] = field(factory=dict, converter=_counted)
     connect_failures: int = 0

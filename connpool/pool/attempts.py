@@ -25,6 +25,8 @@ class Attempts:
 
     def begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
         books = self._books
+        if not host.is_for_dialling(waiter.pinned):
+            return False
         if books.fleet.is_full or not books.has_place(host, now) or host.endpoint in waiter.dialled:
             if waiter.pinned is None:
                 host.rely_on(host.opening)  # begun by those who pin it: this one would have begun them, too

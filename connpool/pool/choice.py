@@ -23,8 +23,8 @@ def candidates(books: Books, waiter: Waiter, now: float) -> tuple[Host, ...]:
         hosts = tuple(host for host in group if _may_serve(books, host, waiter, now))
         if hosts:
             break
-    if fleet.adopted is not None:
-        hosts = (*hosts, fleet.adopted)
+    if fleet.given:
+        hosts += tuple(host for host in fleet.beside() if host.is_up())
     start = waiter.turn % len(hosts) if hosts else 0
     return hosts[start:] + hosts[:start]
 

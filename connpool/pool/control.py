@@ -207,7 +207,7 @@ class Control:
             for record in books.records():
                 if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
                     raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
-            host = self._host_for_locked(endpoint, now)
+            host = books.fleet.adopting_host(endpoint, now)
             most = books.config.max_per_endpoint
             if books.fleet.is_full or (most is not None and len(host.records) >= most):
                 raise PoolExhaustedError(
@@ -225,13 +225,6 @@ class Control:
             host.idle.append(key)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)
-
-    def _host_for_locked(self, endpoint: Endpoint | None, now: float) -> Host:
-        fleet = self._books.fleet
-        on_route = [host for host in fleet.hosts.values() if host.on_route]
-        if endpoint is not None:
-            return fleet.host(endpoint, now)
-        return on_route[0] if len(on_route) == 1 else fleet.adopting_host(now)
 
 
 def _descriptor(raw: Any) -> int | None:

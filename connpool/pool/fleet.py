@@ -39,7 +39,7 @@ class Fleet:
     def __init__(self) -> None:
         self.hosts: dict[Endpoint, Host] = {}
         self.groups: tuple[tuple[Host, ...], ...] = ()
-        self.adopted: Host | None = None  # for connections given to the pool without an endpoint
+        self.given: tuple[Host, ...] = ()  # of what was added to the pool
         self.turns = itertools.count()  # whose turn it is; every checkout takes one
         self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
         self.is_single = False  # one stack is all there is: who found it empty need not look elsewhere
@@ -75,15 +75,26 @@ class Fleet:
     def forget_empty(self) -> None:
         """Drop hosts that are on no route, hold nothing and are not blacklisted."""
         for host in list(self.hosts.values()):
-            idle_one = not host.on_route and not host.records and host.is_up() and host is not self.adopted
-            if idle_one:
+            idle_one = not host.on_route and not host.records and host.is_up()
+            if idle_one and host.dialable:
                 del self.hosts[host.endpoint]
+                self.given = tuple(other for other in self.given if other is not host)
 
-    def adopting_host(self, now: float) -> Host:
-        if self.adopted is None:
-            self.adopted = self.host(Endpoint.callable("adopted"), now)
-            self.adopted.dialable = False
-        return self.adopted
+    def adopting_host(self, endpoint: Endpoint | None, now: float) -> Host:
+        """Whose a connection is that is added to the pool as one to *endpoint*."""
+        on_route = [host for host in self.hosts.values() if host.on_route]
+        if endpoint is None and len(on_route) == 1:
+            return on_route[0]
+        host = self.host(endpoint or Endpoint.callable("adopted"), now)
+        if endpoint is None:
+            host.dialable = False
+        if host not in self.given:
+            self.given += (host,)
+        return host
+
+    def beside(self) -> tuple[Host, ...]:
+        """Who lends beside the route: what was added without an endpoint, or all of it where no route is."""
+        return tuple(host for host in self.given if host.records and not (self.groups and host.dialable))
 
     def refresh(self, now: float, max_connecting: int, *, lends: bool) -> float:
         """Set ``take`` for *now*. Returns the instant at which it must be done again.
@@ -101,8 +112,8 @@ class Fleet:
                 break
         self.rota = rota  # in one go, for ``turn_of`` is asked without the lock
         stacks = [host.idle if host.is_up() else NOTHING for host in rota]
-        if lends and self.adopted is not None:
-            stacks.append(self.adopted.idle)
+        if lends and self.given:
+            stacks += [host.idle for host in self.beside() if host.is_up()]
         self._publish(tuple(stacks) or (NOTHING,))
         waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
         return min(waits, default=math.inf)
@@ -115,10 +126,10 @@ class Fleet:
         return None
 
     def next_lending(self) -> list[Host]:
-        """Who lends as soon as the pool does: whoever is up in the active group, and what was adopted."""
+        """Who lends as soon as the pool does: whoever is up in the active group, and who lends beside it."""
         active = self.active_group()
         hosts = [] if active is None else [host for host in self.groups[active] if host.is_up()]
-        return hosts if self.adopted is None else [*hosts, self.adopted]
+        return [*hosts, *self.beside()]
 
     def weigh(self, n_places: int, max_size: int) -> None:
         """See whether all places are taken, and who then has less than its share of them."""

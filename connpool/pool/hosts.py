@@ -109,6 +109,10 @@ class Host:
         """Whether checkouts may turn to it: it is up, or due with a dial to spare beside those that hang."""
         return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
 
+    def is_for_dialling(self, pinned: Endpoint | None) -> bool:
+        """Whether a checkout that pins *pinned* may have it dialled: who pins nothing keeps to the route."""
+        return self.dialable and (self.on_route or pinned is not None)
+
     def n_staying(self) -> int:
         """How many of its places are not about to be free."""
         return sum(record.phase is not Phase.CLOSING for record in self.records)

@@ -195,7 +195,7 @@ class Service(Attempts):
                 evict_from(books, books.fleet.rich, waiter, now, todo)  # the next in its turn can dial it
         if waiter.attempt is not None and hosts:
             return Answer.PENDING
-        if not any(host.dialable for host in hosts):
+        if not any(host.is_for_dialling(waiter.pinned) for host in hosts):
             return self._last_resort(waiter, now, todo)
         if evict_for(books, waiter, hosts, now, todo):
             return Answer.PENDING
@@ -236,7 +236,7 @@ class Service(Attempts):
         if waiter.pinned is not None:
             hosts = [books.fleet.host(waiter.pinned, now)]
         else:
-            hosts = [host for group in books.fleet.groups for host in group]
+            hosts = [host for group in books.fleet.groups for host in group] or list(books.fleet.beside())
         for host in hosts:
             waiter.must_look = True
             answer = self._try_idle(waiter, host, now, todo, only_new=False)
@@ -248,7 +248,7 @@ class Service(Attempts):
         is_probing = any(host.opening and host.endpoint not in waiter.tried for host in hosts)
         if is_probing or waiter.attempt is not None:
             return Answer.PENDING
-        if not hosts and waiter.pinned is None and books.size() > 0:
+        if waiter.pinned is None and any(not host.on_route for host in hosts):
             return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
         if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
             return Answer.PENDING  # until the first blacklisting ends

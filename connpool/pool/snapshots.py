@@ -123,7 +123,7 @@ def _endpoint_info(host: Host, group: int | None) -> EndpointInfo:
         closing=sum(record.phase is Phase.CLOSING for record in records),
         checkouts=host.past_uses + sum(max(0, record.uses) for record in records),
         opened=host.opened,
-        closed=dict(host.closed),
+        closed=host.closed,
         connect_failures=host.n_failed,
     )
 
@@ -156,7 +156,7 @@ def pool_stats(books: Books) -> PoolStats:
         min_idle=books.config.min_idle,
         checkouts=checkouts,
         opened=was_open + books.tally.closed.total() + books.tally.departed,
-        closed=dict(books.tally.closed),  # type: ignore[arg-type]
+        closed=books.tally.closed,
         timeouts=books.tally.timeouts,
         connect_failures=books.tally.connect_failures,
         lost=books.tally.lost,

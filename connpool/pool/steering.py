@@ -224,7 +224,9 @@ class Steering(Uncopied):
         Returns:
             How many are still lent. They are closed when they are given back.
         """
-        return self._doors.close(timeout)
+        n_lent = self._doors.close(timeout)
+        self._chores.take_leave()
+        return n_lent
 
     # -- looking
 

@@ -258,6 +258,47 @@ def test_what_is_added_for_an_endpoint_serves_it() -> None:
         assert server.accepts == 1
 
 
+def test_without_a_route_what_is_added_for_an_endpoint_serves_who_pins_nothing(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with ConnectionPool(sharable=True) as pool, peer:
+        pool.add_connection(mine, "a:1")
+        with pool.try_connect(timeout=5) as conn:
+            assert (conn.raw, str(conn.endpoint)) == (mine, "a:1")
+        with pool.share(timeout=5) as conn:
+            assert conn.raw is mine
+        pool.blacklist("a:1")
+        with pool.try_connect(timeout=5) as conn:  # nobody else can serve
+            assert conn.raw is mine
+        pool.unblacklist("a:1")
+        assert pool.take() is mine
+        mine.close()
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=5)
+
+
+def test_without_a_route_only_a_pin_is_dialled() -> None:
+    with ScriptedServer() as server, ConnectionPool() as pool:
+        added = socket.create_connection(("127.0.0.1", server.port))
+        pool.add_connection(added, server.endpoint)
+        with pool.try_connect(timeout=5):
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(timeout=0)
+            pool.try_connect(server.endpoint, timeout=5).release()
+        server.until_accepts(2)
+        assert server.accepts == 2
+
+
+def test_without_a_route_what_a_pin_had_dialled_is_kept_for_pins() -> None:
+    with ScriptedServer() as server, ConnectionPool() as pool:
+        pool.try_connect(server.endpoint, timeout=5).release()
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=5)
+        with pool.try_connect(server.endpoint, timeout=5) as conn:
+            assert conn.uses == 1
+
+
 def test_what_is_added_without_an_endpoint_never_serves_a_pin(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -219,6 +220,45 @@ def test_a_poll_tells_how_many_events_were_handled():
         until(lambda: len(sender._office.mailbox._letters) == 2)
         assert sender.check_event(0) == 2
         assert sender.check_event(0) == 0
+
+
+def test_a_poll_without_wait_tells_all_that_lies_at_the_members_by_then(diary):
+    with (
+        ScriptedServer(script=Silence()) as a,
+        ScriptedServer(script=Silence()) as b,
+        broadcasting(a, b) as sender,
+    ):
+        all_alive(sender)
+        for server in (a, b):
+            server.until_accepts(1).send(b"hello\n")
+        until(lambda: _has_come(sender, 2))
+        assert sender.check_event(0, diary) == 4
+        assert sorted(event.name for event, _ in diary.told) == ["ALIVE", "ALIVE", "INPUT", "INPUT"]
+        assert sender.check_event(0, diary) == 0
+
+
+def test_where_nobody_handles_anything_a_poll_counts_the_messages_that_have_come():
+    with (
+        ScriptedServer(script=Silence()) as a,
+        ScriptedServer(script=Silence()) as b,
+        broadcasting(a, b) as sender,
+    ):
+        all_alive(sender)
+        assert sender.check_event(0) == 0
+        for server in (a, b):
+            server.until_accepts(1).send(b"hello\n")
+        until(lambda: _has_come(sender, 2))
+        assert sender.check_event(GUARD) == 2
+        assert sender.check_event(0) == 0
+        assert [sender.recv(0)[1], sender.recv(0)[1]] == [b"hello", b"hello"]
+        with later(lambda: a.until_accepts(1).send(b"more\n"), 0.1):
+            assert sender.check_event(None) == 1
+
+
+def _has_come(sender, n):
+    """Whether something lies at *n* members that nobody has read."""
+    strands = [link.strand for link in sender._office.roster.links.values()]
+    return sum(bool(select.select([strand.line.fd], [], [], 0)[0]) for strand in strands) == n
 
 
 def test_a_handler_given_to_a_poll_takes_the_place_of_all_others(a, diary):

@@ -23,6 +23,8 @@ from connpool import (
     LinkState,
     MemorySpool,
     NoEndpointError,
+    PermissionDeniedError,
+    SocketConnector,
     SpoolError,
     SQLiteSpool,
     UnknownEndpointError,
@@ -316,6 +318,20 @@ def test_marking_a_dead_member_alive_tries_it_at_once_and_no_other(a, b):
         sender.mark_alive(a.endpoint)
         until(lambda: state_of(sender, a) is LinkState.ALIVE)
         until(lambda: (a.accepts, b.accepts) == (1, 1))
+
+
+def test_a_member_that_does_not_grant_what_is_required_is_dead(a):
+    connector = SocketConnector(permissions=lambda conn: {"read"})
+    with ConnectionPool(a.endpoint, connector=connector) as pool, Broadcaster(pool) as sender:
+        assert sender.wait_ready(GUARD)
+        sender.required_permission = "write"
+        assert sender.required_permission == {"write"}
+        sender.mark_dead(a.endpoint)
+        sender.mark_alive(a.endpoint)
+        until(lambda: isinstance(sender.links()[0].last_error, PermissionDeniedError))
+        sender.required_permission = ["read"]
+        sender.mark_alive(a.endpoint)
+        assert sender.wait_ready(GUARD)
 
 
 @pytest.mark.parametrize("what", ["mark_dead", "mark_alive", "remove"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -49,6 +50,18 @@ def test_messages_in_pieces_from_two_members_all_arrive_each_members_in_order():
         assert [message for who, message in got if who == a.endpoint] == first
         assert [message for who, message in got if who == b.endpoint] == second
         assert sender.recv(0) is None
+
+
+def test_who_never_waits_receives_what_has_come():
+    with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
+        until(lambda: alive(sender) == 1)
+        peer = a.until_accepts(1)
+        line = sender._office.roster.links[str(a.endpoint)].strand.line
+        for message in (b"one", b"two"):
+            assert sender.recv(0) is None
+            peer.send(message + b"\n")
+            until(lambda: select.select([line.fd], [], [], 0)[0])
+            assert sender.recv(0) == (a.endpoint, message)
 
 
 def test_several_receivers_get_each_message_once():

@@ -71,6 +71,15 @@ def make_spool(request: pytest.FixtureRequest, path: Path) -> Any:
 # -- limits
 
 
+def test_limits_may_be_given_in_their_order(path: Path) -> None:
+    spool = SQLiteSpool(path, 1, 100, "raise", False)
+    with refused() as nobody, broadcasting(nobody, spool=spool) as sender:
+        sender.broadcast(b"first")
+        with pytest.raises(SpoolFullError):
+            sender.broadcast(b"second")
+    MemorySpool(1, 100, "raise").close()
+
+
 def test_a_full_spool_drops_the_oldest_and_delivers_the_newest_in_order(a, make_spool):
     a.stop()
     with broadcasting(a, spool=make_spool(max_messages=10)) as sender:

@@ -390,6 +390,17 @@ def test_the_return_of_a_long_loan_is_logged_however_it_ends(
     assert len(warned(caplog, logging.INFO)) == 2
 
 
+def test_the_return_of_a_long_loan_is_logged_though_the_pool_is_closed_at_once(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, warn_after=5) as pool:
+        loan = pool.try_connect()
+        clock.advance(6)
+        settle(pool)
+        loan.release()
+    assert ["is back after" in line for line in warned(caplog)] == [False, True]
+
+
 def test_a_holder_that_has_ended_is_warned_about_all_the_same(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:

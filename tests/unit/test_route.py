@@ -78,6 +78,12 @@ def test_an_endpoint_repeated_in_a_group_counts_once_where_it_stands_first(text,
     assert route.text == text
 
 
+def test_a_group_is_its_members_and_a_member_is_its_endpoints():
+    first, second = Route.parse("a:1, b:1 && c:1 || d:1").groups
+    assert [list(member) for member in first] == [[A, B], [C]]
+    assert (len(first), [len(member) for member in first], len(second)) == (2, [2, 1], 1)
+
+
 def test_the_flat_lists_keep_the_order_and_hold_each_endpoint_once():
     route = Route.parse("c:1, a:1 && b:1 || a:1 && d:1")
     assert [group.endpoints for group in route.groups] == [(C, A, B), (A, D)]

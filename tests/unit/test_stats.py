@@ -35,3 +35,4 @@ def test_stats_keep_their_own_copy_of_the_counters():
     stats = PoolStats(**values | {"state": PoolState.OPEN, "closed": counters})
     counters[CloseReason.IDLE] = 2
     assert stats.closed == {CloseReason.IDLE: 1}
+    assert stats.closed[CloseReason.BROKEN] == 0, "what never occurred"
