@@ -26,6 +26,7 @@ from connpool import (
 )
 from connpool.testing import Answer, Close, Echo, Ending, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import until
 from tests.helpers.wire import taking
 
 # -- connectors
@@ -168,9 +169,10 @@ def test_a_login_that_leaves_its_connection_broken_has_failed(
     ):
         with taking(0, 3), pytest.raises(HandshakeError, match="left the connection broken"):
             pool.try_connect(timeout=5)
+        server.until_accepts(1)
         assert server.accepts == 1
         assert pool.endpoints()[0].state is EndpointState.BLACKLISTED
-        assert pool.stats().size == 0
+        until(lambda: pool.stats().size == 0, "what was opened is closed")
 
 
 @pytest.mark.parametrize("in_caller", [False, True])
