@@ -31,6 +31,7 @@ from connpool import (
 from connpool import ChannelClosed as Closed
 from connpool.clock import now
 from connpool.testing import Ending
+from connpool.wire import threads
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
 from tests.helpers.forks import fork_quietly, in_child
 from tests.helpers.switchboard import until
@@ -494,6 +495,38 @@ def test_closing_without_a_timeout_waits_for_nobody(pool):
     assert pool.close() == 0
 
 
+def test_a_close_with_a_timeout_gives_calls_that_run_their_time_though_the_pool_is_closed_already(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    assert pool.close() == 1
+    left: list[int] = []
+    closer = threading.Thread(target=lambda: left.append(pool.close(10)))
+    closer.start()
+    until(lambda: n_waiting(pool) == 1 or left)
+    assert tape.closes == 0
+    held.may_end.release()
+    closer.join(10)
+    assert (running.outcome(), left, tape.closes) == (1, [0], 1)
+
+
+def test_where_no_thread_can_be_had_channels_are_closed_all_the_same(monkeypatch):
+    pool = CallPool(reap_interval=None)
+    idle, busy, held = Tape(), Tape(methods=["hold"]), Held()
+    busy.doing = held
+    pool.init(idle)
+    pool.init(busy)
+    running = Caller(pool, 1, method="hold")
+    assert held.begun.acquire(timeout=10)
+    monkeypatch.setattr(threads, "start", lambda thread: False)
+    assert pool.close(0.05) == 1
+    assert (idle.closes, busy.closes) == (1, 1)
+    held.may_end.release()
+    assert running.outcome() == 1
+
+
 def test_a_close_that_hangs_or_fails_holds_up_nobody(pool, caplog):
     gate = threading.Event()
     hanging, failing, healthy = Tape(), Tape(), Tape()
@@ -507,6 +540,29 @@ def test_a_close_that_hangs_or_fails_holds_up_nobody(pool, caplog):
     until(lambda: failing.closes == healthy.closes == 1)
     gate.set()
     assert "closing channel 2 failed" in caplog.text
+
+
+def test_a_channel_is_opened_again_later_where_no_thread_can_be_had_just_then(pool, monkeypatch):
+    tape, start, kept_back = Tape(), threads.start, []
+
+    def refused_once(thread: threading.Thread) -> bool:
+        if thread.name.startswith("connpool-open") and not kept_back:
+            kept_back.append(thread)
+            return False
+        return start(thread)
+
+    def opening() -> None:
+        if tape.attempts == 2:
+            error = ConnectionError("not yet")
+            error.retry_after = 0.05
+            raise error
+
+    monkeypatch.setattr(threads, "start", refused_once)
+    tape.opening = opening
+    pool.init(tape, revive=True)
+    break_it(pool, tape, None)
+    until(lambda: tape.opens == 2)
+    assert kept_back
 
 
 def test_a_pool_that_is_closed_opens_nothing_again(pool):
