@@ -60,7 +60,17 @@ def test_it_is_told_when_a_channel_was_opened_and_called_last(pool, tape, clock)
     clock.advance(3)
     pool.call(RESOURCE, "get", 2.0)
     assert pool.info(id).last_called_at == opened + 3
+    pool.call(RESOURCE, "get", 0.05)  # so soon after the one before that nothing is looked at
+    assert pool.info(id).last_called_at == opened + 5
     assert pool.info(id).state is ChannelState.IDLE
+
+
+def test_how_long_calls_took_is_counted_in_as_they_come(pool, tape):
+    pool.init(tape)
+    for _ in range(100):
+        pool.call(RESOURCE, "get", 0.15)
+    (line,) = pool._switch.ledger.lines.values()
+    assert len(line.took["get"].new) < 5
 
 
 def test_a_channel_that_is_being_called_is_busy(pool):

@@ -223,11 +223,13 @@ def test_a_poll_tells_how_many_events_were_handled():
 
 def test_a_handler_given_to_a_poll_takes_the_place_of_all_others(a, diary):
     other = Diary()
+    sets: list[LinkEvent] = []
     with broadcasting(a) as sender:
         sender.check_event(0)
         sender.on(DEAD | ALIVE, other)
+        sender.on_any(DEAD | ALIVE, lambda _, events: sets.append(events))
         assert sender.check_event(GUARD, diary) == 1
-        assert (diary.told, other.told) == ([(ALIVE, str(a.endpoint))], [])
+        assert (diary.told, other.told, sets) == ([(ALIVE, str(a.endpoint))], [], [])
 
 
 def test_a_message_that_was_received_is_told_to_nobody_any_more(diary):
