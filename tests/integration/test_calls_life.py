@@ -17,6 +17,7 @@ from connpool import (
     CallPool,
     CallTimeoutError,
     ChannelClosedError,
+    ChannelDown,
     ChannelInfo,
     ChannelState,
     CloseReason,
@@ -117,6 +118,22 @@ def test_what_expires_during_a_call_is_closed_after_it(still, clock):
     still.call(RESOURCE, "get")
     until(lambda: tape.closes == 1)
     assert still.resources() == []
+
+
+def test_of_two_reasons_to_close_a_channel_the_first_is_told(still, clock):
+    tape, held, reasons = Tape(), Held(), []
+    tape.doing = held
+    still.init(tape, ttl=5.0)
+    still.listen(lambda event: reasons.append(event.reason), Closed)
+    running = Caller(still, 1)
+    assert held.begun.acquire(timeout=10)
+    clock.advance(5)
+    still.sweep()
+    assert still.close() == 1
+    held.may_end.release()
+    assert running.outcome() == 1
+    until(lambda: reasons)
+    assert reasons == [CloseReason.EXPIRED]
 
 
 def test_who_waits_for_a_channel_that_expires_is_refused_at_once(still, clock):
@@ -563,6 +580,21 @@ def test_a_channel_is_opened_again_later_where_no_thread_can_be_had_just_then(po
     break_it(pool, tape, None)
     until(lambda: tape.opens == 2)
     assert kept_back
+
+
+def test_an_opening_that_ends_its_thread_is_an_attempt_like_any_other(pool):
+    def opening() -> None:
+        if tape.attempts > 1:
+            raise SystemExit("no more")
+
+    tape, told = Tape(), []
+    tape.opening = opening
+    pool.init(tape, revive=True)
+    pool.listen(lambda event: told.append(event.error), ChannelDown)
+    break_it(pool, tape, None)
+    until(lambda: told)
+    assert [type(error) for error in told] == [SystemExit]
+    assert tape.attempts == 2
 
 
 def test_a_pool_that_is_closed_opens_nothing_again(pool):

@@ -232,6 +232,18 @@ def test_a_handler_given_to_a_poll_takes_the_place_of_all_others(a, diary):
         assert (diary.told, other.told, sets) == ([(ALIVE, str(a.endpoint))], [], [])
 
 
+@pytest.mark.parametrize("way", ["on", "on_any"])
+def test_a_handler_that_comes_late_is_told_of_input_all_the_same(clock, way):
+    told: list[LinkEvent] = []
+    settings = {"clock": clock, "reap_interval": None}
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, pool_settings=settings) as sender:
+        all_alive(sender)
+        until(lambda: not any(link.is_tended for link in sender._office.roster.links.values()), "rest")
+        getattr(sender, way)(INPUT, lambda _, event, *__: told.append(event))
+        a.until_accepts(1).send(b"hello\n")
+        until(lambda: told == [INPUT])
+
+
 def test_a_message_that_was_received_is_told_to_nobody_any_more(diary):
     with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
         sender.check_event(0)

@@ -261,6 +261,21 @@ def test_what_fails_again_after_it_went_well_is_told_of_again(a, caplog, monkeyp
         a.until_lines(2)
 
 
+def test_an_error_tells_when_the_first_of_the_dead_is_tried_again(a, b, clock):
+    settings = {"clock": clock, "reap_interval": None, "blacklist_initial": 100.0, "blacklist_max": 100.0}
+    with broadcasting(a, b, spool=None, pool_settings=settings) as sender:
+        assert sender.wait_ready(GUARD)
+        until(lambda: {link.state for link in sender.links()} == {LinkState.ALIVE})
+        sender.mark_dead(a.endpoint)
+        clock.advance(10.0)
+        sender.mark_dead(b.endpoint)
+        times = {link.retry_at for link in sender.links()}
+        with pytest.raises(NoEndpointError) as caught:
+            sender.broadcast(b"hello")
+        assert len(times) == 2
+        assert caught.value.retry_at == min(times)
+
+
 def test_each_endpoint_of_a_list_leads_to_its_link_and_only_the_one_it_has_can_be_taken_down(a, b):
     with broadcasting(a, ",", b) as sender:
         assert sender.wait_ready(GUARD)
