@@ -120,6 +120,15 @@ def test_what_expires_during_a_call_is_closed_after_it(still, clock):
     assert still.resources() == []
 
 
+def test_a_call_with_a_filter_finds_no_channel_whose_ttl_is_over_either(still, clock):
+    tape = Tape()
+    still.init(tape, ttl=5.0)
+    clock.advance(5)
+    with pytest.raises(NoResourceError):
+        still.call(RESOURCE, "get", where=lambda info: True)
+    assert (tape.calls, tape.closes) == ([], 1)
+
+
 def test_of_two_reasons_to_close_a_channel_the_first_is_told(still, clock):
     tape, held, reasons = Tape(), Held(), []
     tape.doing = held

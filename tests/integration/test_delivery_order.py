@@ -13,6 +13,7 @@ from unittest.mock import ANY
 import pytest
 
 from connpool import Broadcaster, Delivery, LengthPrefixed, LinkState, MemorySpool, SpoolFullError
+from connpool.delivery.strand import Claim
 from connpool.testing import FaultProxy, ScriptedServer, Silence
 from connpool.wire.line import Line
 from tests.helpers.sinks import (
@@ -272,6 +273,19 @@ def test_a_message_that_was_begun_and_finds_no_room_in_the_spool_costs_a_connect
         assert sender.broadcast(b"next").sent == (b.endpoint,)
         b.until_has(b"next")
         assert b.lines == [b"next"]
+
+
+def test_what_was_sent_and_lies_in_the_spool_yet_is_not_sent_again_in_a_later_batch(b, monkeypatch):
+    monkeypatch.setattr("connpool.delivery.flushing.BATCH", 1)
+    b.stop()
+    with broadcasting(b, spool=MemorySpool()) as sender:
+        (link,) = sender._office.roster.links.values()
+        positions = [sender._spool.put([link.queue], message, bytes(16))[0] for message in numbered(3)]
+        link.done.update(dict.fromkeys(positions[:2], Claim()))
+        b.start()
+        assert sender.flush(GUARD) == 0
+        assert b.until_lines(1) == numbered(3)[2:]
+        assert not link.done
 
 
 def test_what_is_put_aside_in_the_moment_in_which_a_member_comes_back_is_sent_at_once(b, clock):
