@@ -15,6 +15,7 @@ import pytest
 
 from connpool import (
     CallPool,
+    CallStarted,
     CallTimeoutError,
     ChannelClosedError,
     ChannelDown,
@@ -127,6 +128,19 @@ def test_a_call_with_a_filter_finds_no_channel_whose_ttl_is_over_either(still, c
     with pytest.raises(NoResourceError):
         still.call(RESOURCE, "get", where=lambda info: True)
     assert (tape.calls, tape.closes) == ([], 1)
+
+
+def test_what_has_interrupted_the_pool_s_own_work_is_turned_away(still, clock):
+    tape = Tape()
+    still.init(tape, ttl=5.0)
+    with still._switch._lock:  # as a signal handler finds it
+        with pytest.raises(UsageError, match="cannot be used by what has interrupted it"):
+            still.call(RESOURCE, "get", where=lambda info: True)
+        clock.advance(5)
+        assert still.sweep() == 0
+        assert tape.is_open
+    assert still.sweep() == 1
+    until(lambda: tape.closes == 1)
 
 
 def test_of_two_reasons_to_close_a_channel_the_first_is_told(still, clock):
@@ -682,6 +696,26 @@ def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):
     assert pool.call(RESOURCE, "get") == "done"
     assert answers == [0]
     assert pool.resources() == [RESOURCE]
+
+
+def test_a_forked_child_has_the_parent_s_listeners_and_of_a_closed_pool_a_closed_one(pool):
+    told: list[object] = []
+    pool.listen(told.append, CallStarted)
+
+    def call_in_it() -> int:
+        pool.init(Tape())
+        pool.call(RESOURCE, "get")
+        pool.call(RESOURCE, "get")
+        return len(told)
+
+    def init_in_it() -> str:
+        with pytest.raises(PoolClosedError) as caught:
+            pool.init(Tape())
+        return str(caught.value)
+
+    assert in_child(call_in_it) == 2
+    pool.close()
+    assert in_child(init_in_it) == "call pool 'tapes' is closed"
 
 
 def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the_fork(pool):

@@ -288,6 +288,25 @@ def test_what_was_sent_and_lies_in_the_spool_yet_is_not_sent_again_in_a_later_ba
         assert not link.done
 
 
+def test_what_comes_in_the_moment_in_which_a_member_comes_back_is_sent_after_what_waits_for_all(b):
+    b.stop()
+    with broadcasting(b, pool_settings={"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "a first attempt")
+        for message in numbered(2):
+            assert sender.broadcast(message).spooled == ("",)
+        look, late = sender._office.on_strands, [b"m-2"]
+
+        def broadcast_at_once() -> None:
+            look()
+            while late:
+                sender.broadcast(late.pop())
+
+        sender._office.on_strands = broadcast_at_once
+        b.start()
+        sender.mark_alive(b.endpoint)
+        assert b.until_lines(3) == numbered(3)
+
+
 def test_what_is_put_aside_in_the_moment_in_which_a_member_comes_back_is_sent_at_once(b, clock):
     class Late(MemorySpool):
         def put(self, *arguments: Any) -> Any:
