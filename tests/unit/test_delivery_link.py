@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from typing import Any
@@ -336,3 +337,13 @@ def test_who_was_interrupted_while_it_waited_for_its_turn_holds_up_nobody_though
     assert link.free(strand) is None
     assert link.hold(Claim(), 0.0) is strand
     assert caught.value.__traceback__ is not None
+
+
+def test_what_broke_a_connection_is_told_as_the_system_tells_it():
+    with Sink() as sink, broadcasting(sink, reconnect=False) as sender:
+        at_rest(sender)
+        sink.kill()
+        until(lambda: not sender.ready, "the death of it")
+        error = sender.links()[0].last_error
+        assert isinstance(error, ConnectionResetError)
+        assert error.errno == errno.ECONNRESET
