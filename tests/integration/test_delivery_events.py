@@ -12,7 +12,7 @@ import pytest
 
 from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
 from connpool.delivery.link import Link
-from connpool.testing import ScriptedServer, Silence
+from connpool.testing import ScriptedServer, Send, Silence
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -264,6 +264,24 @@ def test_a_poll_that_waits_ends_with_the_broadcaster(a):
 
 
 # -- what a handler may do
+
+
+def test_a_handler_that_falls_far_behind_gets_all_that_comes_when_it_takes_it_at_last():
+    got: list[Any] = []
+
+    def take(who: Broadcaster, *_: object) -> None:
+        if not got:
+            until(lambda: len(who._office.mailbox._letters) >= 1_000, "all that is read ahead")
+        got.append(who.recv(0))
+
+    messages = [b"%0500d" % n for n in range(5_000)]
+    with (
+        ScriptedServer(script=[Send(b"\n".join(messages) + b"\n"), Silence()]) as a,
+        broadcasting(a) as sender,
+    ):
+        sender.on(INPUT, take)
+        until(lambda: len(got) == 5_000)
+        assert [message for _, message in got] == messages
 
 
 def test_a_handler_may_take_the_message_it_is_told_of():
