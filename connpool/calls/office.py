@@ -225,10 +225,9 @@ class Office:
         deadline = self.deadline(timeout)
         ledger = self._ledger
         with self._lock:
-            is_first = ledger.state is PoolState.OPEN
             ledger.state = PoolState.CLOSED
             lines = [line for line in ledger.lines.values() if line.phase is Phase.OPEN]
-        if is_first and deadline is not None:
+        if deadline is not None:
             drain(self._switch, lines, deadline)
         with self._lock:
             now = self._clock.now()

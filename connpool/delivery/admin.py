@@ -83,11 +83,13 @@ class Admin(Uncopied):
     def mark_dead(self, endpoint: Endpoint | str) -> None:
         """Close the link to *endpoint*; it is opened again after the back-off. Does nothing if it is dead.
 
+        Nor does it if its member is a list and has a connection to another endpoint of that.
+
         Raises:
             UnknownEndpointError: no member of the route leads there.
         """
-        for link in self._keeping.links_to(endpoint):
-            self._office.lower(link, None)
+        if self._keeping.links_to(endpoint):
+            self._office.fail_endpoint(Endpoint.of(endpoint), None)
 
     def mark_alive(self, endpoint: Endpoint | str) -> None:
         """Try at once to open the link to *endpoint*. Does nothing if it lives.

@@ -71,6 +71,7 @@ class Mailbox:
         self._on_change = on_change
         self._news: deque[News] = deque()
         self._letters: deque[Letter] = deque()
+        self._n_taken = 0  # letters whose events may lie among the news yet
         self._gates: list[Gate] = []  # of threads that wait for something to come
         self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
         self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
@@ -91,6 +92,9 @@ class Mailbox:
     def deliver(self, endpoint: Endpoint, messages: list[bytes]) -> None:
         """Whole messages have come."""
         with self._lock:
+            if self._n_taken >= MOST_NEWS:  # and where no handler is installed, nobody takes their events
+                self._n_taken = 0
+                self._news = deque(news for news in self._news if not news.is_stale())
             for message in messages:
                 letter = Letter(endpoint, message)
                 self._letters.append(letter)
@@ -199,6 +203,7 @@ class Mailbox:
             return None
         letter = self._letters.popleft()
         letter.is_taken = True
+        self._n_taken += 1
         return letter.endpoint, letter.message
 
     def _take_news_locked(self, mask: LinkEvent) -> list[News]:

@@ -157,6 +157,9 @@ class Line:
 
     def pull(self) -> bytes | None:
         """Read what has come, without waiting; b"": nothing yet. None: there will be no more."""
+        if rest := self._stream.rest:  # who shook hands has read more than that
+            self._stream.rest = b""
+            return rest
         try:
             if not self._is_tls:
                 return self._stream.try_read(CHUNK, eager=True) or None
@@ -175,9 +178,9 @@ class Line:
                 break
 
     def has_more(self) -> bool:
-        """Whether decrypted bytes lie ready that no poll tells of."""
-        if not self._is_tls:
-            return False
+        """Whether bytes lie ready that no poll tells of: read already, or decrypted."""
+        if self._stream.rest or not self._is_tls:
+            return bool(self._stream.rest)
         with self._guard:
             return not self._stream.must_wait_to_read(eager=True)
 

@@ -15,8 +15,10 @@ import pytest
 
 from connpool import (
     CallPool,
+    CallStarted,
     CallTimeoutError,
     ChannelClosedError,
+    ChannelDown,
     ChannelInfo,
     ChannelState,
     CloseReason,
@@ -31,6 +33,7 @@ from connpool import (
 from connpool import ChannelClosed as Closed
 from connpool.clock import now
 from connpool.testing import Ending
+from connpool.wire import threads
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
 from tests.helpers.forks import fork_quietly, in_child
 from tests.helpers.switchboard import until
@@ -116,6 +119,44 @@ def test_what_expires_during_a_call_is_closed_after_it(still, clock):
     still.call(RESOURCE, "get")
     until(lambda: tape.closes == 1)
     assert still.resources() == []
+
+
+def test_a_call_with_a_filter_finds_no_channel_whose_ttl_is_over_either(still, clock):
+    tape = Tape()
+    still.init(tape, ttl=5.0)
+    clock.advance(5)
+    with pytest.raises(NoResourceError):
+        still.call(RESOURCE, "get", where=lambda info: True)
+    assert (tape.calls, tape.closes) == ([], 1)
+
+
+def test_what_has_interrupted_the_pool_s_own_work_is_turned_away(still, clock):
+    tape = Tape()
+    still.init(tape, ttl=5.0)
+    with still._switch._lock:  # as a signal handler finds it
+        with pytest.raises(UsageError, match="cannot be used by what has interrupted it"):
+            still.call(RESOURCE, "get", where=lambda info: True)
+        clock.advance(5)
+        assert still.sweep() == 0
+        assert tape.is_open
+    assert still.sweep() == 1
+    until(lambda: tape.closes == 1)
+
+
+def test_of_two_reasons_to_close_a_channel_the_first_is_told(still, clock):
+    tape, held, reasons = Tape(), Held(), []
+    tape.doing = held
+    still.init(tape, ttl=5.0)
+    still.listen(lambda event: reasons.append(event.reason), Closed)
+    running = Caller(still, 1)
+    assert held.begun.acquire(timeout=10)
+    clock.advance(5)
+    still.sweep()
+    assert still.close() == 1
+    held.may_end.release()
+    assert running.outcome() == 1
+    until(lambda: reasons)
+    assert reasons == [CloseReason.EXPIRED]
 
 
 def test_who_waits_for_a_channel_that_expires_is_refused_at_once(still, clock):
@@ -494,6 +535,38 @@ def test_closing_without_a_timeout_waits_for_nobody(pool):
     assert pool.close() == 0
 
 
+def test_a_close_with_a_timeout_gives_calls_that_run_their_time_though_the_pool_is_closed_already(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    assert pool.close() == 1
+    left: list[int] = []
+    closer = threading.Thread(target=lambda: left.append(pool.close(10)))
+    closer.start()
+    until(lambda: n_waiting(pool) == 1 or left)
+    assert tape.closes == 0
+    held.may_end.release()
+    closer.join(10)
+    assert (running.outcome(), left, tape.closes) == (1, [0], 1)
+
+
+def test_where_no_thread_can_be_had_channels_are_closed_all_the_same(monkeypatch):
+    pool = CallPool(reap_interval=None)
+    idle, busy, held = Tape(), Tape(methods=["hold"]), Held()
+    busy.doing = held
+    pool.init(idle)
+    pool.init(busy)
+    running = Caller(pool, 1, method="hold")
+    assert held.begun.acquire(timeout=10)
+    monkeypatch.setattr(threads, "start", lambda thread: False)
+    assert pool.close(0.05) == 1
+    assert (idle.closes, busy.closes) == (1, 1)
+    held.may_end.release()
+    assert running.outcome() == 1
+
+
 def test_a_close_that_hangs_or_fails_holds_up_nobody(pool, caplog):
     gate = threading.Event()
     hanging, failing, healthy = Tape(), Tape(), Tape()
@@ -507,6 +580,44 @@ def test_a_close_that_hangs_or_fails_holds_up_nobody(pool, caplog):
     until(lambda: failing.closes == healthy.closes == 1)
     gate.set()
     assert "closing channel 2 failed" in caplog.text
+
+
+def test_a_channel_is_opened_again_later_where_no_thread_can_be_had_just_then(pool, monkeypatch):
+    tape, start, kept_back = Tape(), threads.start, []
+
+    def refused_once(thread: threading.Thread) -> bool:
+        if thread.name.startswith("connpool-open") and not kept_back:
+            kept_back.append(thread)
+            return False
+        return start(thread)
+
+    def opening() -> None:
+        if tape.attempts == 2:
+            error = ConnectionError("not yet")
+            error.retry_after = 0.05
+            raise error
+
+    monkeypatch.setattr(threads, "start", refused_once)
+    tape.opening = opening
+    pool.init(tape, revive=True)
+    break_it(pool, tape, None)
+    until(lambda: tape.opens == 2)
+    assert kept_back
+
+
+def test_an_opening_that_ends_its_thread_is_an_attempt_like_any_other(pool):
+    def opening() -> None:
+        if tape.attempts > 1:
+            raise SystemExit("no more")
+
+    tape, told = Tape(), []
+    tape.opening = opening
+    pool.init(tape, revive=True)
+    pool.listen(lambda event: told.append(event.error), ChannelDown)
+    break_it(pool, tape, None)
+    until(lambda: told)
+    assert [type(error) for error in told] == [SystemExit]
+    assert tape.attempts == 2
 
 
 def test_a_pool_that_is_closed_opens_nothing_again(pool):
@@ -585,6 +696,26 @@ def test_a_fork_in_the_midst_of_a_call_leaves_the_child_its_answer(pool):
     assert pool.call(RESOURCE, "get") == "done"
     assert answers == [0]
     assert pool.resources() == [RESOURCE]
+
+
+def test_a_forked_child_has_the_parent_s_listeners_and_of_a_closed_pool_a_closed_one(pool):
+    told: list[object] = []
+    pool.listen(told.append, CallStarted)
+
+    def call_in_it() -> int:
+        pool.init(Tape())
+        pool.call(RESOURCE, "get")
+        pool.call(RESOURCE, "get")
+        return len(told)
+
+    def init_in_it() -> str:
+        with pytest.raises(PoolClosedError) as caught:
+            pool.init(Tape())
+        return str(caught.value)
+
+    assert in_child(call_in_it) == 2
+    pool.close()
+    assert in_child(init_in_it) == "call pool 'tapes' is closed"
 
 
 def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the_fork(pool):

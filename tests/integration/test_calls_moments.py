@@ -427,6 +427,21 @@ def test_an_update_that_others_were_quicker_than_begins_again(still):
     assert still.info(id).extra == 11
 
 
+def test_of_two_updates_at_once_the_slower_begins_again(still):
+    id = still.init(Tape(), extra=0)
+    seen = []
+
+    def count(info):
+        seen.append(info.extra)
+        if len(seen) == 1:
+            still.update(RESOURCE, lambda info: attrs.evolve(info, extra=info.extra + 10))
+        return attrs.evolve(info, extra=info.extra + 1)
+
+    still.update(RESOURCE, count)
+    assert seen == [0, 10]
+    assert still.info(id).extra == 11
+
+
 # -- the way in and the way out
 
 

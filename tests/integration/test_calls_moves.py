@@ -396,12 +396,18 @@ def test_a_closed_pool_forgets_a_channel_that_is_down(still, clock):
     assert tape.attempts == 2
 
 
-def test_a_channel_that_has_expired_is_neither_shown_nor_taken_out(still, clock):
-    still.init(Tape(), ttl=5.0)
+def test_a_channel_that_has_expired_is_neither_shown_nor_changed_nor_taken_out(still, clock):
+    old = still.init(Tape(), ttl=5.0)
     young = Tape()
     still.init(young)
+    changed = []
     clock.advance(5)
     assert still.map(RESOURCE, lambda info: info.channel) == [young]
+    still.update(RESOURCE, lambda info: changed.append(info.channel) or attrs.evolve(info, ttl=60.0))
+    assert changed == [young]
+    for look in (still.info, still.pop, lambda id: still.extra(id, "mine")):
+        with pytest.raises(UnknownChannelError, match=f"no channel {old}"):
+            look(old)
     assert [info.channel for info in still.pop(resource=RESOURCE)] == [young]
 
 

@@ -375,6 +375,21 @@ def test_who_is_left_with_channels_that_its_filter_refuses_is_told_so(pool):
     assert isinstance(waiting.outcome(), FilteredOutError)
 
 
+def test_a_channel_that_is_new_is_not_used_by_who_waits_with_a_filter_that_refuses_it(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape, extra="good")
+    busy = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    choosy = queue_up(pool, [2], where=lambda info: info.extra == "good")[0]
+    fresh = Tape()
+    pool.init(fresh, extra="bad")
+    held.may_end.release()
+    held.may_end.release()
+    assert (busy.outcome(), choosy.outcome()) == (1, 2)
+    assert (tape.calls, fresh.calls) == ([1, 2], [])
+
+
 def test_a_channel_that_is_new_is_used_by_who_waits_already(pool):
     tape, held = Tape(), Held()
     tape.doing = held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 
 import attrs
@@ -25,7 +26,7 @@ from connpool import (
     PoolOpened,
     Reply,
 )
-from tests.helpers.channels import RESOURCE, Caller, Held, Tape
+from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
 from tests.helpers.switchboard import until
 
 
@@ -60,7 +61,34 @@ def test_it_is_told_when_a_channel_was_opened_and_called_last(pool, tape, clock)
     clock.advance(3)
     pool.call(RESOURCE, "get", 2.0)
     assert pool.info(id).last_called_at == opened + 3
+    pool.call(RESOURCE, "get", 0.05)  # so soon after the one before that nothing is looked at
+    assert pool.info(id).last_called_at == opened + 5
     assert pool.info(id).state is ChannelState.IDLE
+
+
+def test_how_long_calls_took_is_counted_in_as_they_come(pool, tape):
+    pool.init(tape)
+    for _ in range(100):
+        pool.call(RESOURCE, "get", 0.15)
+    (line,) = pool._switch.ledger.lines.values()
+    assert len(line.took["get"].new) < 5
+
+
+def test_who_waits_to_take_a_channel_out_is_no_call_that_will_come_to_it(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    id = pool.init(tape)
+    running = Caller(pool)
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, [1])[0]
+    popper = threading.Thread(target=pool.pop, args=(id,))
+    popper.start()
+    until(lambda: n_waiting(pool) == 2)
+    assert pool.info(id).queued == 1
+    held.may_end.release()
+    held.may_end.release()
+    popper.join(10)
+    assert (running.outcome(), waiting.outcome()) == (None, 1)
 
 
 def test_a_channel_that_is_being_called_is_busy(pool):

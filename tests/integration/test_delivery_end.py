@@ -19,9 +19,11 @@ from connpool import (
     LinkEvent,
     LinkState,
     MemorySpool,
+    NoEndpointError,
     PoolClosedError,
     SocketConnector,
     SpoolError,
+    SQLiteSpool,
 )
 from connpool.testing import Send, ServedConnection
 from tests.helpers.forks import in_child
@@ -40,6 +42,7 @@ from tests.helpers.sinks import (
 )
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
+from tests.helpers.upkeep import reapers
 from tests.helpers.wire import taking
 
 PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
@@ -206,6 +209,37 @@ def test_the_end_lets_a_sender_go_that_waits_for_a_peer(a):
         assert isinstance(outcome[-1], PoolClosedError)
 
 
+def test_who_waits_for_a_link_that_is_taken_down_waits_no_longer_though_another_is_in_a_confirm(a):
+    asked, over = threading.Event(), threading.Event()
+    outcome: list[object] = []
+
+    def confirm(*_: object) -> None:
+        asked.set()
+        over.wait(GUARD)
+
+    def send() -> None:
+        try:
+            outcome.append(sender.broadcast(b"hello"))
+        except NoEndpointError as error:
+            outcome.append(error)
+
+    with broadcasting(a, spool=None, confirm=confirm, pool_settings=PATIENT) as sender:
+        all_alive(sender)
+        first, second = (threading.Thread(target=send) for _ in range(2))
+        try:
+            first.start()
+            assert asked.wait(GUARD)
+            second.start()
+            until(lambda: sender._sending._writing._queueing, "one that waits")
+            sender.mark_dead(a.endpoint)
+            second.join(GUARD / 2)
+            assert [type(each) for each in outcome] == [NoEndpointError]
+        finally:
+            over.set()
+            first.join(GUARD)
+            second.join(GUARD)
+
+
 def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_delivered(a):
     accepted: list[bytes] = []
 
@@ -255,6 +289,45 @@ def test_an_end_that_may_not_last_waits_no_longer_for_another_that_lasts(a):
         a.is_deaf = False
         closer.join(GUARD)
         assert a.until_lines(n) == [b"f" * MUCH] * n, "that one goes on"
+
+
+def test_the_end_waits_no_longer_than_a_look_for_what_others_have_left_takes(a):
+    class Slow(MemorySpool):
+        def adopt(self) -> dict[str, int]:
+            asked.set()
+            over.wait(GUARD)
+            return {}
+
+    asked, over = threading.Event(), threading.Event()
+    with broadcasting(a, spool=Slow(max_age=1_000)) as sender:
+        assert asked.wait(GUARD)
+        threading.Timer(0.2, over.set).start()
+        with taking(0.1, 3.0):
+            assert sender.close() == 0
+
+
+def test_a_sweep_after_the_end_asks_for_no_turns_of_upkeep(a, tmp_path):
+    with ConnectionPool(f"{a.endpoint}") as pool:
+        sender = Broadcaster(pool, spool=SQLiteSpool(tmp_path / "spool.db"), framing=Lines())
+        all_alive(sender)
+        sender.close()
+        sender.sweep()
+    until(lambda: not reapers(), "the end of upkeep")
+
+
+def test_an_end_that_was_interrupted_may_be_asked_for_again_by_who_sees_to_the_interrupt(a, monkeypatch):
+    def interrupted(*_: object, **__: object) -> int:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        monkeypatch.setattr(sender._keeping, "close", interrupted)
+        try:
+            sender.close()
+        except KeyboardInterrupt:
+            assert sender.close(GUARD) == 0
+            assert {link.state for link in sender.links()} == {LinkState.DEAD}
 
 
 def test_a_signal_handler_waits_for_no_other_end_that_waits_for_what_it_has_interrupted(a):
@@ -370,6 +443,19 @@ def test_an_end_that_may_not_last_leaves_behind_who_hangs_in_a_function_of_the_u
             assert asked.is_set()
         finally:
             over.set()
+
+
+def test_an_end_that_may_not_last_leaves_a_goodbye_behind_that_has_no_spool_and_waits_for_its_peer(a):
+    a.is_deaf = True
+    goodbye = (1_000.0, b"h" * 3_000_000)
+    with broadcasting(a, spool=None, heartbeat=goodbye, pool_settings={"connector": narrow()}) as sender:
+        all_alive(sender)
+        listens = threading.Timer(5.0, lambda: setattr(a, "is_deaf", False))
+        listens.start()
+        with taking(0.05, 3.0):
+            assert sender.close(0.1) == 0
+        listens.cancel()
+        listens.join()
 
 
 def test_a_program_ends_though_the_heartbeat_that_says_goodbye_hangs(a):

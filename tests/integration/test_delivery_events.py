@@ -13,7 +13,7 @@ import pytest
 
 from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
 from connpool.delivery.link import Link
-from connpool.testing import ScriptedServer, Silence
+from connpool.testing import ScriptedServer, Send, Silence
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -263,11 +263,25 @@ def _has_come(sender, n):
 
 def test_a_handler_given_to_a_poll_takes_the_place_of_all_others(a, diary):
     other = Diary()
+    sets: list[LinkEvent] = []
     with broadcasting(a) as sender:
         sender.check_event(0)
         sender.on(DEAD | ALIVE, other)
+        sender.on_any(DEAD | ALIVE, lambda _, events: sets.append(events))
         assert sender.check_event(GUARD, diary) == 1
-        assert (diary.told, other.told) == ([(ALIVE, str(a.endpoint))], [])
+        assert (diary.told, other.told, sets) == ([(ALIVE, str(a.endpoint))], [], [])
+
+
+@pytest.mark.parametrize("way", ["on", "on_any"])
+def test_a_handler_that_comes_late_is_told_of_input_all_the_same(clock, way):
+    told: list[LinkEvent] = []
+    settings = {"clock": clock, "reap_interval": None}
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, pool_settings=settings) as sender:
+        all_alive(sender)
+        until(lambda: not any(link.is_tended for link in sender._office.roster.links.values()), "rest")
+        getattr(sender, way)(INPUT, lambda _, event, *__: told.append(event))
+        a.until_accepts(1).send(b"hello\n")
+        until(lambda: told == [INPUT])
 
 
 def test_a_message_that_was_received_is_told_to_nobody_any_more(diary):
@@ -290,6 +304,24 @@ def test_a_poll_that_waits_ends_with_the_broadcaster(a):
 
 
 # -- what a handler may do
+
+
+def test_a_handler_that_falls_far_behind_gets_all_that_comes_when_it_takes_it_at_last():
+    got: list[Any] = []
+
+    def take(who: Broadcaster, *_: object) -> None:
+        if not got:
+            until(lambda: len(who._office.mailbox._letters) >= 1_000, "all that is read ahead")
+        got.append(who.recv(0))
+
+    messages = [b"%0500d" % n for n in range(5_000)]
+    with (
+        ScriptedServer(script=[Send(b"\n".join(messages) + b"\n"), Silence()]) as a,
+        broadcasting(a) as sender,
+    ):
+        sender.on(INPUT, take)
+        until(lambda: len(got) == 5_000)
+        assert [message for _, message in got] == messages
 
 
 def test_a_handler_may_take_the_message_it_is_told_of():

@@ -386,6 +386,19 @@ def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(a, clock:
     assert "StopIteration" in caplog.text
 
 
+def test_heartbeats_that_a_leap_of_the_clock_has_left_out_are_not_made_up_for(a, clock: FakeClock):
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(a, heartbeat=(1.0, b"beat"), pool_settings=settings) as sender:
+        all_alive(sender)
+        clock.advance(100.0)
+        for _ in range(10):
+            sender.sweep()
+            until(sender._keeping._turns.are_free)
+        sender.broadcast(b"hello")
+        a.until_has(b"hello")
+        assert 1 <= a.lines.count(b"beat") <= 2
+
+
 def test_a_heartbeat_is_never_spooled_and_a_dead_member_gets_none_later(a, b, clock: FakeClock):
     b.stop()
     settings = {"clock": clock, "reap_interval": None, **PATIENT}

@@ -220,6 +220,75 @@ def test_what_cannot_be_framed_any_more_stays_with_what_is_behind_it_and_is_told
     assert a.lines == [b"one"]
 
 
+def test_what_cannot_be_read_is_tried_again_only_after_a_while(a, monkeypatch):
+    class Unreadable(MemorySpool):
+        n_looks = 0
+
+        def peek(self, *_: Any) -> Any:
+            self.n_looks += 1
+            raise SpoolError("the disk is gone")
+
+    monkeypatch.setattr("connpool.delivery.tending.BREATH", GUARD)
+    spool = Unreadable()
+    spool.put([str(a.endpoint)], b"hello", bytes(16))
+    with broadcasting(a, spool=spool) as sender:
+        (link,) = sender._office.roster.links.values()
+        until(lambda: link.is_stuck, "an attempt")
+        assert sender.flush(0.1) == 1
+        assert spool.n_looks == 1
+
+
+def test_what_fails_again_after_it_went_well_is_told_of_again(a, caplog, monkeypatch):
+    class Moody(MemorySpool):
+        is_readable = False
+
+        def peek(self, *arguments: Any) -> Any:
+            if not self.is_readable:
+                raise SpoolError("the disk is gone")
+            return super().peek(*arguments)
+
+    monkeypatch.setattr("connpool.delivery.tending.BREATH", 0.001)
+    spool = Moody()
+    with broadcasting(a, spool=spool) as sender:
+        assert sender.wait_ready(GUARD)
+        for n in range(2):
+            spool.is_readable = False
+            spool.put([str(a.endpoint)], b"hello", bytes(16))
+            sender.mark_alive(a.endpoint)
+            until(
+                lambda n=n: [each.levelname for each in caplog.records] == ["ERROR"] * (n + 1), "word of it"
+            )
+            spool.is_readable = True
+            assert sender.flush(GUARD) == 0
+        a.until_lines(2)
+
+
+def test_an_error_tells_when_the_first_of_the_dead_is_tried_again(a, b, clock):
+    settings = {"clock": clock, "reap_interval": None, "blacklist_initial": 100.0, "blacklist_max": 100.0}
+    with broadcasting(a, b, spool=None, pool_settings=settings) as sender:
+        assert sender.wait_ready(GUARD)
+        until(lambda: {link.state for link in sender.links()} == {LinkState.ALIVE})
+        sender.mark_dead(a.endpoint)
+        clock.advance(10.0)
+        sender.mark_dead(b.endpoint)
+        times = {link.retry_at for link in sender.links()}
+        with pytest.raises(NoEndpointError) as caught:
+            sender.broadcast(b"hello")
+        assert len(times) == 2
+        assert caught.value.retry_at == min(times)
+
+
+def test_each_endpoint_of_a_list_leads_to_its_link_and_only_the_one_it_has_can_be_taken_down(a, b):
+    with broadcasting(a, ",", b) as sender:
+        assert sender.wait_ready(GUARD)
+        for server in (a, b):
+            sender.mark_alive(server.endpoint)
+        sender.mark_dead(b.endpoint)
+        assert sender.links()[0].state is LinkState.ALIVE
+        sender.mark_dead(a.endpoint)
+        b.until_accepts(1)
+
+
 # -- the beginning
 
 

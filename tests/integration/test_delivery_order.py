@@ -7,12 +7,15 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest.mock import ANY
 
 import pytest
 
-from connpool import Broadcaster, Delivery, LengthPrefixed, LinkState
+from connpool import Broadcaster, Delivery, LengthPrefixed, LinkState, MemorySpool, SpoolFullError
+from connpool.delivery.strand import Claim
 from connpool.testing import FaultProxy, ScriptedServer, Silence
+from connpool.wire.line import Line
 from tests.helpers.sinks import (
     GUARD,
     MUCH,
@@ -244,6 +247,83 @@ def test_a_message_larger_than_all_buffers_arrives_whole_without_a_wait_for_the_
         until(lambda: sender.unsent().total == 0)
 
 
+def test_a_dead_member_s_copy_is_kept_though_a_living_one_takes_only_a_part_at_once(a, b):
+    a.stop()
+    b.is_deaf = True
+    large = b"f" * 3_000_000
+    with broadcasting(a, b, pool_settings=NARROW) as sender:
+        until(lambda: {link.state for link in sender.links()} == {LinkState.DEAD, LinkState.ALIVE})
+        assert set(sender.broadcast(large).spooled) == {str(a.endpoint), str(b.endpoint)}
+        a.start()
+        b.is_deaf = False
+        assert a.until_lines(1) == b.until_lines(1) == [large]
+
+
+def test_a_message_that_was_begun_and_finds_no_room_in_the_spool_costs_a_connection_and_no_more(b):
+    b.is_deaf = True
+    spool = MemorySpool(max_messages=1, on_full="raise")
+    spool.put(["elsewhere:1"], b"for another", bytes(16))
+    with broadcasting(b, spool=spool, pool_settings=NARROW) as sender:
+        all_alive(sender)
+        with pytest.raises(SpoolFullError):
+            sender.broadcast(b"f" * 3_000_000)
+        until(lambda: b.accepts == 2, "another connection")
+        b.is_deaf = False
+        all_alive(sender)
+        assert sender.broadcast(b"next").sent == (b.endpoint,)
+        b.until_has(b"next")
+        assert b.lines == [b"next"]
+
+
+def test_what_was_sent_and_lies_in_the_spool_yet_is_not_sent_again_in_a_later_batch(b, monkeypatch):
+    monkeypatch.setattr("connpool.delivery.flushing.BATCH", 1)
+    b.stop()
+    with broadcasting(b, spool=MemorySpool()) as sender:
+        (link,) = sender._office.roster.links.values()
+        positions = [sender._spool.put([link.queue], message, bytes(16))[0] for message in numbered(3)]
+        link.done.update(dict.fromkeys(positions[:2], Claim()))
+        b.start()
+        assert sender.flush(GUARD) == 0
+        assert b.until_lines(1) == numbered(3)[2:]
+        assert not link.done
+
+
+def test_what_comes_in_the_moment_in_which_a_member_comes_back_is_sent_after_what_waits_for_all(b):
+    b.stop()
+    with broadcasting(b, pool_settings={"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "a first attempt")
+        for message in numbered(2):
+            assert sender.broadcast(message).spooled == ("",)
+        look, late = sender._office.on_strands, [b"m-2"]
+
+        def broadcast_at_once() -> None:
+            look()
+            while late:
+                sender.broadcast(late.pop())
+
+        sender._office.on_strands = broadcast_at_once
+        b.start()
+        sender.mark_alive(b.endpoint)
+        assert b.until_lines(3) == numbered(3)
+
+
+def test_what_is_put_aside_in_the_moment_in_which_a_member_comes_back_is_sent_at_once(b, clock):
+    class Late(MemorySpool):
+        def put(self, *arguments: Any) -> Any:
+            b.start()
+            sender.mark_alive(b.endpoint)
+            until(lambda: sender.links()[0].state is LinkState.ALIVE, "the return")
+            until(lambda: not sender._office.roster.links[str(b.endpoint)].is_tended, "the end of its work")
+            return super().put(*arguments)
+
+    b.stop()
+    settings = {"clock": clock, "reap_interval": None, "blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
+    with broadcasting(b, spool=Late(), pool_settings=settings) as sender:
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "a first attempt")
+        assert sender.broadcast(b"hello").spooled == ("",)
+        assert b.until_lines(1) == [b"hello"]
+
+
 def test_a_message_that_was_begun_when_its_connection_broke_is_sent_whole_on_the_next(b):
     b.is_deaf = True
     with broadcasting(b, pool_settings=NARROW) as sender:
@@ -257,6 +337,27 @@ def test_a_message_that_was_begun_when_its_connection_broke_is_sent_whole_on_the
         until(lambda: b"behind" in b.lines, "the last")
         assert b.lines[-2:] == [b"f" * 300_000, b"behind"]
         assert all(line == b"f" * 300_000 for line in lines[:-1])
+
+
+def test_a_flush_that_breaks_between_two_messages_sends_neither_of_them_again(b, monkeypatch):
+    push_all, broken = Line.push_all, []
+
+    def break_in_between(line: Line, data: bytes, *arguments: Any, **options: Any) -> int:
+        if broken:
+            return push_all(line, data, *arguments, **options)
+        broken.append(line)
+        n_sent = push_all(line, data[:8], *arguments, **options)
+        line.spoil(ConnectionResetError("it broke"))
+        return n_sent
+
+    spool = MemorySpool()
+    for number, message in enumerate(numbered(3)):
+        spool.put([str(b.endpoint)], message, number.to_bytes(16))
+    monkeypatch.setattr(Line, "push_all", break_in_between)
+    with broadcasting(b, spool=spool) as sender:
+        assert sender.flush(GUARD) == 0
+        assert b.until_lines(3) == numbered(3)
+        assert b.sessions == [numbered(2), numbered(3)[2:]]
 
 
 def test_without_a_spool_a_member_that_dies_with_a_part_of_a_message_can_be_used_when_it_is_back(a, b):

@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, ConnectionPool, LengthPrefixed, Lines, LinkEvent, LinkState, Raw, UsageError
+from connpool import (
+    Broadcaster,
+    ConnectionPool,
+    LengthPrefixed,
+    Lines,
+    LinkEvent,
+    LinkState,
+    Raw,
+    SocketConnector,
+    UsageError,
+)
+from connpool.delivery.watching import Watch
 from connpool.testing import Close, Reset, ScriptedServer, Send, ServedConnection, Silence
 from connpool.wire import threads
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting
@@ -158,6 +169,30 @@ def test_who_only_sends_reads_nothing_and_a_talkative_member_does_not_fill_the_m
         for _ in range(50):
             sender.broadcast(b"x")
         assert len(sender._office.mailbox._letters) == 0
+
+
+def test_of_messages_that_were_received_nothing_is_kept():
+    messages = [b"%0500d" % n for n in range(10_000)]
+    script = [Send(b"".join(message + b"\n" for message in messages)), Silence()]
+    with ScriptedServer(script=script) as a, broadcasting(a) as sender:
+        assert [sender.recv(GUARD) for _ in messages] == [(a.endpoint, message) for message in messages]
+        assert len(sender._office.mailbox._news) < 3_000
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_what_comes_together_with_what_a_handshake_reads_is_received(certificates, is_tls):
+    connector = SocketConnector(
+        tls=certificates.client() if is_tls else None, handshake=lambda conn: conn.recv_until(b"\n", 100)
+    )
+    with (
+        ScriptedServer(
+            script=[Send(b"welcome\nfirst\nsec"), Silence()], tls=certificates.server() if is_tls else None
+        ) as a,
+        broadcasting(a, pool_settings={"connector": connector}) as sender,
+    ):
+        assert sender.recv(GUARD) == (a.endpoint, b"first")
+        a.until_accepts(1).send(b"ond\n")
+        assert sender.recv(GUARD) == (a.endpoint, b"second")
 
 
 def test_a_receiver_that_is_slow_makes_members_wait_instead_of_the_memory_fill():
@@ -372,6 +407,53 @@ def test_input_is_read_while_who_started_the_thread_before_is_still_at_it(monkey
             assert sender.recv(GUARD) == (b.endpoint, b"got two")
         finally:
             may_return.set()
+
+
+def test_input_of_who_comes_while_the_thread_is_about_to_leave_is_read(monkeypatch):
+    leaving, may_leave = threading.Event(), threading.Event()
+    end = Watch._end
+
+    def linger(*arguments: Any) -> None:
+        leaving.set()
+        assert may_leave.wait(GUARD)
+        end(*arguments)
+
+    patient = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
+    diary = Diary()
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, pool_settings=patient) as sender:
+        sender.on(LinkEvent.INPUT, diary)
+        assert sender.wait_ready(GUARD)
+        monkeypatch.setattr(Watch, "_end", linger)
+        sender.mark_dead(a.endpoint)
+        assert leaving.wait(GUARD)
+        try:
+            sender.mark_alive(a.endpoint)
+            until(lambda: alive(sender) == 1, "another connection")
+        finally:
+            may_leave.set()
+        a.until_accepts(2).send(b"hello\n")
+        diary.until(1)
+
+
+def test_a_message_that_comes_just_before_a_receiver_waits_is_not_waited_for(clock):
+    settings = {"clock": clock, "reap_interval": None}
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, pool_settings=settings) as sender:
+        assert sender.wait_ready(GUARD)
+        until(lambda: not any(link.is_tended for link in sender._office.roster.links.values()), "rest")
+        mailbox = sender._office.mailbox
+        take, looks = mailbox._take_letter_locked, []
+
+        def deliver_after_the_first_look() -> Any:
+            found = take()
+            looks.append(found)
+            if len(looks) == 1:
+                mailbox.deliver(a.endpoint, [b"hello"])
+            return found
+
+        mailbox._take_letter_locked = deliver_after_the_first_look  # type: ignore[method-assign]
+        with taking(0, 3.0):
+            assert sender.recv(GUARD) == (a.endpoint, b"hello")
+        assert looks[0] is None
 
 
 def test_a_thread_that_could_not_be_started_leaves_no_socket_open(monkeypatch):

@@ -114,6 +114,23 @@ def test_what_a_full_spool_refuses_was_not_accepted_and_what_it_has_is_delivered
         assert a.until_lines(6) == numbered(6)
 
 
+def test_what_could_not_be_sent_is_the_oldest_again_when_a_full_spool_drops_some(a, make_spool):
+    def never(*_: Any) -> None:
+        raise OSError("no answer")
+
+    spool = make_spool(max_messages=10)
+    for number in range(5):
+        spool.put([str(a.endpoint)], b"old", number.to_bytes(16))
+    patient = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
+    with broadcasting(a, spool=spool, confirm=never, pool_settings=patient) as sender:
+        until(lambda: sender.links()[0].last_error is not None, "an attempt")
+        until(lambda: not sender._office.roster.links[str(a.endpoint)].is_tended)
+        for message in numbered(10):
+            sender.broadcast(message)
+        left = spool.peek(str(a.endpoint), 100, 100_000) or spool.peek("", 100, 100_000)
+        assert [each.message for each in left] == numbered(10)
+
+
 def test_a_spool_filled_by_a_dead_member_does_not_cut_off_a_living_one(a, make_spool):
     with refused() as nobody:
         spool = make_spool(max_messages=5, on_full="raise")
@@ -183,6 +200,16 @@ def test_ids_outlive_a_restart_so_that_a_receiver_knows_what_comes_twice(a, path
         got = [Identified.split(line) for line in a.until_lines(5)]
     assert got == list(zip(ids, numbered(5), strict=True))
     assert len(set(ids)) == 5
+
+
+def test_a_message_that_is_sent_at_once_goes_with_its_id_too(a):
+    with broadcasting(a, framing=Identified(Lines())) as sender:
+        assert sender.wait_ready(GUARD)
+        ids = [sender.broadcast(message).id for message in numbered(3)]
+        assert [Identified.split(line) for line in a.until_lines(3)] == list(
+            zip(ids, numbered(3), strict=True)
+        )
+        assert len(set(ids)) == 3
 
 
 def test_two_broadcasters_on_one_file_have_files_of_their_own(a, path):

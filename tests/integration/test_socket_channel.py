@@ -20,7 +20,7 @@ from connpool import (
     Raw,
     SocketChannel,
 )
-from connpool.testing import Answer, Reset, ScriptedServer, Send, Silence
+from connpool.testing import Answer, Reset, ScriptedServer, Send, ServedConnection, Silence
 from tests.helpers.switchboard import until
 
 UPPER = Answer(lambda request: request.upper(), delimiter=b"\n")
@@ -55,6 +55,20 @@ def test_a_request_is_a_line_and_its_answer_the_next(pool, sockets, server):
     assert pool.call("upper", b"raw", b"\xff") == b"RAW \xff"
     assert server.accepts == 1
     assert sockets.stats().in_use == 1
+
+
+def test_a_call_has_its_time_and_no_more_though_its_answer_comes_by_drops(pool):
+    def drip(connection: ServedConnection) -> None:
+        connection.receive()
+        for _ in range(60):
+            connection.send(b".")
+            connection.pause(0.05)
+        connection.send(b"\n")
+
+    with ScriptedServer(script=drip) as server, ConnectionPool(server.endpoint) as sockets:
+        pool.init(SocketChannel(sockets, "slow", {"say"}))
+        with pytest.raises(CallTimeoutError, match=r"no answer within 0\.2 s"):
+            pool.call("slow", "say", timeout=0.2)
 
 
 def test_an_answer_that_comes_in_pieces_is_whole(pool, sockets, server):

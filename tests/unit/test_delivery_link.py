@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from typing import Any
@@ -318,3 +319,31 @@ def test_a_reading_thread_that_is_about_to_start_is_not_waited_for_at_the_end(mo
         thread.start()
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_who_was_interrupted_while_it_waited_for_its_turn_holds_up_nobody_though_its_error_is_kept(
+    monkeypatch,
+):
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    link = link_over(Wire())
+    strand = link.strand
+    assert link.try_hold(Claim()) is strand
+    monkeypatch.setattr("connpool.delivery.link._wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        link.hold(Claim())
+    monkeypatch.undo()
+    assert link.free(strand) is None
+    assert link.hold(Claim(), 0.0) is strand
+    assert caught.value.__traceback__ is not None
+
+
+def test_what_broke_a_connection_is_told_as_the_system_tells_it():
+    with Sink() as sink, broadcasting(sink, reconnect=False) as sender:
+        at_rest(sender)
+        sink.kill()
+        until(lambda: not sender.ready, "the death of it")
+        error = sender.links()[0].last_error
+        assert isinstance(error, ConnectionResetError)
+        assert error.errno == errno.ECONNRESET
