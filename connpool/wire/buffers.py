@@ -5,9 +5,10 @@ from __future__ import annotations
 import array
 import mmap
 from collections.abc import Iterable
+from operator import index
 from typing import Any, TypeAlias
 
-__all__ = ["BytesLike", "as_views", "drop_front", "gather"]
+__all__ = ["BytesLike", "as_views", "check_size", "drop_front", "gather"]
 
 BytesLike: TypeAlias = "bytes | bytearray | memoryview | array.array[Any] | mmap.mmap"
 
@@ -32,6 +33,11 @@ def _as_bytes(buffer: BytesLike) -> memoryview:
 
 def check_size(n: int) -> None:
     """Refuse what is no number of bytes."""
+    if n.__class__ is not int:
+        try:
+            n = index(n)
+        except TypeError:
+            raise TypeError(f"a number of bytes must be a whole number, got {n!r}") from None
     if n < 0:
         raise ValueError(f"a number of bytes cannot be negative: {n}")
 

@@ -31,10 +31,9 @@ class ByteStream(abc.ABC):
 
     Every ``timeout`` is in seconds and covers the whole call, however many
     system calls it takes; None: no limit; 0: one attempt that does not wait.
-    When it is over, ``TimeoutError`` says how far the call got; what is no number
-    is a ``ConfigError``, before anything is read or written. Bytes that
-    were read before an error stay in ``rest``; how much of a message that
-    failed has left is unknown.
+    When it is over, ``TimeoutError`` says how far the call got; what is no number is a
+    ``ConfigError``, before anything is read or written. Bytes that were read before an
+    error stay in ``rest``; how much of a message that failed has left is unknown.
 
     At most one thread may read and one write at the same time.
 
@@ -160,6 +159,8 @@ class ByteStream(abc.ABC):
         """
         check_size(nbytes)
         with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as target:
+            if view.readonly:
+                raise TypeError(f"a {type(buffer).__name__} cannot be written to")
             if len(target) < nbytes:
                 raise ValueError(f"the buffer has room for {len(target)} bytes, not for {nbytes}")
             if self.rest or not target:

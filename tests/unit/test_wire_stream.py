@@ -274,6 +274,10 @@ def test_reading_into_a_buffer_fills_what_fits(pair: Pair) -> None:
     assert ours.recv_into(bytearray(0)) == 0
     with pytest.raises(ValueError, match="room for 3 bytes, not for 4"):
         ours.recv_into(bytearray(3), 4)
+    with pytest.raises(TypeError, match="a bytes cannot be written to"):
+        ours.recv_into(b"abc")
+    with pytest.raises(TypeError, match=r"must be a whole number, got 1\.5"):
+        ours.recv_into(bytearray(3), 1.5)  # type: ignore[arg-type]
     with pytest.raises(TimeoutError, match="nothing was received"):
         ours.recv_into(bytearray(3), timeout=0.05)
 
@@ -283,6 +287,9 @@ def test_arguments_without_sense_are_refused(pair: Pair) -> None:
     for call in (ours.recv, ours.recv_exactly):
         with pytest.raises(ValueError, match="negative: -1"):
             call(-1)
+        for odd in (1.0, "1", None):
+            with pytest.raises(TypeError, match=f"must be a whole number, got {odd!r}"):
+                call(odd)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="empty"):
         ours.recv_until(b"", 10)
     assert ours.recv(0) == b""
