@@ -20,7 +20,7 @@ from connpool.pool.dialing import EitherCancel
 from connpool.pool.failures import exhausted, timed_out
 from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Key
+from connpool.pool.record import Key, Phase
 from connpool.pool.sharing import Share, leave
 from connpool.pool.waiters import PATIENCE, WAITING, Outcome, Waiter
 
@@ -257,7 +257,8 @@ class Checkout(Fitting):
             waiter.outcome = Outcome.LEFT  # nobody gives it anything while it tells why
             books.queue.leave(waiter)
             books.tally.timeouts += 1
-        raise timed_out(books, self._limit or books.config.connect_timeout, now)
+        n_refused = sum(record.phase is Phase.OPEN for record in waiter.refused)
+        raise timed_out(books, self._limit or books.config.connect_timeout, now, n_refused)
 
     def _refuse_deadlock(self) -> None:
         if self._lender.dialler.is_dialling_here():

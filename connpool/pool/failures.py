@@ -154,12 +154,17 @@ def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
     return PoolExhaustedError(f"pool {name!r}: {why} ({books.summary(n_leaving)})", pool=name)
 
 
-def timed_out(books: Books, limit: float, now: float) -> CheckoutTimeoutError:
-    """The error of a checkout that has left the queue, for its time is up: who has what, what went wrong."""
+def timed_out(books: Books, limit: float, now: float, n_refused: int = 0) -> CheckoutTimeoutError:
+    """The error of a checkout that has left the queue, for its time is up: who has what, what went wrong.
+
+    *n_refused*: how many connections its request's `where` did not like.
+    """
     name, loans, last = books.pool.name, describe_loans(books, now), books.last_error
     details = [books.summary()]
     if books.state is PoolState.PAUSED:
         details.insert(0, "it is paused")
+    if n_refused:
+        details.append(f"{n_refused} did not pass `where`")
     if loans:
         details.append(f"longest held: {loans}")
     if last is not None:

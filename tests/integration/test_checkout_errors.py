@@ -34,6 +34,7 @@ from connpool import (
 from connpool.delivery.admin import require_places
 from connpool.testing import Close, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.together import together
 from tests.helpers.wire import fail_names_with, refused_port, taking
 
@@ -293,3 +294,11 @@ def test_whoever_may_not_share_is_told_what_to_do_about_it(ask) -> None:
     words = "pool 'orders' is not sharable; make it with sharable=True"
     with ConnectionPool.of(object, name="orders") as pool, pytest.raises(NotSharableError, match=words):
         ask(pool)
+
+
+def test_a_checkout_whose_filter_liked_nothing_in_time_is_told_so() -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), max_size=2) as pool:
+        for conn in [pool.try_connect() for _ in range(2)]:
+            conn.release()
+        with pytest.raises(CheckoutTimeoutError, match=r"0 in use, 0 waiting; 2 did not pass `where`\)$"):
+            pool.try_connect(Request(where=lambda info: False), timeout=0.05)
