@@ -29,7 +29,8 @@ class Ledger:
     """The messages of one segment. On the thread that has the file, within a transaction.
 
     Attributes:
-        claimed: Positions that limits spare, and the size of each message.
+        claimed: Positions that limits spare, and the size of each message; None: the file was mended or
+            opened anew since, and may no longer have it.
         late: Positions that were removed, and are still in the file: a full disk has no space for removals.
     """
 
@@ -37,7 +38,7 @@ class Ledger:
         self._limits = limits
         self._is_limited = limits.are_any
         self._name = name
-        self.claimed: dict[int, int] = {}
+        self.claimed: dict[int, int | None] = {}
         self.late: set[int] = set()
         self.segment: Segment | None = None
 
@@ -88,6 +89,10 @@ class Ledger:
         sizes = self._sizes(draft, positions)
         self._strike_out(draft, sizes)
         draft.late.update(sizes)
+
+    def doubt_claims(self) -> None:
+        """Let claims hold, but not for proof that what was claimed is still there."""
+        self.claimed.update(dict.fromkeys(self.claimed))
 
     def _sizes(self, draft: Draft, positions: Iterable[int]) -> dict[int, int]:
         """Of the messages at those of *positions* where there is one."""

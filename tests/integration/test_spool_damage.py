@@ -321,6 +321,33 @@ def test_claims_hold_through_the_mending(large) -> None:
     spool.close()
 
 
+def test_what_was_lost_while_it_was_claimed_is_not_counted_out_a_second_time(large) -> None:
+    spool = SQLiteSpool(large, durable=False)
+    claimed = spool.peek("a", *ALL)
+    damage_message(large, 50)
+    assert spool.peek("a", *ALL) == [item for item in claimed if item != claimed[50]]
+
+    spool.remove([item.position for item in claimed[:55]])
+    assert numbers(spool) == [55, 56, 57, 58, 59]
+    assert spool.count("a") == 5
+    spool.remove([item.position for item in claimed])
+    spool.put(["a"], b"message 60", bytes(16))
+    assert numbers(spool) == [60]
+    spool.close()
+
+
+def test_what_was_claimed_may_be_removed_though_all_of_its_queue_was_lost(tmp_path) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db", durable=False)
+    spool.put(["a"], b"message 0 " * 500_000, bytes(16))
+    (claimed,) = spool.peek("a", *ALL)
+    damage_message(spool.path, 0)
+    assert spool.peek("a", *ALL) == []
+
+    spool.remove([claimed.position])
+    assert spool.counts() == {}
+    spool.close()
+
+
 # -- no damage, but not to be opened -------------------------------------------
 
 
