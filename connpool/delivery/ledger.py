@@ -48,6 +48,8 @@ class Ledger:
         now = clock.wall()
         if self._limits.max_age is not None:
             self.expire(draft, now)
+            # The clock may have been set back: this one is too old before those that are there.
+            draft.books.expires_at = min(draft.books.expires_at, now + self._limits.max_age)
         if self._is_limited:
             self._make_room(draft, len(queues), len(message))
         return self._add(draft, queues, id, now, message)
@@ -63,18 +65,22 @@ class Ledger:
         if tally is None or not tally.messages:
             return []
         oldest: list[Spooled] = []
+        doomed: list[tuple[int, int]] = []  # too old behind one that is not: the clock was set back
         size = 0
         for row in self._rows(draft, tally.lane):
             if len(oldest) >= max(max_messages, 1):
                 break
             if self._limits.is_expired(row.spooled_at, now) and not self._is_claimed(draft, row.position):
+                doomed.append((row.position, len(row.message)))
                 continue
             size += len(row.message)
             if oldest and size > max_bytes:
                 break
             oldest.append(Spooled(row.position, row.id, row.message, row.spooled_at))
             draft.claimed[row.position] = len(row.message)
-        if not oldest and drops:
+        if doomed and drops:
+            self._drop(draft, doomed)
+        if not oldest and not doomed and drops:
             raise Damaged(f"{tally.messages} message(s) of queue {queue!r} are not where they were")
         return oldest
 
