@@ -373,6 +373,42 @@ def test_what_is_the_operators_to_mend_is_refused_and_left_as_it_is(tmp_path, in
     assert sorted(os.listdir(tmp_path)) == ["folder", "foreign.db", "later"]
 
 
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["PRAGMA journal_mode = WAL", "CREATE TABLE account (id)", "INSERT INTO account VALUES (1)"],
+        ["CREATE TABLE message (id, body)", "INSERT INTO message VALUES (1, 'hello')"],
+        ["PRAGMA page_size = 8192", "CREATE TABLE message (id, body)"],
+        ["CREATE TABLE account (id)", "DROP TABLE account"],
+    ],
+    ids=["with a log", "with messages", "with our pages", "without tables"],
+)
+def test_the_database_of_another_program_is_left_to_it_while_that_uses_it(tmp_path, statements) -> None:
+    path = tmp_path / "foreign.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        other.execute(statement)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+    with pytest.raises(SpoolError, match="the database of another program"):
+        SQLiteSpool(path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    other.close()
+
+
+def test_a_file_that_is_just_begun_is_known_for_ours_though_its_size_of_pages_is_wrong(tmp_path) -> None:
+    path = tmp_path / "spool.db"
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"message", bytes(16))
+    begun = copy(path, tmp_path / "copy")
+    spool.close()
+    flip(begun, 16)
+
+    again = SQLiteSpool(begun)
+    assert [item.message for item in again.peek("a", *ALL)] == [b"message"]
+    again.close()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path) -> None:
     path = tmp_path / "spool.db"
