@@ -104,7 +104,7 @@ def _take_all_in(keeper: Keeper) -> Counter[str]:
 
 
 def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
-    name = path.name.encode()
+    name = os.fsencode(path.name)
     position = keeper.do(partial(_progress, keeper, name))
     adopted: Counter[str] = Counter()
     source = open_whole(path, lambda event, why: keeper.news.append((event, why)))

@@ -188,6 +188,17 @@ def test_counters_and_order_are_adopted_with_the_messages(path: Path) -> None:
     one.close()
 
 
+def test_what_is_left_at_a_path_that_is_no_text_is_adopted(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"spool \xff.db")
+    spool, other = SQLiteSpool(path), SQLiteSpool(path)
+    other.put(["a"], b"message", bytes(16))
+    other.close()
+
+    assert spool.adopt() == {"a": 1}
+    spool.close()
+    assert os.listdir(tmp_path) == [path.name]
+
+
 def test_many_messages_are_adopted_in_steps_that_others_need_not_wait_for(path: Path) -> None:
     one, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
     for n in range(1_600):
