@@ -23,6 +23,7 @@ from connpool.model.checks import require_flag, require_path
 from connpool.model.events import SpoolDamaged
 from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
+from connpool.wire import disk
 
 __all__ = ["SQLiteSpool"]
 
@@ -76,11 +77,11 @@ class SQLiteSpool:
         listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
-        self.path = Path(os.path.abspath(require_path("path", path)))
+        self.path = disk.absolute(require_path("path", path))
         self.damage: SpoolDamaged | None = None
         self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)
-        self._keeper = Keeper(self.path, limits)
+        self._keeper = Keeper(disk.followed(self.path), limits)
         self._adoption = Desk()
         _ALL.add(self)
         try:

@@ -143,6 +143,36 @@ def test_the_path_stays_the_same_when_the_working_directory_changes(tmp_path, mo
 # -- several spools ------------------------------------------------------------
 
 
+def test_a_symbolic_link_stands_for_the_file_that_it_leads_to(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    spool, other = SQLiteSpool(path), SQLiteSpool(link)
+    spool.put(["a"], b"1", bytes(16))
+    other.put(["a"], b"2", bytes(16))
+    assert [item.message for item in spool.peek("a", 9, 9)] == [b"1"]
+    assert [item.message for item in other.peek("a", 9, 9)] == [b"2"]
+    assert (other.path, other.damage) == (link, None)
+
+    spool.close()
+    assert other.adopt() == {"a": 1}
+    other.close()
+
+
+def test_a_path_that_cannot_be_that_of_a_file_is_refused_and_named(tmp_path: Path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SpoolError, match="pipe: it is no regular file"):
+        SQLiteSpool(tmp_path / "pipe")
+    with pytest.raises(SpoolError, match="spool /x+: File name too long"):
+        SQLiteSpool("/" + "x" * 300)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SpoolError, match="spool spool.db: No such file or directory"):
+        SQLiteSpool("spool.db")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_two_spools_of_one_process_are_apart_until_one_is_closed(path: Path) -> None:
     one, other = SQLiteSpool(path), SQLiteSpool(path)
     one.put(["a"], b"one", ID)
