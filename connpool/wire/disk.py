@@ -156,7 +156,7 @@ def absolute(path: str) -> Path:
 
 
 def followed(path: Path) -> Path:
-    """Where *path* leads if it is a symbolic link: what belongs to a file lies beside it, not beside the link."""
+    """Where *path* leads if it is a symbolic link: a file has one lock, by whatever name."""
     with _told(path):
         return Path(os.path.realpath(path)) if path.is_symlink() else path
 

@@ -21,7 +21,7 @@ from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
-from connpool.delivery.rows import PAGE_SIZE, Row
+from connpool.delivery.rows import APPLICATION, PAGE_SIZE, Row
 from connpool.pool.piles import look_through
 from tests.conftest import open_files
 from tests.helpers.scripts import run_program
@@ -160,15 +160,15 @@ def test_a_symbolic_link_stands_for_the_file_that_it_leads_to(path: Path, tmp_pa
 
 def test_a_path_that_cannot_be_that_of_a_file_is_refused_and_named(tmp_path: Path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SpoolError, match="pipe: it is no regular file"):
+    with pytest.raises(SpoolError, match=r"pipe: it is no regular file"):
         SQLiteSpool(tmp_path / "pipe")
-    with pytest.raises(SpoolError, match="spool /x+: File name too long"):
+    with pytest.raises(SpoolError, match=r"spool /x+: File name too long"):
         SQLiteSpool("/" + "x" * 300)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(SpoolError, match="spool spool.db: No such file or directory"):
+    with pytest.raises(SpoolError, match=r"spool spool\.db: No such file or directory"):
         SQLiteSpool("spool.db")
     assert os.listdir(tmp_path) == ["pipe"]
 
@@ -323,6 +323,7 @@ def test_a_file_that_cannot_be_adopted_is_told_of_once_and_keeps_nobody_from_wor
     later = path.with_name("spool.db.2")
     connection = sqlite3.connect(later)
     connection.execute("CREATE TABLE message (id)")
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     spool = SQLiteSpool(path)
