@@ -23,7 +23,7 @@ from connpool.errors import SpoolError
 from connpool.wire import disk
 from connpool.wire.disk import FileLock
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "nothing"]
 
 logger = logging.getLogger("connpool.spool")
 
@@ -71,7 +71,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
     other.news = keeper.news
     other.own(path, lock)
     try:
-        other.do(_nothing)  # it is open and whole now
+        other.do(nothing)  # it is open and whole now
         _take_all_in(other)  # its owner may have died while it was at this
         segment = _segment(other)
         if other.books.are_worth_noting:
@@ -131,7 +131,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
 # -- jobs
 
 
-def _nothing(draft: Draft) -> None:
+def nothing(draft: Draft) -> None:
     """Just see that the file can be used."""
 
 

@@ -12,7 +12,7 @@ from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
 from connpool.delivery.faults import FORKED, ForkedError, UnwritableError
-from connpool.delivery.heirs import adopt
+from connpool.delivery.heirs import adopt, nothing
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.segment import disown_all
@@ -84,7 +84,10 @@ class SQLiteSpool:
         self._adoption = Desk()
         _ALL.add(self)
         try:
-            self.adopt()
+            try:
+                self.adopt()
+            except UnwritableError:  # then it opens, if it can be opened, and gives out what it holds
+                self._do(nothing)
         except Exception:  # after an interrupt the finalisers do it: the call may still be under way
             self.close()
             raise
