@@ -21,6 +21,7 @@ __all__ = ["Ledger"]
 
 RESERVE: Final = 1 << 20  # serials that are noted as given out at a time
 ROOM: Final = 1 << 20  # bytes that a file may take beyond its limit on messages, or a tenth of that limit
+BESIDES: Final = 40  # bytes at least that a message takes in the file, besides its own and its queue's name
 
 Head: TypeAlias = tuple[int, int, float]  # position, size, when it was spooled
 
@@ -202,8 +203,8 @@ class Ledger:
         limit = self._limits.max_bytes
         if limit is None:
             return True
-        most = limit + max(limit // 10, ROOM)
-        if 3 * (draft.books.bytes + size + 100 * draft.books.messages) <= most:
+        books, most = draft.books, limit + max(limit // 10, ROOM)
+        if 3 * (books.bytes + size + max(100, 60 + books.longest) * books.messages) <= most:
             return True  # pages are not as empty as that: there is no need to ask
         while (excess := self.written(draft).used() + size - most) > 0:
             if not self._limits.may_drop:
@@ -211,7 +212,7 @@ class Ledger:
             doomed = []
             for position, freed, _ in self._unclaimed(draft):
                 doomed.append((position, freed))
-                excess -= freed
+                excess -= freed + BESIDES + len(draft.books.lanes[lane_of(position)])
                 if excess <= -PAGE_SIZE:
                     break
             if not doomed:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
+from connpool import ConfigError, MessagesDropped, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
@@ -516,6 +516,21 @@ def test_a_limit_of_10_mb_keeps_the_directory_below_12_mb(path: Path, size: int,
     held = sum(count.bytes for count in spool.counts().values())
     assert 0.6 * limit < held <= limit
     spool.close()
+
+
+@pytest.mark.parametrize(("name", "size", "messages"), [("a" * 500, 1, 3_000), ("a" * 20, 5, 22_000)])
+def test_what_a_message_takes_besides_its_own_bytes_costs_as_few_others_as_possible(
+    path: Path, name: str, size: int, messages: int
+) -> None:
+    told: list[MessagesDropped] = []
+    spool = SQLiteSpool(path, max_bytes=300_000, durable=False, listener=told.append)
+    for _ in range(messages):
+        spool.put([name], bytes(size), ID)
+
+    assert spool.counts()[name].dropped > 500
+    assert max(event.count for event in told) < 250
+    spool.close()
+    assert 1_200_000 < path.stat().st_size < 1_400_000
 
 
 def test_messages_that_move_to_another_queue_hardly_take_more_space_meanwhile(path: Path) -> None:
