@@ -232,6 +232,7 @@ def rename(old: Path, new: Path) -> None:
 def renew(path: Path) -> None:
     """Put a copy in the place of *path*: the same bytes, another identity."""
     copy = path.with_name(path.name + ".copy")
+    create(copy)  # before anything is in it
     with _told(path):
         shutil.copyfile(path, copy)
         shutil.copymode(path, copy)
