@@ -18,6 +18,7 @@ from connpool import SpoolDamaged, SpoolError, SQLiteSpool
 from connpool.delivery import mend
 from connpool.delivery.checkup import log_of
 from connpool.delivery.rows import PAGE_SIZE
+from connpool.delivery.salvage import FRAME_SIZE, LOG_HEADER
 
 ALL: Final = 1_000, 10_000_000
 QUEUES: Final = ("", "a:1", "b:2")
@@ -145,6 +146,20 @@ def test_one_wrong_byte_in_the_log_costs_one_message_at_most(in_log, folder, bit
         path = copy(in_log.path, folder / "copy")
         flip(log_of(path), at, bits)
         assert lost(path, in_log) <= 1, at
+
+
+@pytest.mark.parametrize("rubbish", [bytes(512), b"rubbish." * 64], ids=["zeros", "rubbish"])
+def test_a_sector_of_the_log_that_cannot_be_read_is_noticed_wherever_it_is(in_log, folder, rubbish) -> None:
+    frames = (log_of(in_log.path).stat().st_size - LOG_HEADER.size) // FRAME_SIZE
+    most = 0
+    for frame in range(0, frames - 8, 3):  # not the last commit: it would be one that was never written
+        path = copy(in_log.path, folder / "copy")
+        with log_of(path).open("rb+") as log:
+            log.seek((LOG_HEADER.size + frame * FRAME_SIZE) // 512 * 512)
+            log.write(rubbish)
+        most = max(most, lost(path, in_log))
+    assert frames > 20
+    assert most <= 2
 
 
 def test_a_file_cut_short_anywhere_gives_what_is_left_of_it(in_place, folder) -> None:
