@@ -85,7 +85,7 @@ def _images(log: BinaryIO) -> Iterator[Image]:
     skipped: list[Image] = []
     while (frame := _frame(head := _read_at(log, offset, FRAME_HEADER.size))) is not None:
         if salts[0] != frame.salts[0] and salts[1] != frame.salts[1]:
-            # Both change with every life of a log; one may be damaged. If both are, more of this life follows.
+            # Both change with every life of a log; one may be damaged. If both are, more of this one follows.
             skipped.append(Image(UNREADABLE, offset + FRAME_HEADER.size, False))
             seeds = set()
         else:
