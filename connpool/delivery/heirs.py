@@ -27,6 +27,7 @@ __all__ = ["adopt", "nothing"]
 
 logger = logging.getLogger("connpool.spool")
 
+NUMBER: Final = r"(\.(?:[1-9]\d{1,4}|[2-9]))?"  # a copy that ends with a date, or with .1, is nobody's rest
 CHUNK: Final = 500  # messages taken over in one transaction: callers do not wait for all of them
 CHUNK_BYTES: Final = 1 << 20
 
@@ -55,8 +56,8 @@ def adopt(keeper: Keeper) -> Counter[str]:
 
 def _left_behind(keeper: Keeper) -> Iterator[tuple[Path, FileLock]]:
     """Files of others, and their locks, which nobody has. Of some not everything may be there any more."""
-    number = re.compile(re.escape(keeper.base.name) + r"(\.\d+)?")
-    found = disk.names_like(keeper.base, rf"(\.\d+)?(\.lock|\.mended-.*|{HEIRLOOM})?")
+    number = re.compile(re.escape(keeper.base.name) + NUMBER)
+    found = disk.names_like(keeper.base, rf"{NUMBER}(\.lock|\.mended-.*|{HEIRLOOM})?")
     for name in sorted({number.match(path.name)[0] for path in found}):  # type: ignore[index]
         path = keeper.base.with_name(name)
         if path != keeper.path:

@@ -229,6 +229,33 @@ def test_what_is_left_at_a_path_that_is_no_text_is_adopted(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("ending", ["1", "20261123", "002"])
+def test_a_copy_that_somebody_has_made_is_not_adopted(path: Path, ending: str) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+    spool.close()
+    copied = path.with_name(f"{path.name}.{ending}")
+    shutil.copy(path, copied)
+
+    spool = SQLiteSpool(path)
+    assert spool.adopt() == {}
+    assert texts(spool) == [b"1"]
+    spool.close()
+    assert sorted(os.listdir(path.parent)) == [path.name, copied.name]
+
+
+@pytest.mark.parametrize("ending", ["2", "10", "23", "23456"])
+def test_what_any_number_of_owners_have_left_is_adopted(path: Path, ending: str) -> None:
+    other = SQLiteSpool(path)
+    other.put(["a"], b"1", ID)
+    other.close()
+    path.rename(path.with_name(f"{path.name}.{ending}"))
+
+    spool = SQLiteSpool(path)
+    assert texts(spool) == [b"1"]
+    spool.close()
+
+
 def test_many_messages_are_adopted_in_steps_that_others_need_not_wait_for(path: Path) -> None:
     one, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
     for n in range(1_600):
