@@ -305,6 +305,8 @@ class Keeper:
     def _reread(self) -> None:
         """Go by what is in the file, which was mended or opened anew, and not by what was known of it."""
         assert self.ledger.segment is not None
-        self.books = self.ledger.segment.books
+        books = self.ledger.segment.books
+        books.serial = books.reserved = max(books.serial, self.books.serial)  # of what was lost, too
+        self.books = books
         self.ledger.late.clear()  # they are in these books again
         self.ledger.doubt_claims()

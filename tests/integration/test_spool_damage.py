@@ -351,6 +351,19 @@ def test_what_was_lost_while_it_was_claimed_is_not_counted_out_a_second_time(lar
     spool.close()
 
 
+def test_positions_are_not_given_out_again_though_all_was_lost_while_it_ran(large) -> None:
+    spool = SQLiteSpool(large, durable=False)
+    claimed = [item.position for item in spool.peek("a", *ALL)]
+    os.truncate(large, 0)
+    assert spool.peek("a", *ALL) == []
+
+    (position,) = spool.put(["a"], b"message 60", bytes(16))
+    assert position > max(claimed)
+    spool.remove(claimed)
+    assert numbers(spool) == [60]
+    spool.close()
+
+
 def test_what_was_claimed_may_be_removed_though_all_of_its_queue_was_lost(tmp_path) -> None:
     spool = SQLiteSpool(tmp_path / "spool.db", durable=False)
     spool.put(["a"], b"message 0 " * 500_000, bytes(16))
