@@ -232,8 +232,8 @@ def rename(old: Path, new: Path) -> None:
 def renew(path: Path) -> None:
     """Put a copy in the place of *path*: the same bytes, another identity."""
     copy = path.with_name(path.name + ".copy")
-    create(copy)  # before anything is in it
     with _told(path):
+        FileIO(copy, "ab", opener=_open_private).close()  # private before anything is in it
         shutil.copyfile(path, copy)
         shutil.copymode(path, copy)
         with copy.open("rb+") as file:
