@@ -38,9 +38,10 @@ class Books:
         serial: The next to be given out.
         reserved: Serials below this are known to the file as given out.
         expires_at: Nothing grows too old before that moment.
+        longest: Bytes of the longest name: each message has that of its queue beside it.
     """
 
-    __slots__ = ("bytes", "expires_at", "lanes", "messages", "reserved", "serial", "tallies")
+    __slots__ = ("bytes", "expires_at", "lanes", "longest", "messages", "reserved", "serial", "tallies")
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
@@ -50,6 +51,7 @@ class Books:
         self.serial = 1
         self.reserved = 1
         self.expires_at = 0.0
+        self.longest = 0
 
     def copy(self) -> Books:
         other = Books.__new__(Books)
@@ -57,7 +59,7 @@ class Books:
         other.lanes = self.lanes.copy()
         other.messages, other.bytes = self.messages, self.bytes
         other.serial, other.reserved = self.serial, self.reserved
-        other.expires_at = self.expires_at
+        other.expires_at, other.longest = self.expires_at, self.longest
         return other
 
     def lane_of(self, queue: str) -> int:
@@ -90,6 +92,8 @@ class Books:
         if before is not None:
             self.messages -= before.messages
             self.bytes -= before.bytes
+        else:
+            self.longest = max(self.longest, len(queue.encode("utf-8", "surrogatepass")))
         self.messages += tally.messages
         self.bytes += tally.bytes
         self.tallies[queue] = tally

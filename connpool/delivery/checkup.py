@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.books import Books, Tally
 from connpool.delivery.faults import Damaged
-from connpool.delivery.rows import APPLICATION, FORMAT, PAGE_SIZE, SCHEMA, first_of, lane_of, serial_of
+from connpool.delivery.rows import (
+    APPLICATION,
+    FORMAT,
+    MESSAGES,
+    PAGE_SIZE,
+    SCHEMA,
+    first_of,
+    lane_of,
+    serial_of,
+)
 from connpool.delivery.salvage import LOG_HEADER, is_whole
 from connpool.errors import SpoolError
 from connpool.wire import disk
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["log_of", "refuse_what_sqlite_would_destroy", "set_up", "take_stock"]
 
+HEADER: Final = struct.Struct(">16sH46xII")  # magic, page size, ..., whether it shrinks by steps, application
 MAGIC: Final = b"SQLite format 3\0"
 LOG_PAGES: Final = 64  # in the write-ahead log before they go to their places
 HIGHEST_FORMAT: Final = 99  # what claims to be of a later format than that is damaged
@@ -46,17 +57,32 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
 
     Raises:
         Damaged: it would.
+        SpoolError: it is another program's, whose log only SQLite can judge.
     """
     with disk.reading(path) as file, disk.reading(log_of(path)) as log:
-        beginning = b"" if file is None else file.read(len(MAGIC))
-        if beginning and beginning != MAGIC:
+        beginning = b"" if file is None else file.read(HEADER.size)
+        if beginning and not beginning.startswith(MAGIC):
             raise Damaged("it does not begin as a SQLite file does")
+        if _is_anothers(beginning):
+            raise _anothers(path)
         if log is None or log.seek(0, io.SEEK_END) <= LOG_HEADER.size:
             return
         if not beginning:
             raise Damaged("it is empty, and its log is not")
         if not is_whole(log):
             raise Damaged("its log holds commits that cannot be read")
+
+
+def _is_anothers(beginning: bytes) -> bool:
+    """Whether nothing in it is as we make it. Less than that may be damage."""
+    if len(beginning) < HEADER.size:
+        return False
+    _, page_size, is_incremental, application = HEADER.unpack(beginning)
+    return page_size != PAGE_SIZE and not is_incremental and application != APPLICATION
+
+
+def _anothers(path: Path) -> SpoolError:
+    return SpoolError(f"spool {path}: it is the database of another program")
 
 
 def set_up(segment: Segment) -> None:
@@ -72,8 +98,8 @@ def set_up(segment: Segment) -> None:
     tables = dict(segment.execute("SELECT name, sql FROM sqlite_master"))
     application, version = (segment.number(f"PRAGMA {what}") for what in ("application_id", "user_version"))
     is_new = not tables and (application, version) == (0, 0)
-    if tables and application != APPLICATION and "message" not in tables:
-        raise SpoolError(f"spool {segment.path}: it is the database of another program")
+    if tables and application != APPLICATION and tables.get("message") != MESSAGES:
+        raise _anothers(segment.path)
     if FORMAT < version <= HIGHEST_FORMAT:
         raise SpoolError(
             f"spool {segment.path}: its format is {version}, of a later release; this one reads {FORMAT}"

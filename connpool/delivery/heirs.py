@@ -23,10 +23,11 @@ from connpool.errors import SpoolError
 from connpool.wire import disk
 from connpool.wire.disk import FileLock
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "nothing"]
 
 logger = logging.getLogger("connpool.spool")
 
+NUMBER: Final = r"(\.(?:[1-9]\d{1,4}|[2-9]))?"  # a copy that ends with a date, or with .1, is nobody's rest
 CHUNK: Final = 500  # messages taken over in one transaction: callers do not wait for all of them
 CHUNK_BYTES: Final = 1 << 20
 
@@ -55,8 +56,8 @@ def adopt(keeper: Keeper) -> Counter[str]:
 
 def _left_behind(keeper: Keeper) -> Iterator[tuple[Path, FileLock]]:
     """Files of others, and their locks, which nobody has. Of some not everything may be there any more."""
-    number = re.compile(re.escape(keeper.base.name) + r"(\.\d+)?")
-    found = disk.names_like(keeper.base, rf"(\.\d+)?(\.lock|\.mended-.*|{HEIRLOOM})?")
+    number = re.compile(re.escape(keeper.base.name) + NUMBER)
+    found = disk.names_like(keeper.base, rf"{NUMBER}(\.lock|\.mended-.*|{HEIRLOOM})?")
     for name in sorted({number.match(path.name)[0] for path in found}):  # type: ignore[index]
         path = keeper.base.with_name(name)
         if path != keeper.path:
@@ -71,7 +72,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
     other.news = keeper.news
     other.own(path, lock)
     try:
-        other.do(_nothing)  # it is open and whole now
+        other.do(nothing)  # it is open and whole now
         _take_all_in(other)  # its owner may have died while it was at this
         segment = _segment(other)
         if other.books.are_worth_noting:
@@ -104,7 +105,7 @@ def _take_all_in(keeper: Keeper) -> Counter[str]:
 
 
 def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
-    name = path.name.encode()
+    name = os.fsencode(path.name)
     position = keeper.do(partial(_progress, keeper, name))
     adopted: Counter[str] = Counter()
     source = open_whole(path, lambda event, why: keeper.news.append((event, why)))
@@ -131,7 +132,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
 # -- jobs
 
 
-def _nothing(draft: Draft) -> None:
+def nothing(draft: Draft) -> None:
     """Just see that the file can be used."""
 
 

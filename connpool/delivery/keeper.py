@@ -124,9 +124,8 @@ class Keeper:
             if self._is_bare:
                 return self._begin_anew(self.path)
             segment = open_whole(self.path, self._note)
-            self.books = segment.books
-            self.ledger.late.clear()  # they are in these books again
             self.ledger.segment = segment
+            self._reread()
         return self.ledger.segment
 
     def look_after(self) -> None:
@@ -165,9 +164,9 @@ class Keeper:
         aside = rescue(segment, self.path, self.ledger.late)
         self.ledger.segment = None
         segment.close() if self.path == segment.path else segment.let_go()
-        self.ledger.segment = new = open_whole(self.path, self._note)
-        self.books, found = new.books, new.books.messages
-        self.ledger.late.clear()
+        self.ledger.segment = open_whole(self.path, self._note)
+        self._reread()
+        found = self.books.messages
         event = damage_of(self.path, aside, found, max(0, known - found))
         self._note(event, "it was removed or replaced while it was in use")
 
@@ -301,5 +300,13 @@ class Keeper:
         self.ledger.segment = None
         segment.close()
         self.ledger.segment = mend(segment.path, why, self._note, self.books.messages)
-        self.books = self.ledger.segment.books
-        self.ledger.late.clear()
+        self._reread()
+
+    def _reread(self) -> None:
+        """Go by what is in the file, which was mended or opened anew, and not by what was known of it."""
+        assert self.ledger.segment is not None
+        books = self.ledger.segment.books
+        books.serial = books.reserved = max(books.serial, self.books.serial)  # of what was lost, too
+        self.books = books
+        self.ledger.late.clear()  # they are in these books again
+        self.ledger.doubt_claims()

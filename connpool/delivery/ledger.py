@@ -21,6 +21,7 @@ __all__ = ["Ledger"]
 
 RESERVE: Final = 1 << 20  # serials that are noted as given out at a time
 ROOM: Final = 1 << 20  # bytes that a file may take beyond its limit on messages, or a tenth of that limit
+BESIDES: Final = 40  # bytes at least that a message takes in the file, besides its own and its queue's name
 
 Head: TypeAlias = tuple[int, int, float]  # position, size, when it was spooled
 
@@ -29,7 +30,8 @@ class Ledger:
     """The messages of one segment. On the thread that has the file, within a transaction.
 
     Attributes:
-        claimed: Positions that limits spare, and the size of each message.
+        claimed: Positions that limits spare, and the size of each message; None: the file was mended or
+            opened anew since, and may no longer have it.
         late: Positions that were removed, and are still in the file: a full disk has no space for removals.
     """
 
@@ -37,7 +39,7 @@ class Ledger:
         self._limits = limits
         self._is_limited = limits.are_any
         self._name = name
-        self.claimed: dict[int, int] = {}
+        self.claimed: dict[int, int | None] = {}
         self.late: set[int] = set()
         self.segment: Segment | None = None
 
@@ -47,6 +49,8 @@ class Ledger:
         now = clock.wall()
         if self._limits.max_age is not None:
             self.expire(draft, now)
+            # The clock may have been set back: this one is too old before those that are there.
+            draft.books.expires_at = min(draft.books.expires_at, now + self._limits.max_age)
         if self._is_limited:
             self._make_room(draft, len(queues), len(message))
         return self._add(draft, queues, id, now, message)
@@ -62,18 +66,22 @@ class Ledger:
         if tally is None or not tally.messages:
             return []
         oldest: list[Spooled] = []
+        doomed: list[tuple[int, int]] = []  # too old behind one that is not: the clock was set back
         size = 0
         for row in self._rows(draft, tally.lane):
             if len(oldest) >= max(max_messages, 1):
                 break
             if self._limits.is_expired(row.spooled_at, now) and not self._is_claimed(draft, row.position):
+                doomed.append((row.position, len(row.message)))
                 continue
             size += len(row.message)
             if oldest and size > max_bytes:
                 break
             oldest.append(Spooled(row.position, row.id, row.message, row.spooled_at))
             draft.claimed[row.position] = len(row.message)
-        if not oldest and drops:
+        if doomed and drops:
+            self._drop(draft, doomed)
+        if not oldest and not doomed and drops:
             raise Damaged(f"{tally.messages} message(s) of queue {queue!r} are not where they were")
         return oldest
 
@@ -88,6 +96,10 @@ class Ledger:
         sizes = self._sizes(draft, positions)
         self._strike_out(draft, sizes)
         draft.late.update(sizes)
+
+    def doubt_claims(self) -> None:
+        """Let claims hold, but not for proof that what was claimed is still there."""
+        self.claimed.update(dict.fromkeys(self.claimed))
 
     def _sizes(self, draft: Draft, positions: Iterable[int]) -> dict[int, int]:
         """Of the messages at those of *positions* where there is one."""
@@ -191,8 +203,8 @@ class Ledger:
         limit = self._limits.max_bytes
         if limit is None:
             return True
-        most = limit + max(limit // 10, ROOM)
-        if 3 * (draft.books.bytes + size + 100 * draft.books.messages) <= most:
+        books, most = draft.books, limit + max(limit // 10, ROOM)
+        if 3 * (books.bytes + size + max(100, 60 + books.longest) * books.messages) <= most:
             return True  # pages are not as empty as that: there is no need to ask
         while (excess := self.written(draft).used() + size - most) > 0:
             if not self._limits.may_drop:
@@ -200,7 +212,7 @@ class Ledger:
             doomed = []
             for position, freed, _ in self._unclaimed(draft):
                 doomed.append((position, freed))
-                excess -= freed
+                excess -= freed + BESIDES + len(draft.books.lanes[lane_of(position)])
                 if excess <= -PAGE_SIZE:
                     break
             if not doomed:

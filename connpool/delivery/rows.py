@@ -11,6 +11,7 @@ __all__ = [
     "END",
     "FORMAT",
     "LANES",
+    "MESSAGES",
     "PAGE_SIZE",
     "SCHEMA",
     "Note",

@@ -58,6 +58,9 @@ def _frame(header: bytes) -> Frame | None:
     return Frame(page, size, (rest[0], rest[1]), (rest[2], rest[3]))
 
 
+UNREADABLE: Final = Frame(0, 0, (0, 0), (0, 0))  # its header says nothing; what is in its page, nobody knows
+
+
 class Image(NamedTuple):
     """One page in the log, and whether it is what was written."""
 
@@ -76,23 +79,42 @@ def _images(log: BinaryIO) -> Iterator[Image]:
     order = ">" if magic == BIG_ENDIAN else "<"
     sums = _checksum(header[:24], order, (0, 0))
     seeds = {sums, (rest[2], rest[3])}
-    salts: Sums | None = (rest[0], rest[1]) if sums == (rest[2], rest[3]) else None
+    is_header_good = magic | 1 == BIG_ENDIAN and sums == (rest[2], rest[3])
+    salts = (rest[0], rest[1]) if is_header_good else _salts_of_frames(log)
     offset = LOG_HEADER.size
-    while (frame := _frame(head := log.read(FRAME_HEADER.size))) is not None:
-        image = log.read(PAGE_SIZE)
-        is_good = salts == frame.salts and len(image) == PAGE_SIZE
-        salts = salts or frame.salts  # those of the first frame, if the header is damaged
+    skipped: list[Image] = []
+    while (frame := _frame(head := _read_at(log, offset, FRAME_HEADER.size))) is not None:
         if salts[0] != frame.salts[0] and salts[1] != frame.salts[1]:
-            return  # both change with every life of a log; one may be damaged
-        # The sum goes on from frame to frame; after a bad one from what it says, or from what it has.
-        found = {
-            _checksum(image.ljust(PAGE_SIZE, b"\0"), order, _checksum(head[:8], order, seed))
-            for seed in seeds
-        }
-        is_good = is_good and frame.sums in found
-        seeds = {frame.sums} if is_good else {frame.sums, *found}
-        yield Image(frame, offset + FRAME_HEADER.size, is_good)
+            # Both change with every life of a log; one may be damaged. If both are, more of this one follows.
+            skipped.append(Image(UNREADABLE, offset + FRAME_HEADER.size, False))
+            seeds = set()
+        else:
+            yield from skipped
+            skipped = []
+            image = log.read(PAGE_SIZE)
+            is_good = is_header_good and salts == frame.salts and len(image) == PAGE_SIZE
+            is_header_good = True  # one image is enough to tell of it
+            # The sum goes on from frame to frame; after a bad one from what it says, or from what it has.
+            found = {
+                _checksum(image.ljust(PAGE_SIZE, b"\0"), order, _checksum(head[:8], order, seed))
+                for seed in seeds
+            }
+            is_good = is_good and frame.sums in found
+            seeds = {frame.sums} if is_good else {frame.sums, *found}
+            yield Image(frame, offset + FRAME_HEADER.size, is_good)
         offset += FRAME_SIZE
+
+
+def _salts_of_frames(log: BinaryIO) -> Sums:
+    """What the header of *log*, which is damaged, should say: the first frame may be damaged with it."""
+    heads = [_read_at(log, LOG_HEADER.size + n * FRAME_SIZE, FRAME_HEADER.size) for n in range(3)]
+    first, *others = [frame.salts for frame in map(_frame, heads) if frame is not None] or [(0, 0)]
+    return first if not others or first in others else others[0]
+
+
+def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
 
 
 def is_whole(log: BinaryIO) -> bool:

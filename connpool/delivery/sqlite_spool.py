@@ -6,14 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from connpool import clock
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Call, Desk
 from connpool.delivery.faults import FORKED, ForkedError, UnwritableError
-from connpool.delivery.heirs import adopt
+from connpool.delivery.heirs import adopt, nothing
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.segment import disown_all
@@ -23,6 +22,7 @@ from connpool.model.checks import require_flag, require_path
 from connpool.model.events import SpoolDamaged
 from connpool.pool.flock import Flock
 from connpool.pool.listeners import Handler
+from connpool.wire import disk
 
 __all__ = ["SQLiteSpool"]
 
@@ -76,15 +76,18 @@ class SQLiteSpool:
         listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
-        self.path = Path(os.path.abspath(require_path("path", path)))
+        self.path = disk.absolute(require_path("path", path))
         self.damage: SpoolDamaged | None = None
         self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)
-        self._keeper = Keeper(self.path, limits)
+        self._keeper = Keeper(disk.followed(self.path), limits)
         self._adoption = Desk()
         _ALL.add(self)
         try:
-            self.adopt()
+            try:
+                self.adopt()
+            except UnwritableError:  # then it opens, if it can be opened, and gives out what it holds
+                self._do(nothing)
         except Exception:  # after an interrupt the finalisers do it: the call may still be under way
             self.close()
             raise

@@ -18,8 +18,10 @@ from connpool.errors import SpoolError
 __all__ = [
     "FileLock",
     "Identity",
+    "absolute",
     "create",
     "cut",
+    "followed",
     "identity",
     "names_like",
     "reading",
@@ -147,16 +149,31 @@ def identity(path: Path) -> Identity | None:
             return None
 
 
+def absolute(path: str) -> Path:
+    """*path*, whatever the working directory will be."""
+    with _told(Path(path)):
+        return Path(os.path.abspath(path))
+
+
+def followed(path: Path) -> Path:
+    """Where *path* leads if it is a symbolic link: a file has one lock, by whatever name."""
+    with _told(path):
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def require_directory(path: Path) -> None:
     """See that *path* can be a file.
 
     Raises:
-        SpoolError: its directory does not exist, or it is one itself.
+        SpoolError: its directory does not exist, or it is one itself, or no file at all.
     """
-    if not path.parent.is_dir():
-        raise SpoolError(f"spool {path}: there is no directory {path.parent}")
-    if path.is_dir():
-        raise SpoolError(f"spool {path}: it is a directory, a file is wanted")
+    with _told(path):
+        if not path.parent.is_dir():
+            raise SpoolError(f"spool {path}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise SpoolError(f"spool {path}: it is a directory, a file is wanted")
+        if path.exists() and not path.is_file():  # to open a pipe would take until somebody writes to it
+            raise SpoolError(f"spool {path}: it is no regular file")
 
 
 def create(path: Path) -> None:
@@ -216,6 +233,7 @@ def renew(path: Path) -> None:
     """Put a copy in the place of *path*: the same bytes, another identity."""
     copy = path.with_name(path.name + ".copy")
     with _told(path):
+        FileIO(copy, "ab", opener=_open_private).close()  # private before anything is in it
         shutil.copyfile(path, copy)
         shutil.copymode(path, copy)
         with copy.open("rb+") as file:

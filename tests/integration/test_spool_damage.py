@@ -18,6 +18,7 @@ from connpool import SpoolDamaged, SpoolError, SQLiteSpool
 from connpool.delivery import mend
 from connpool.delivery.checkup import log_of
 from connpool.delivery.rows import PAGE_SIZE
+from connpool.delivery.salvage import FRAME_SIZE, LOG_HEADER
 
 ALL: Final = 1_000, 10_000_000
 QUEUES: Final = ("", "a:1", "b:2")
@@ -145,6 +146,20 @@ def test_one_wrong_byte_in_the_log_costs_one_message_at_most(in_log, folder, bit
         path = copy(in_log.path, folder / "copy")
         flip(log_of(path), at, bits)
         assert lost(path, in_log) <= 1, at
+
+
+@pytest.mark.parametrize("rubbish", [bytes(512), b"rubbish." * 64], ids=["zeros", "rubbish"])
+def test_a_sector_of_the_log_that_cannot_be_read_is_noticed_wherever_it_is(in_log, folder, rubbish) -> None:
+    frames = (log_of(in_log.path).stat().st_size - LOG_HEADER.size) // FRAME_SIZE
+    most = 0
+    for frame in range(0, frames - 8, 3):  # not the last commit: it would be one that was never written
+        path = copy(in_log.path, folder / "copy")
+        with log_of(path).open("rb+") as log:
+            log.seek((LOG_HEADER.size + frame * FRAME_SIZE) // 512 * 512)
+            log.write(rubbish)
+        most = max(most, lost(path, in_log))
+    assert frames > 20
+    assert most <= 2
 
 
 def test_a_file_cut_short_anywhere_gives_what_is_left_of_it(in_place, folder) -> None:
@@ -321,6 +336,46 @@ def test_claims_hold_through_the_mending(large) -> None:
     spool.close()
 
 
+def test_what_was_lost_while_it_was_claimed_is_not_counted_out_a_second_time(large) -> None:
+    spool = SQLiteSpool(large, durable=False)
+    claimed = spool.peek("a", *ALL)
+    damage_message(large, 50)
+    assert spool.peek("a", *ALL) == [item for item in claimed if item != claimed[50]]
+
+    spool.remove([item.position for item in claimed[:55]])
+    assert numbers(spool) == [55, 56, 57, 58, 59]
+    assert spool.count("a") == 5
+    spool.remove([item.position for item in claimed])
+    spool.put(["a"], b"message 60", bytes(16))
+    assert numbers(spool) == [60]
+    spool.close()
+
+
+def test_positions_are_not_given_out_again_though_all_was_lost_while_it_ran(large) -> None:
+    spool = SQLiteSpool(large, durable=False)
+    claimed = [item.position for item in spool.peek("a", *ALL)]
+    os.truncate(large, 0)
+    assert spool.peek("a", *ALL) == []
+
+    (position,) = spool.put(["a"], b"message 60", bytes(16))
+    assert position > max(claimed)
+    spool.remove(claimed)
+    assert numbers(spool) == [60]
+    spool.close()
+
+
+def test_what_was_claimed_may_be_removed_though_all_of_its_queue_was_lost(tmp_path) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db", durable=False)
+    spool.put(["a"], b"message 0 " * 500_000, bytes(16))
+    (claimed,) = spool.peek("a", *ALL)
+    damage_message(spool.path, 0)
+    assert spool.peek("a", *ALL) == []
+
+    spool.remove([claimed.position])
+    assert spool.counts() == {}
+    spool.close()
+
+
 # -- no damage, but not to be opened -------------------------------------------
 
 
@@ -344,6 +399,42 @@ def test_what_is_the_operators_to_mend_is_refused_and_left_as_it_is(tmp_path, in
             SQLiteSpool(path)
         assert before == (path.read_bytes() if path.is_file() else None)
     assert sorted(os.listdir(tmp_path)) == ["folder", "foreign.db", "later"]
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["PRAGMA journal_mode = WAL", "CREATE TABLE account (id)", "INSERT INTO account VALUES (1)"],
+        ["CREATE TABLE message (id, body)", "INSERT INTO message VALUES (1, 'hello')"],
+        ["PRAGMA page_size = 8192", "CREATE TABLE message (id, body)"],
+        ["CREATE TABLE account (id)", "DROP TABLE account"],
+    ],
+    ids=["with a log", "with messages", "with our pages", "without tables"],
+)
+def test_the_database_of_another_program_is_left_to_it_while_that_uses_it(tmp_path, statements) -> None:
+    path = tmp_path / "foreign.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        other.execute(statement)
+    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+
+    with pytest.raises(SpoolError, match="the database of another program"):
+        SQLiteSpool(path)
+    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    other.close()
+
+
+def test_a_file_that_is_just_begun_is_known_for_ours_though_its_size_of_pages_is_wrong(tmp_path) -> None:
+    path = tmp_path / "spool.db"
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"message", bytes(16))
+    begun = copy(path, tmp_path / "copy")
+    spool.close()
+    flip(begun, 16)
+
+    again = SQLiteSpool(begun)
+    assert [item.message for item in again.peek("a", *ALL)] == [b"message"]
+    again.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

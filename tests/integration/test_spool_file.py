@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from connpool import ConfigError, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
+from connpool import ConfigError, MessagesDropped, SpoolCount, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
-from connpool.delivery.rows import PAGE_SIZE, Row
+from connpool.delivery.rows import APPLICATION, PAGE_SIZE, Row
 from connpool.pool.piles import look_through
 from tests.conftest import open_files
 from tests.helpers.scripts import run_program
@@ -143,6 +143,36 @@ def test_the_path_stays_the_same_when_the_working_directory_changes(tmp_path, mo
 # -- several spools ------------------------------------------------------------
 
 
+def test_a_symbolic_link_stands_for_the_file_that_it_leads_to(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    spool, other = SQLiteSpool(path), SQLiteSpool(link)
+    spool.put(["a"], b"1", bytes(16))
+    other.put(["a"], b"2", bytes(16))
+    assert [item.message for item in spool.peek("a", 9, 9)] == [b"1"]
+    assert [item.message for item in other.peek("a", 9, 9)] == [b"2"]
+    assert (other.path, other.damage) == (link, None)
+
+    spool.close()
+    assert other.adopt() == {"a": 1}
+    other.close()
+
+
+def test_a_path_that_cannot_be_that_of_a_file_is_refused_and_named(tmp_path: Path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SpoolError, match=r"pipe: it is no regular file"):
+        SQLiteSpool(tmp_path / "pipe")
+    with pytest.raises(SpoolError, match=r"spool /x+: File name too long"):
+        SQLiteSpool("/" + "x" * 300)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(SpoolError, match=r"spool spool\.db: No such file or directory"):
+        SQLiteSpool("spool.db")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_two_spools_of_one_process_are_apart_until_one_is_closed(path: Path) -> None:
     one, other = SQLiteSpool(path), SQLiteSpool(path)
     one.put(["a"], b"one", ID)
@@ -186,6 +216,44 @@ def test_counters_and_order_are_adopted_with_the_messages(path: Path) -> None:
     ]
     assert one.counts() == {"a": SpoolCount(3, 6, 3)}
     one.close()
+
+
+def test_what_is_left_at_a_path_that_is_no_text_is_adopted(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"spool \xff.db")
+    spool, other = SQLiteSpool(path), SQLiteSpool(path)
+    other.put(["a"], b"message", bytes(16))
+    other.close()
+
+    assert spool.adopt() == {"a": 1}
+    spool.close()
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("ending", ["1", "20261123", "002"])
+def test_a_copy_that_somebody_has_made_is_not_adopted(path: Path, ending: str) -> None:
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", ID)
+    spool.close()
+    copied = path.with_name(f"{path.name}.{ending}")
+    shutil.copy(path, copied)
+
+    spool = SQLiteSpool(path)
+    assert spool.adopt() == {}
+    assert texts(spool) == [b"1"]
+    spool.close()
+    assert sorted(os.listdir(path.parent)) == [path.name, copied.name]
+
+
+@pytest.mark.parametrize("ending", ["2", "10", "23", "23456"])
+def test_what_any_number_of_owners_have_left_is_adopted(path: Path, ending: str) -> None:
+    other = SQLiteSpool(path)
+    other.put(["a"], b"1", ID)
+    other.close()
+    path.rename(path.with_name(f"{path.name}.{ending}"))
+
+    spool = SQLiteSpool(path)
+    assert texts(spool) == [b"1"]
+    spool.close()
 
 
 def test_many_messages_are_adopted_in_steps_that_others_need_not_wait_for(path: Path) -> None:
@@ -282,6 +350,7 @@ def test_a_file_that_cannot_be_adopted_is_told_of_once_and_keeps_nobody_from_wor
     later = path.with_name("spool.db.2")
     connection = sqlite3.connect(later)
     connection.execute("CREATE TABLE message (id)")
+    connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     spool = SQLiteSpool(path)
@@ -474,6 +543,21 @@ def test_a_limit_of_10_mb_keeps_the_directory_below_12_mb(path: Path, size: int,
     held = sum(count.bytes for count in spool.counts().values())
     assert 0.6 * limit < held <= limit
     spool.close()
+
+
+@pytest.mark.parametrize(("name", "size", "messages"), [("a" * 500, 1, 3_000), ("a" * 20, 5, 22_000)])
+def test_what_a_message_takes_besides_its_own_bytes_costs_as_few_others_as_possible(
+    path: Path, name: str, size: int, messages: int
+) -> None:
+    told: list[MessagesDropped] = []
+    spool = SQLiteSpool(path, max_bytes=300_000, durable=False, listener=told.append)
+    for _ in range(messages):
+        spool.put([name], bytes(size), ID)
+
+    assert spool.counts()[name].dropped > 500
+    assert max(event.count for event in told) < 250
+    spool.close()
+    assert 1_200_000 < path.stat().st_size < 1_400_000
 
 
 def test_messages_that_move_to_another_queue_hardly_take_more_space_meanwhile(path: Path) -> None:

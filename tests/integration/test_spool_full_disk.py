@@ -178,6 +178,45 @@ def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Pa
     assert said == ["True {} None", "True"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("max_messages=5", "10 True 5"),
+        ("max_age=60", "0 False 0"),
+        ("max_messages=60", "10 True 10"),
+    ],
+    ids=["a smaller limit", "their age", "free space"],
+)
+def test_what_there_is_to_do_at_opening_is_left_for_later_on_a_full_disk(tmp_path, setting, expected) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        f"""
+        import time
+        from connpool import clock
+        from connpool.delivery import segment
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool = SQLiteSpool(path)
+        put_sixty(spool)
+        segment.STEP = 0  # no space is given back
+        spool.remove([item.position for item in spool.peek("a", 50, 10_000_000)])
+        segment.STEP = 64
+        spool.close()
+        clock.wall = lambda: time.time() + 61
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, usual[1]))
+        spool = SQLiteSpool(path, {setting})
+        items = spool.peek("a", 60, 10_000_000)
+        spool.release([item.position for item in items])
+        print(len(items), [item.id[-1] for item in items] == list(range(50, 60)), end=" ")
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        spool.adopt()
+        print(spool.count("a"))
+        spool.close()
+        """,
+        "small files",
+    )
+    assert said == [expected]
+
+
 @pytest.mark.parametrize("disk", DISKS)
 def test_a_spool_that_has_filled_the_disk_is_opened_again_and_what_it_holds_is_sent(tmp_path, disk) -> None:
     said = on_a_small_disk(

@@ -317,6 +317,25 @@ def test_a_clock_that_goes_back_drops_nothing(make: Make, wall: Wall) -> None:
     assert texts(spool) == [b"1", b"2"]
 
 
+def test_a_clock_that_goes_back_keeps_nothing_beyond_its_age(make: Make, wall: Wall) -> None:
+    told: list[Any] = []
+    spool = fill(make(max_age=10, listener=told.append), b"1")
+    wall.now -= 500
+    spool.put(["a"], b"2", ID)
+    spool.put(["b"], b"3", ID)
+    wall.now += 9
+    assert texts(spool) == [b"1", b"2"]
+    assert texts(spool, "b") == [b"3"]
+
+    wall.now += 1
+    assert texts(spool, "b") == []
+    assert texts(spool) == [b"1"]
+    spool.remove([item.position for item in spool.peek("a", *ALL)])
+    assert texts(spool) == []
+    assert spool.counts() == {"a": SpoolCount(0, 0, 1), "b": SpoolCount(0, 0, 1)}
+    assert [(type(event), event.queue) for event in told] == [(MessagesDropped, "b"), (MessagesDropped, "a")]
+
+
 def test_a_listener_may_use_the_spool_and_may_fail(make: Make, caplog) -> None:
     seen = []
 

@@ -224,6 +224,22 @@ def test_a_renamed_file_has_its_new_name_on_the_disk(tmp_path: Path, monkeypatch
     assert flushed == [str(tmp_path / "new")]
 
 
+def test_a_renewed_file_is_never_for_others_eyes(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "spool.db"
+    disk.create(path)
+    path.write_bytes(b"content")
+    modes = []
+
+    def copyfile(source: Path, target: Path) -> None:
+        modes.append(target.stat().st_mode & 0o777)
+        target.write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(disk.shutil, "copyfile", copyfile)
+    disk.renew(path)
+
+    assert [*modes, path.stat().st_mode & 0o777] == [0o600, 0o600]
+
+
 def test_a_renewed_file_is_on_the_disk_before_it_takes_the_place_of_the_other(
     tmp_path: Path, monkeypatch
 ) -> None:
