@@ -249,7 +249,9 @@ class Service(Attempts):
         if is_probing or waiter.attempt is not None:
             return Answer.PENDING
         if waiter.pinned is None and any(not host.on_route for host in hosts):
-            return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
+            if not waiter.is_fresh_only:
+                return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
+            hosts = []  # it comes back used
         if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts, now))
