@@ -76,7 +76,7 @@ class Mailbox:
         self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
         self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
         self._hasty: list[Gate] = []  # of threads that wait for no more than one look at what has come
-        self._n_readers = 0  # threads that wait for messages
+        self._readers: set[Gate] = set()  # of those that wait for messages: an interrupt makes no count wrong
         self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
         self.is_closed = False
@@ -116,7 +116,7 @@ class Mailbox:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
         if is_last and self._was_read:
             return not self.is_closed
-        wanted = self._n_readers > 0 or bool(self._mask() & LinkEvent.INPUT)
+        wanted = bool(self._readers or self._mask() & LinkEvent.INPUT)
         return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
 
     def _mask(self) -> LinkEvent:
@@ -182,13 +182,13 @@ class Mailbox:
         try:
             with self._lock:
                 self._hasty.append(gate)
-                self._n_readers += 1
+                self._readers.add(gate)
                 self._was_read = True
             if self._on_change():
                 _wait(gate, A_LOOK)
         finally:
             with self._lock:
-                self._n_readers -= 1
+                self._readers.discard(gate)
                 if gate in self._hasty:
                     self._hasty.remove(gate)
 
@@ -229,8 +229,9 @@ class Mailbox:
                     is_announced = True
                     with self._lock:
                         self._gates.append(gate)
-                        self._n_readers += reads
-                        self._was_read |= reads
+                        if reads:
+                            self._readers.add(gate)
+                            self._was_read = True
                     if reads:
                         self._on_change()
                     continue
@@ -240,9 +241,9 @@ class Mailbox:
                         return take_locked()
         finally:
             with self._lock:
+                self._readers.discard(gate)
                 if gate in self._gates:
                     self._gates.remove(gate)
-                    self._n_readers -= reads
 
     # -- telling
 
