@@ -160,17 +160,19 @@ class Mailbox:
     def take_news(
         self, timeout: float | None, mask: LinkEvent | None, *, gives_way: bool = False
     ) -> list[News]:
-        """All events of *mask*, None: of what handlers are installed for; waits for the first of them.
+        """All events of *mask*; waits for the first of them.
 
+        *mask*: None: what handlers are installed for by then, and input as long as there are none.
         *gives_way*: return, with nothing, as soon as somebody polls.
         """
 
         def take_locked() -> list[News] | None:
             if gives_way and self.is_polled:
                 return []
-            return self._take_news_locked(self._mask() if mask is None else mask) or None
+            return self._take_news_locked(mask or self._mask() or LinkEvent.INPUT) or None
 
-        reads = mask is not None and bool(mask & LinkEvent.INPUT)
+        wanted = mask if mask is not None or self._mask() else LinkEvent.INPUT
+        reads = wanted is not None and bool(wanted & LinkEvent.INPUT)
         if reads and not self._mask() & LinkEvent.INPUT:  # else all that comes is read anyway
             self._look()
         return self._wait_for(take_locked, timeout, reads=reads) or []
