@@ -84,7 +84,7 @@ class LinkInfo:
     unsent: int
 
 
-@frozen(eq=False)  # equal to any mapping of the same numbers
+@frozen(eq=False, repr=False)  # equal to any mapping of the same numbers
 class Unsent(Mapping[str, int]):
     """How many messages wait, by queue: ``unsent["a:1"]`` or ``unsent[endpoint]``.
 
@@ -104,6 +104,10 @@ class Unsent(Mapping[str, int]):
 
     def __contains__(self, queue: object) -> bool:
         return str(queue) in self._queues
+
+    def __repr__(self) -> str:
+        counts = (f"{queue or 'whoever is back first'}: {n}" for queue, n in self._queues.items())
+        return f"<Unsent {', '.join(counts) or 'nothing'}>"
 
     @property
     def everywhere(self) -> int:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from connpool.errors import UsageError
+from connpool.model.checks import require_kind
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import CloseReason
 from connpool.model.stats import ConnectionInfo
@@ -97,12 +98,18 @@ class Connection(Traffic):
 
         Raises:
             UsageError: it was given back before.
+            ConfigError: *error* is none. It is still lent.
 
         Source: dpl_conn_terminate (Droplet); dmConnectionPool::Close (Defold).
         """
-        if error is not None:
-            self._held().host.last_error = error
-        self._end(is_failure=error is not None)
+        self._end(is_failure=self._is_blamed(error))
+
+    def _is_blamed(self, error: BaseException | None) -> bool:
+        """Whether *error* is what went wrong; then the endpoint's last one is that."""
+        if error is None:
+            return False
+        self._held().host.last_error = require_kind("error", error, BaseException)
+        return True
 
     @keeping_no_key
     def _end(self, *, is_failure: bool) -> None:

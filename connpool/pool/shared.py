@@ -103,9 +103,7 @@ class SharedConnection(Connection):
             interrupt: Have the others' blocked input and output fail at once.
         """
         record = self._held()
-        if error is not None:
-            record.host.last_error = error
-        self._end(is_failure=error is not None)
+        self._end(is_failure=self._is_blamed(error))
         if interrupt:
             record.pool._lender.interrupt(record, SHUT_RDWR, "another holder terminated it")
 

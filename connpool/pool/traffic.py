@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias, TypeVar
 
-from connpool.errors import UsageError
+from connpool.errors import HandshakeError, UsageError
 from connpool.model.checks import require_function
 from connpool.model.states import CloseReason
 from connpool.model.uncopied import Uncopied
@@ -182,6 +182,8 @@ class Traffic(Uncopied, abc.ABC):
         try:
             stream.start_tls(context, name, timeout)
         except BaseException as error:
+            if isinstance(error, HandshakeError):  # which a stream cannot tell
+                error.pool, error.endpoint = record.pool.name, record.host.endpoint
             self._fail(error)
             raise
         finally:

@@ -14,6 +14,7 @@ import pytest
 from connpool import (
     CancelledError,
     CheckoutTimeoutError,
+    ConfigError,
     ConnectError,
     Connection,
     ConnectionPool,
@@ -302,3 +303,16 @@ def test_a_checkout_whose_filter_liked_nothing_in_time_is_told_so() -> None:
             conn.release()
         with pytest.raises(CheckoutTimeoutError, match=r"0 in use, 0 waiting; 2 did not pass `where`\)$"):
             pool.try_connect(Request(where=lambda info: False), timeout=0.05)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_is_no_error_is_none_to_terminate_for(is_shared: bool) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), sharable=True) as pool:
+        conn = pool.share() if is_shared else pool.try_connect()
+        with pytest.raises(ConfigError, match="error must be a BaseException, got 'it hangs'"):
+            conn.terminate("it hangs")  # type: ignore[arg-type]
+        assert pool.stats().size == 1
+        assert pool.endpoints()[0].last_error is None
+        conn.terminate(TimeoutError("it hangs"))
+        assert pool.stats().size == 0
+        assert str(pool.endpoints()[0].last_error) == "it hangs"

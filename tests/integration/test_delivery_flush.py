@@ -139,6 +139,7 @@ def test_unsent_counts_by_member_and_for_all(a, b):
             sender.broadcast(message)
         unsent = sender.unsent()
         assert (unsent[""], unsent.everywhere, unsent.total, unsent[a.endpoint]) == (3, 3, 3, 0)
+        assert repr(unsent) == "<Unsent whoever is back first: 3>"
         assert (list(unsent), len(unsent), "" in unsent) == ([""], 1, True)
 
 

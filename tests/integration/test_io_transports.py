@@ -320,8 +320,10 @@ def test_an_upgrade_that_fails_closes_the_connection(trouble: str, certificates:
         conn = pool.try_connect(timeout=5)
         context = certificates.stranger() if trouble == "untrusted" else certificates.client()
         expected = TimeoutError if trouble == "silent" else HandshakeError
-        with taking(0, 3), pytest.raises(expected):
+        with taking(0, 3), pytest.raises(expected) as caught:
             conn.start_tls(context, timeout=0.3)
+        if isinstance(caught.value, HandshakeError):
+            assert (caught.value.pool, caught.value.endpoint) == (pool.name, server.endpoint)
         conn.release()
         assert pool.stats().size == 0
         server.until_accepts(1).until_ended(timeout=3)
