@@ -180,15 +180,16 @@ class Traffic(Uncopied, abc.ABC):
         host = name_in_certificate(record.host.endpoint.host)
         name = server_hostname or host or None
         try:
-            stream.start_tls(context, name, timeout)
+            try:
+                stream.start_tls(context, name, timeout)
+            finally:
+                record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
+            record.pool._lender.upgraded(record, context, name)
         except BaseException as error:
             if isinstance(error, HandshakeError):  # which a stream cannot tell
                 error.pool, error.endpoint = record.pool.name, record.host.endpoint
-            self._fail(error)
+            self._fail(error, is_midway=_is_from_outside(error))
             raise
-        finally:
-            record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
-        record.pool._lender.upgraded(record, context, name)
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
         if is_midway or not is_misuse(error):
