@@ -11,7 +11,7 @@ from connpool.model.checks import require_function
 from connpool.model.states import CloseReason
 from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
-from connpool.pool.unwinding import is_from_outside
+from connpool.pool.unwinding import drop_keys, is_from_outside
 from connpool.wire.io import FileStream, Stream, TLSContext
 from connpool.wire.tls import name_in_certificate
 
@@ -181,6 +181,7 @@ class Traffic(Uncopied, abc.ABC):
             if isinstance(error, HandshakeError):  # which a stream cannot tell
                 error.pool, error.endpoint = record.pool.name, record.host.endpoint
             self._fail(error, is_midway=is_from_outside(error))
+            drop_keys(error)  # who waits for a plain one may have been about to get it
             raise
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
