@@ -76,7 +76,7 @@ class Mailbox:
         self._each: tuple[tuple[LinkEvent, Handler], ...] = ()  # replaced as a whole
         self._sets: tuple[tuple[LinkEvent, SetHandler], ...] = ()
         self._hasty: list[Gate] = []  # of threads that wait for no more than one look at what has come
-        self._n_readers = 0  # threads that wait for messages
+        self._readers: set[Gate] = set()  # of those that wait for messages: an interrupt makes no count wrong
         self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
         self.is_closed = False
@@ -116,7 +116,7 @@ class Mailbox:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
         if is_last and self._was_read:
             return not self.is_closed
-        wanted = self._n_readers > 0 or bool(self._mask() & LinkEvent.INPUT)
+        wanted = bool(self._readers or self._mask() & LinkEvent.INPUT)
         return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
 
     def _mask(self) -> LinkEvent:
@@ -160,17 +160,19 @@ class Mailbox:
     def take_news(
         self, timeout: float | None, mask: LinkEvent | None, *, gives_way: bool = False
     ) -> list[News]:
-        """All events of *mask*, None: of what handlers are installed for; waits for the first of them.
+        """All events of *mask*; waits for the first of them.
 
+        *mask*: None: what handlers are installed for by then, and input as long as there are none.
         *gives_way*: return, with nothing, as soon as somebody polls.
         """
 
         def take_locked() -> list[News] | None:
             if gives_way and self.is_polled:
                 return []
-            return self._take_news_locked(self._mask() if mask is None else mask) or None
+            return self._take_news_locked(mask or self._mask() or LinkEvent.INPUT) or None
 
-        reads = mask is not None and bool(mask & LinkEvent.INPUT)
+        wanted = mask if mask is not None or self._mask() else LinkEvent.INPUT
+        reads = wanted is not None and bool(wanted & LinkEvent.INPUT)
         if reads and not self._mask() & LinkEvent.INPUT:  # else all that comes is read anyway
             self._look()
         return self._wait_for(take_locked, timeout, reads=reads) or []
@@ -182,13 +184,13 @@ class Mailbox:
         try:
             with self._lock:
                 self._hasty.append(gate)
-                self._n_readers += 1
+                self._readers.add(gate)
                 self._was_read = True
             if self._on_change():
                 _wait(gate, A_LOOK)
         finally:
             with self._lock:
-                self._n_readers -= 1
+                self._readers.discard(gate)
                 if gate in self._hasty:
                     self._hasty.remove(gate)
 
@@ -229,8 +231,9 @@ class Mailbox:
                     is_announced = True
                     with self._lock:
                         self._gates.append(gate)
-                        self._n_readers += reads
-                        self._was_read |= reads
+                        if reads:
+                            self._readers.add(gate)
+                            self._was_read = True
                     if reads:
                         self._on_change()
                     continue
@@ -240,9 +243,9 @@ class Mailbox:
                         return take_locked()
         finally:
             with self._lock:
+                self._readers.discard(gate)
                 if gate in self._gates:
                     self._gates.remove(gate)
-                    self._n_readers -= reads
 
     # -- telling
 

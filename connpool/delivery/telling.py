@@ -59,9 +59,9 @@ class Telling:
             mailbox.wake()  # the thread ends
         broadcaster = self._broadcaster()
         assert broadcaster is not None
-        if handler is None and not mailbox.has_handlers():
-            return len(mailbox.take_news(timeout, LinkEvent.INPUT))
         news = mailbox.take_news(timeout, None if handler is None else ALL)
+        if handler is None and not mailbox.has_handlers():
+            return len(news)
         return mailbox.tell(broadcaster, news, handler)
 
     def _want_thread(self) -> None:

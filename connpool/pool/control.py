@@ -160,6 +160,7 @@ class Control:
 
     # -- endpoints by hand
 
+    @keeping_no_key
     def blacklist(self, endpoint: Endpoint, seconds: float | None) -> None:
         require_seconds("seconds", seconds, or_zero=True, or_none=True)
         with self._lock:

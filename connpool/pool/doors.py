@@ -34,6 +34,7 @@ class Doors:
 
     # -- for a while
 
+    @keeping_no_key
     def pause(self, *, fail: bool) -> None:
         require_flag("fail", fail)
         with self._lock:
@@ -72,6 +73,7 @@ class Doors:
 
     # -- the end of a pool
 
+    @keeping_no_key
     def shutdown(self, how: int) -> int:
         if how not in DIRECTIONS:
             raise ConfigError(
@@ -95,6 +97,7 @@ class Doors:
         self._lender.carry_out(todo)
         return len(busy)
 
+    @keeping_no_key
     def reopen(self) -> None:
         with self._lock:
             if self._books.state is PoolState.CLOSED:

@@ -236,8 +236,13 @@ class Service(Attempts):
         if waiter.pinned is not None:
             hosts = [books.fleet.host(waiter.pinned, now)]
         else:
-            hosts = [host for group in books.fleet.groups for host in group] or list(books.fleet.beside())
-        for host in hosts:
+            hosts = [host for group in books.fleet.groups for host in group]
+        beside = books.fleet.beside() if waiter.pinned is None else ()
+        # Without a route, what was added by hand is lent and will come back; but it comes back used.
+        will_come = bool(beside) and not hosts and not waiter.is_fresh_only
+        if will_come and any(host.is_up() for host in beside):
+            return Answer.NOTHING
+        for host in (*hosts, *beside):
             waiter.must_look = True
             answer = self._try_idle(waiter, host, now, todo, only_new=False)
             if answer is not None:
@@ -248,8 +253,8 @@ class Service(Attempts):
         is_probing = any(host.opening and host.endpoint not in waiter.tried for host in hosts)
         if is_probing or waiter.attempt is not None:
             return Answer.PENDING
-        if waiter.pinned is None and any(not host.on_route for host in hosts):
-            return Answer.NOTHING  # no route, but what was added by hand is lent and will come back
+        if will_come:
+            return Answer.NOTHING
         if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts, now))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-import traceback
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from connpool.errors import HandshakeError, UsageError
 from connpool.model.checks import require_function
 from connpool.model.states import CloseReason
 from connpool.model.uncopied import Uncopied
 from connpool.pool.record import Record
+from connpool.pool.unwinding import drop_keys, is_from_outside
 from connpool.wire.io import FileStream, Stream, TLSContext
 from connpool.wire.tls import name_in_certificate
 
@@ -20,8 +20,6 @@ __all__ = ["Traffic", "is_misuse"]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 T = TypeVar("T")
 
-_OWN: Final = frozenset((__name__.partition(".")[0], "socket", "ssl"))  # what a read calls in Python
-
 
 def is_misuse(error: BaseException) -> bool:
     """Whether *error* only says that the arguments are wrong: it has broken nothing.
@@ -29,12 +27,6 @@ def is_misuse(error: BaseException) -> bool:
     In the midst of a write, or from a function of others, it is a signal handler's, whatever it says.
     """
     return isinstance(error, TypeError | ValueError | UsageError) and not isinstance(error, OSError)
-
-
-def _is_from_outside(error: BaseException) -> bool:
-    """Whether a function of others has raised *error*, or let it pass."""
-    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(name.partition(".")[0] not in _OWN for name in modules)
 
 
 class Traffic(Uncopied, abc.ABC):
@@ -112,7 +104,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             data = stream.recv(n, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=_is_from_outside(error))
+            self._fail(error, is_midway=is_from_outside(error))
             raise
         if not data and n:
             self._held().condemn(CloseReason.BROKEN)  # the peer has finished
@@ -124,7 +116,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             n = stream.recv_into(buffer, nbytes, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=_is_from_outside(error))
+            self._fail(error, is_midway=is_from_outside(error))
             raise
         if not n and len(buffer):
             self._held().condemn(CloseReason.BROKEN)
@@ -140,7 +132,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_exactly(n, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=_is_from_outside(error))
+            self._fail(error, is_midway=is_from_outside(error))
             raise
 
     def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
@@ -156,7 +148,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_until(delimiter, limit, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=_is_from_outside(error))
+            self._fail(error, is_midway=is_from_outside(error))
             raise
 
     def start_tls(
@@ -180,15 +172,17 @@ class Traffic(Uncopied, abc.ABC):
         host = name_in_certificate(record.host.endpoint.host)
         name = server_hostname or host or None
         try:
-            stream.start_tls(context, name, timeout)
+            try:
+                stream.start_tls(context, name, timeout)
+            finally:
+                record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
+            record.pool._lender.upgraded(record, context, name)
         except BaseException as error:
             if isinstance(error, HandshakeError):  # which a stream cannot tell
                 error.pool, error.endpoint = record.pool.name, record.host.endpoint
-            self._fail(error)
+            self._fail(error, is_midway=is_from_outside(error))
+            drop_keys(error)  # who waits for a plain one may have been about to get it
             raise
-        finally:
-            record.raw = stream.raw  # even a handshake that failed has taken the descriptor over
-        record.pool._lender.upgraded(record, context, name)
 
     def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
         if is_midway or not is_misuse(error):

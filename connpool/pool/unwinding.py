@@ -10,22 +10,37 @@ from typing import Final, ParamSpec, TypeVar
 
 from connpool.errors import ConnPoolError
 
-__all__ = ["drop_keys", "keeping_no_key"]
+__all__ = ["drop_keys", "is_from_outside", "keeping_no_key"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 PACKAGES: Final = "connpool.pool", "connpool.calls"  # whose frames have keys
+_OWN: Final = frozenset((__name__.partition(".")[0], "socket", "ssl"))  # what our calls call in Python
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Whether a function of others has raised *error*, or let it pass."""
+    trace = error.__traceback__
+    while (
+        trace is not None
+    ):  # a checkout that is refused asks, too: a generator would take three times as long
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OWN:
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def drop_keys(error: BaseException) -> None:
     """Have frames of ours that *error* has ended forget what they had in hand, however long it is kept.
 
     It came from without: Ctrl-C, a signal handler, foreign code. Errors of our own are raised with nothing
-    in hand, and keep their frames.
+    in hand, and keep their frames; unless a signal handler has let one pass, of what it tried itself.
     """
     seen: set[int] = set()
     blow: BaseException | None = error
-    while not (blow is None or isinstance(blow, ConnPoolError) or id(blow) in seen):
+    while not (blow is None or id(blow) in seen):
+        if isinstance(blow, ConnPoolError) and not is_from_outside(blow):
+            break
         seen.add(id(blow))
         for frame, _ in traceback.walk_tb(blow.__traceback__):
             if frame.f_globals.get("__package__") in PACKAGES:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from connpool import (
+    CheckoutTimeoutError,
     CloseReason,
     ConnectionInfo,
     ConnectionPool,
@@ -367,3 +368,35 @@ def test_an_added_one_may_be_released_terminated_and_detached(
         pool.add_connection(mine)
         pool.try_connect().terminate()
         assert peer.recv(1) == b""
+
+
+def test_what_was_added_and_is_blacklisted_is_lent_only_if_nothing_else_that_was_added_can_serve() -> None:
+    pairs = [socket.socketpair() for _ in range(2)]
+    with ConnectionPool(max_size=2) as pool:
+        for (ours, _), endpoint in zip(pairs, ("a:1", "b:1"), strict=True):
+            pool.add_connection(ours, endpoint)
+        pool.blacklist("a:1")
+        held = pool.try_connect(timeout=0)
+        assert str(held.endpoint) == "b:1"
+        with pytest.raises(CheckoutTimeoutError):
+            pool.try_connect(timeout=0.05)
+        assert isinstance(held.detach(), socket.socket)
+        with pool.try_connect(timeout=5) as conn:
+            assert str(conn.endpoint) == "a:1"
+    for sock in (sock for pair in pairs for sock in pair):
+        sock.close()
+
+
+def test_what_was_added_beside_a_route_and_is_blacklisted_is_lent_if_no_endpoint_can_serve(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    with ConnectionPool(["a:1", "b:1"]) as pool, theirs:
+        pool.add_connection(ours)
+        for endpoint in ("a:1", "b:1"):
+            pool.blacklist(endpoint)
+        with pool.try_connect(timeout=0) as conn:
+            added = conn.endpoint
+        pool.blacklist(added)
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.endpoint == added

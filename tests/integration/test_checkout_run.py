@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import select
+import socket
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, Request
+from connpool import CloseReason, Connection, ConnectionPool, NoEndpointError, Request
 from connpool.testing import (
     Answer,
     Close,
@@ -262,3 +263,21 @@ def test_where_a_look_may_take_long_run_does_not_look() -> None:
     with ConnectionPool.of(object, is_usable=lambda raw: looks.append(raw) or True) as pool:
         assert [pool.run(lambda conn: conn.uses) for _ in range(3)] == [0, 1, 2]
         assert not looks
+
+
+def test_where_nothing_can_be_dialled_stale_work_fails_at_once_instead_of_waiting_for_what_is_used() -> None:
+    ours, theirs = socket.socketpair()
+    other, _peer = socket.socketpair()
+
+    def work(conn: Connection) -> None:
+        theirs.close()
+        conn.recv_exactly(1, timeout=5)
+
+    with ConnectionPool(None, max_size=2) as pool, _peer:
+        for raw in (other, ours):
+            pool.add_connection(raw, "db:1")
+        for loan in reversed([pool.try_connect(timeout=0) for _ in range(2)]):
+            loan.release()
+        with pytest.raises(NoEndpointError, match="no route to dial"):
+            pool.run(work, Request(timeout=5), idempotent=True)
+        assert (pool.stats().idle, pool.stats().timeouts) == (1, 0)

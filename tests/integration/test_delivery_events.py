@@ -255,6 +255,19 @@ def test_where_nobody_handles_anything_a_poll_counts_the_messages_that_have_come
             assert sender.check_event(None) == 1
 
 
+def test_a_handler_that_is_installed_while_somebody_polls_is_told_of_what_comes_after_that(diary):
+    with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
+        all_alive(sender)
+
+        def install() -> None:
+            until(lambda: sender._office.mailbox._gates, "somebody who polls")
+            sender.on(INPUT, diary)
+            a.until_accepts(1).send(b"hello\n")
+
+        assert together(lambda: sender.check_event(GUARD), install) == [1, None]
+        assert diary.told == [(INPUT, str(a.endpoint))]
+
+
 def _has_come(sender, n):
     """Whether something lies at *n* members that nobody has read."""
     strands = [link.strand for link in sender._office.roster.links.values()]

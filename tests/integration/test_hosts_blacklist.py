@@ -15,7 +15,9 @@ from connpool import (
     NoEndpointError,
     UsageError,
 )
+from connpool.pool.attempts import Attempts
 from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.interrupts import SignalStrike, Strike, at_every_bytecode
 from tests.helpers.switchboard import Switchboard, down, info_of, until
 from tests.helpers.together import together
 
@@ -238,3 +240,24 @@ def test_jitter_that_is_seeded_repeats_itself_and_else_does_not() -> None:
 
     assert instants(random.Random(7)) == instants(random.Random(7)) != instants(random.Random(8))
     assert instants(None) != instants(None)
+
+
+def test_an_interrupt_of_a_blacklisting_that_is_kept_keeps_no_dial_from_who_waits() -> None:
+    for strike in at_every_bytecode(Attempts.begin_dial, Attempts._attempt, kind=SignalStrike):
+        with ConnectionPool(
+            "a:1 || b:1", connector=Switchboard(), max_per_endpoint=1, reap_interval=None
+        ) as pool:
+            held = pool.try_connect(timeout=5)
+
+            def blacklist(pool: ConnectionPool = pool, strike: Strike = strike) -> None:
+                until(lambda: pool.stats().waiting == 1)
+                with strike:
+                    pool.blacklist("a:1")
+                pool.sweep()
+
+            def wait(pool: ConnectionPool = pool) -> None:
+                with pool.try_connect(timeout=2) as conn:
+                    assert str(conn.endpoint) == "b:1"
+
+            together(blacklist, wait)
+            held.release()

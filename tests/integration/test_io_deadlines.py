@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from connpool import CloseReason, ConfigError, Connection, ConnectionPool, SocketConnector, UsageError
+from connpool.pool.lending import Lender
 from connpool.testing import Deaf, Echo, Ending, Pause, ReadSlowly, Script, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
 from tests.helpers.together import together
@@ -237,6 +238,43 @@ def test_a_connection_whose_answer_a_signal_handler_has_not_let_come_is_not_lent
                 read(conn)
         finally:
             signal.signal(signal.SIGALRM, before)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_an_upgrade_that_a_signal_handler_has_ended_leaves_nothing_to_the_next(
+    certificates: Certificates,
+) -> None:
+    def fail(*_: object) -> None:
+        raise TypeError("what the settings say cannot be read")
+
+    with serving(Silence(), False, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        before = signal.signal(signal.SIGALRM, fail)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            with pytest.raises(TypeError, match="cannot be read"):
+                conn.start_tls(certificates.client(), timeout=5)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+def test_an_upgrade_that_is_interrupted_when_its_handshake_is_done_is_not_lent_as_a_plain_one(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strike(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with (
+        ScriptedServer(tls=certificates.server()) as server,
+        ConnectionPool(f"localhost:{server.port}") as pool,
+    ):
+        conn = pool.try_connect(timeout=5)
+        monkeypatch.setattr(Lender, "upgraded", strike)
+        with pytest.raises(KeyboardInterrupt):
+            conn.start_tls(certificates.client(), timeout=5)
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
