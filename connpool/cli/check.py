@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -57,8 +59,13 @@ def check(path: Path, out: TextIO | None = None, err: TextIO | None = None) -> i
         return 1
     jobs = [(pool, endpoint) for pool in pools for endpoint in dict.fromkeys(pool.route.endpoints)]
     width = max(len(f"{pool.name}  {endpoint}") for pool, endpoint in jobs)
+    cancel = threading.Event()
     with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="connpool-check") as crew:
-        findings = list(crew.map(_dial, *zip(*jobs, strict=True)))
+        try:
+            findings = list(crew.map(partial(_dial, cancel), *zip(*jobs, strict=True)))
+        except BaseException:  # Ctrl-C: no dial outlasts it
+            cancel.set()
+            raise
     for finding in findings:
         print(f"{f'{finding.pool}  {finding.endpoint}':{width}}  {finding}", file=out)
     n_good = sum(finding.error is None for finding in findings)
@@ -66,12 +73,12 @@ def check(path: Path, out: TextIO | None = None, err: TextIO | None = None) -> i
     return 0 if n_good == len(findings) else 1
 
 
-def _dial(pool: WantedPool, endpoint: Endpoint) -> Finding:
+def _dial(cancel: threading.Event, pool: WantedPool, endpoint: Endpoint) -> Finding:
     connector = adapt(SocketConnector() if pool.connector is None else pool.connector)
     timeout = pool.settings.get("connect_timeout", PoolConfig().connect_timeout)
     began = now()
     try:
-        raw = connector.open(endpoint, timeout, None)
+        raw = connector.open(endpoint, timeout, cancel)
     except ConnPoolError as error:
         return Finding(pool.name, endpoint, now() - began, error=str(error))
     seconds = now() - began

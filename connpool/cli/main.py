@@ -15,6 +15,7 @@ from connpool.cli.ctrl_c import INTERRUPTED_STATUS
 from connpool.cli.demo import Options, demo
 from connpool.cli.logbook import Logbook
 from connpool.cli.second_act import second_act
+from connpool.errors import ConfigError
 
 __all__ = ["main"]
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with 2 if the arguments make no sense, with 0 after ``--help``.
     """
     options = _parser().parse_args(arguments)
+    if sys.stdout is None:  # it was closed: nothing else may get its descriptor, either
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     try:
         status: int = options.run(options)
         return status
@@ -97,6 +100,9 @@ def _demo(options: argparse.Namespace) -> int:
     except ImportError as error:
         print(f"--plot needs matplotlib, of threaded-connpool[plot]: {error}", file=sys.stderr)
         return USAGE_STATUS
+    except ConfigError as error:
+        print(f"--plot: {error}", file=sys.stderr)
+        return USAGE_STATUS
     status = 0
     if act != 2:
         status = demo(Options(seconds=options.seconds, n_threads=options.threads, plain=plain))
@@ -110,7 +116,10 @@ def _picture(path: Path) -> Callable[[Logbook], None]:
 
     Raises:
         ImportError: matplotlib is not installed.
+        ConfigError: no file can be written there.
     """
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written")
     from connpool.ext.plot import draw_delivery  # noqa: PLC0415 - on demand only
 
     return lambda log: log.draw(draw_delivery, path)

@@ -6,18 +6,18 @@ import itertools
 import logging
 import os
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from connpool.delivery.flushing import take_out
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
+from connpool.delivery.words import describe
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
-from connpool.model.delivery import GLOBAL, Delivery, LinkInfo, LinkState
+from connpool.model.delivery import GLOBAL, Delivery, LinkState
 from connpool.pool.census import wink
-from connpool.pool.failures import in_words
 
 __all__ = ["Sending"]
 
@@ -26,6 +26,8 @@ FIRST_PATIENCE: Final = 0.25  # seconds
 logger = logging.getLogger("connpool.delivery")
 
 _numbers: Final = itertools.count(1)
+
+Stale: TypeAlias = list[tuple[Link, int]]  # copies and where they lie in the spool
 
 
 class Sending:
@@ -165,25 +167,36 @@ class Sending:
     def _ahead(self, parcel: Parcel) -> Delivery:
         """As ``_in_turn``, but what is sent is in the spool before."""
         office = self._office
-        spool = office.spool
-        assert spool is not None
         with office._lock:
             groups = office.roster.in_turn()
-        stale: list[tuple[Link, int]] = []  # copies for groups that turned out to be dead
+        stale: Stale = []  # copies for groups that turned out to be dead
         delivery: Delivery | None = None
         for number, links in groups:
             self._await(links)
             if not any(link.state is LinkState.ALIVE for link in links):
                 continue
-            positions = spool.put([link.queue for link in links], parcel.message, parcel.id)
+            positions = self._put([link.queue for link in links], parcel, stale)
             copies = dict(zip(links, positions, strict=True))
             delivery = self._send_ahead(number, copies, parcel) or self._withdraw(number, copies, parcel)
             if delivery is not None:
                 break
             stale.extend(copies.items())
-        delivery = delivery or self._put_aside(parcel)
+        delivery = delivery or self._put_aside(parcel, stale)
         self._clear_away(stale)
         return delivery
+
+    def _put(self, queues: Sequence[str], parcel: Parcel, stale: Stale | None) -> Sequence[int]:
+        """Spool a copy for each of *queues*; what is *stale* goes before, if there is no room else."""
+        spool = self._office.spool
+        assert spool is not None
+        try:
+            return spool.put(queues, parcel.message, parcel.id)
+        except SpoolError:
+            if not stale:
+                raise
+        self._clear_away(stale)
+        stale.clear()
+        return spool.put(queues, parcel.message, parcel.id)
 
     def _send_ahead(self, number: int, positions: dict[Link, int], parcel: Parcel) -> Delivery | None:
         office = self._office
@@ -234,7 +247,7 @@ class Sending:
                 office.kick(link)
         return Delivery(spooled=tuple(link.queue for link in copies), group=number, id=parcel.id)
 
-    def _clear_away(self, copies: list[tuple[Link, int]]) -> None:
+    def _clear_away(self, copies: Stale) -> None:
         """Nobody needs these *copies*, which are withdrawn. If they cannot be taken out, a worker does it."""
         if self._take_out([position for _, position in copies]):
             for link, position in copies:
@@ -249,14 +262,13 @@ class Sending:
 
     # -- nobody can take it
 
-    def _put_aside(self, parcel: Parcel) -> Delivery:
+    def _put_aside(self, parcel: Parcel, stale: Stale | None = None) -> Delivery:
         """Let it wait for whichever group is the first to come back, behind what waits for that already."""
         office = self._office
-        spool = office.spool
-        if spool is None:
+        if office.spool is None:
             self._require_open(None)  # else who closes it has cut off the last link
             raise self._nobody()
-        spool.put([GLOBAL], parcel.message, parcel.id)
+        self._put([GLOBAL], parcel, stale)
         office.kick_all()
         return Delivery(spooled=(GLOBAL,), id=parcel.id)
 
@@ -266,7 +278,7 @@ class Sending:
         infos = [info for info in office.describe_links() if takes_any or 0 in info.groups]
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
-        told = "; ".join(map(_describe, infos)) or "the route has no members"
+        told = "; ".join(map(describe, infos)) or "the route has no members"
         return NoEndpointError(
             f"broadcaster {office.name!r}: no member takes the message, and there is no spool ({told})",
             pool=office.name,
@@ -304,12 +316,3 @@ class Sending:
 
     def _new_id(self) -> bytes:
         return self._origin + next(_numbers).to_bytes(8, "big")
-
-
-def _describe(link: LinkInfo) -> str:
-    """What is the matter with *link*; the errors of a dial name its endpoint themselves."""
-    endpoint, error = str(link.endpoint), link.last_error
-    if error is None:
-        return f"{endpoint} is {'not tried yet' if link.state is LinkState.NEW else link.state.value}"
-    words = in_words(error)
-    return words if endpoint in words else f"{endpoint}: {words}"

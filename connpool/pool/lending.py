@@ -187,7 +187,8 @@ class Lender(Desk):
     def upgraded(self, record: Record, context: TLSContext, name: str | None) -> None:
         """A loan speaks TLS now: it belongs to the TLS endpoint, on the route or not.
 
-        Unless *context*, which has looked for *name*, has verified too little: then it is nobody's.
+        Unless *context*, which has looked for *name*, has verified too little, or others went there under
+        another name: then it is nobody's.
         """
         plain = record.host.endpoint
         if record.phase is not Phase.OPEN or plain.tls:
@@ -197,6 +198,12 @@ class Lender(Desk):
             return
         with self._lock:
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
+            notes = record.noted()
+            notes.peer = name or ""
+            others = [other.notes.peer for other in host.records if other.notes is not None]
+            if any(peer not in (None, notes.peer) for peer in others):  # who asks could get either
+                record.condemn(CloseReason.DIRTY)
+                return
             host.records.add(record)
             old, record.host = record.host, host
             old.records.discard(record)

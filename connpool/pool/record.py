@@ -61,6 +61,7 @@ class Notes:
         "is_replaced",
         "looked_at",
         "origin",
+        "peer",
         "taker",
         "wants_another",
         "was_forgotten",
@@ -71,6 +72,7 @@ class Notes:
         self.hold: Hold | None = None  # who shares it; kept when nobody does any more
         self.origin: Origin | None = None  # where the present loan was taken
         self.looked_at = -math.inf  # when it was validated last
+        self.peer: str | None = None  # the name that it went over to TLS for
         self.taker: str | None = None  # name of the thread that took it and lost it
         self.was_forgotten = False  # its loan was dropped, not given back
         self.is_replaced = False  # another was opened in its stead

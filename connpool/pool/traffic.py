@@ -156,8 +156,9 @@ class Traffic(Uncopied, abc.ABC):
     ) -> None:
         """Upgrade to TLS in place. From then on it serves the TLS endpoint, never the plain one.
 
-        If less was verified than the pool's connector does for that endpoint, it serves nobody else: it is
-        closed when the loan ends. So it is with Unix sockets and callables, which have no TLS endpoint.
+        If less was verified than the pool's connector does for that endpoint, or another connection went over
+        to TLS there for another name, it serves nobody else: it is closed when the loan ends. So it is with
+        Unix sockets and callables, which have no TLS endpoint.
 
         Args:
             server_hostname: The name to verify; None: the endpoint's host, if it has one.

@@ -97,3 +97,24 @@ def test_it_is_a_command_and_says_how_it_is_used() -> None:
     assert run("none.toml").returncode == 1
     assert run().returncode == 2
     assert "TOML" in run("--help").stdout
+
+
+def test_ctrl_c_waits_for_no_dial(tmp_path: Path) -> None:
+    with ScriptedServer() as hole:
+        hole.black_hole()
+        path = tmp_path / "pools.toml"
+        path.write_text(f"[pools.a]\nroute = '{hole.endpoint}'\nconnect_timeout = 60\n", encoding="utf-8")
+        program = (
+            "import os, signal, sys, threading, time\n"
+            "from connpool.cli.main import main\n"
+            "from connpool.wire.connector import SocketConnector\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "real = SocketConnector.open\n"
+            "def opening(*args):\n"
+            "    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            "    return real(*args)\n"
+            "SocketConnector.open = opening\n"
+            f"sys.exit(main(['check', {str(path)!r}]))\n"
+        )
+        ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=20, check=False)
+    assert ran.returncode == 130

@@ -17,7 +17,7 @@ import connpool.delivery.tending
 import connpool.delivery.writing
 from connpool import ConfigError, MemorySpool, NoEndpointError, SpoolError, SpoolFullError, SQLiteSpool
 from connpool.delivery.link import Link, Outcome
-from connpool.model.delivery import GLOBAL
+from connpool.model.delivery import GLOBAL, LinkState
 from connpool.testing import FakeClock
 from tests.helpers.preemption import preempting
 from tests.helpers.sinks import (
@@ -178,6 +178,48 @@ def test_a_copy_for_a_group_that_was_dead_is_not_sent_though_it_comes_back_meanw
         until(lambda: sender.unsent().total == 0, "an empty spool")
         sender.broadcast(b"m-1")
         assert a.until_lines(2) == numbered(2)
+
+
+def find_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next link that is to send something is found dead."""
+
+    def fail(*_: object) -> Outcome:
+        monkeypatch.undo()
+        return Outcome.DEAD
+
+    monkeypatch.setattr(Link, "try_send", fail)
+
+
+def test_copies_for_a_group_that_is_found_dead_take_no_room_from_the_next_or_from_the_queue_for_all(
+    a, monkeypatch
+):
+    with Sink() as b:
+        spool = MemorySpool(max_messages=1, on_full="raise")
+        with broadcasting(a, "||", b, spool=spool, write_ahead=True) as sender:
+            until(lambda: len([link for link in sender.links() if link.state is LinkState.ALIVE]) == 2)
+            find_dead(monkeypatch)
+            assert sender.broadcast(b"one").sent == (b.endpoint,)
+            assert b.until_lines(1) == [b"one"]
+    with broadcasting(a, spool=MemorySpool(max_messages=1, on_full="raise"), write_ahead=True) as sender:
+        until(lambda: sender.ready)
+        find_dead(monkeypatch)
+        assert sender.broadcast(b"two").spooled == (GLOBAL,)
+        assert a.until_lines(1) == [b"two"]
+
+
+def test_a_message_that_is_refused_when_its_group_is_found_dead_leaves_no_copies(a, monkeypatch):
+    class Full(MemorySpool):
+        def put(self, queues: Sequence[str], message: bytes, id: bytes) -> Sequence[int]:
+            if list(queues) == [GLOBAL]:
+                raise SpoolFullError("no room")
+            return super().put(queues, message, id)
+
+    with broadcasting(a, spool=Full(), write_ahead=True) as sender:
+        until(lambda: sender.ready)
+        find_dead(monkeypatch)
+        with pytest.raises(SpoolFullError):
+            sender.broadcast(b"one")
+        assert sender.unsent().total == 0
 
 
 def test_a_full_spool_refuses_a_message_before_anybody_has_it(a):

@@ -86,6 +86,12 @@ def test_it_ends_when_nobody_reads_what_it_says() -> None:
     assert not any(map(is_running, processes_named_in(told)))
 
 
+def test_it_runs_where_standard_output_is_closed() -> None:
+    command = f"exec {sys.executable} -m connpool demo --act 1 --seconds 0.5 --threads 2 >&-"
+    ran = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, timeout=LIMIT, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["dmeo"], ["demo", "--seconds", "0"], ["demo", "--seconds", "nan"], ["demo", "--threads", "many"]],

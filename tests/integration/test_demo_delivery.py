@@ -155,6 +155,15 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_starts(
     assert "threaded-connpool[plot]" in capsys.readouterr().err
 
 
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(main, "demo", lambda _: pytest.fail("it was begun"))
+    for path in (tmp_path, tmp_path / "none" / "demo.svg"):
+        assert main.main(["demo", "--plot", str(path)]) == 2
+        assert f"{path} cannot be written" in capsys.readouterr().err
+
+
 def test_the_picture_shows_the_marks_and_everybody(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="threaded-connpool[plot] is not installed")
     path = tmp_path / "demo.svg"

@@ -279,6 +279,32 @@ def test_an_upgrade_that_has_verified_less_than_the_pool_would_never_serves_the_
             assert (ask(conn), conn.uses) == (b"ping", int(serves))
 
 
+def test_upgrades_at_one_address_for_two_names_never_serve_the_same_endpoint(
+    certificates: Certificates,
+) -> None:
+    script = [StartTls(certificates.server("localhost", "db.test")), Echo()]
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        ScriptedServer(script=script) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        first, again, other = (pool.try_connect(timeout=5) for _ in range(3))
+        for conn, name in ((first, "localhost"), (again, "localhost"), (other, "db.test")):
+            conn.start_tls(certificates.client(), name, timeout=5)
+            assert ask(conn) == b"ping"
+        for conn in (first, again, other):
+            conn.release()
+        assert (pool.stats().idle, pool.stats().closed) == (2, {CloseReason.DIRTY: 1})
+        for _ in range(2):
+            with pool.try_connect(Endpoint("127.0.0.1", server.port, tls=True), timeout=5) as conn:
+                assert conn.ssl_socket is not None
+                assert conn.ssl_socket.server_hostname == "localhost"
+        pool.clear()
+        with pool.try_connect(timeout=5) as conn:  # nobody is there under the first name any more
+            conn.start_tls(certificates.client(), "db.test", timeout=5)
+        assert pool.stats().idle == 1
+
+
 def test_an_upgrade_where_the_connector_is_of_ones_own_is_as_sure_as_the_default(
     certificates: Certificates,
 ) -> None:
