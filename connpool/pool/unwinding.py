@@ -21,9 +21,7 @@ _OWN: Final = frozenset((__name__.partition(".")[0], "socket", "ssl"))  # what o
 def is_from_outside(error: BaseException) -> bool:
     """Whether a function of others has raised *error*, or let it pass."""
     trace = error.__traceback__
-    while (
-        trace is not None
-    ):  # a checkout that is refused asks, too: a generator would take three times as long
+    while trace is not None:  # no generator, which takes three times as long: a refused checkout asks, too
         if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _OWN:
             return True
         trace = trace.tb_next
