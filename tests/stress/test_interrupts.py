@@ -82,7 +82,7 @@ def finish(stage: Scene) -> None:
 def give_up_own(error: BaseException | None) -> None:
     """Give back what is the caller's own: no loan that a deed still has is given up for an interrupt."""
     for frame, _ in traceback.walk_tb(None if error is None else error.__traceback__):
-        if frame.f_code is ConnectionPool.try_connect.__code__:
+        if frame.f_code.co_name == "try_connect":  # of a pool, or of one that is listened to
             frame.clear()  # struck as it returned, behind its handler: no real signal comes there
         is_deed = frame.f_globals["__name__"] == Scene.__module__
         names = frame.f_locals if is_deed else {"self": frame.f_locals.get("self")}
