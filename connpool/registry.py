@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from connpool.clock import now
-from connpool.errors import DuplicatePoolError, NotSharableError, UnknownPoolError, UsageError
+from connpool.errors import DuplicatePoolError, UnknownPoolError, UsageError
 from connpool.model.checks import require_path, require_seconds, require_text
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
@@ -20,6 +20,7 @@ from connpool.model.request import Request
 from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.model.stats import PoolStats
+from connpool.pool.failures import not_sharable
 from connpool.pool.flock import Flock
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
@@ -225,7 +226,7 @@ class Repository:
         """
         pool = self[name]
         if not pool.config.sharable:
-            raise NotSharableError(f"pool {name!r} is not sharable; make it with sharable=True", pool=name)
+            raise not_sharable(name)
         return pool._control.stock.share()
 
     # -- the end

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from connpool import clock as real
 from connpool.errors import (
     CancelledError,
-    NotSharableError,
     PoolPausedError,
     UsageError,
 )
@@ -17,7 +16,7 @@ from connpool.model.request import Request
 from connpool.model.states import POOL_OPEN
 from connpool.pool.connection import HAS_GIL, Connection
 from connpool.pool.dialing import EitherCancel
-from connpool.pool.failures import exhausted, timed_out
+from connpool.pool.failures import exhausted, not_sharable, timed_out
 from connpool.pool.fitting import Fitting
 from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase
@@ -57,9 +56,7 @@ class Checkout(Fitting):
         self._lender = lender
         self._books = books = lender.books
         if request.shared and not books.config.sharable:
-            raise NotSharableError(
-                f"pool {self._name!r} is not sharable; make it with sharable=True", pool=self._name
-            )
+            raise not_sharable(self._name)
         if lender.is_inside():
             raise UsageError(
                 f"pool {self._name!r}: a checkout by what interrupted the pool itself"

@@ -15,6 +15,7 @@ from connpool.errors import (
     ConnPoolError,
     HandshakeError,
     NoEndpointError,
+    NotSharableError,
     PermissionDeniedError,
     PoolClosedError,
     PoolExhaustedError,
@@ -36,6 +37,7 @@ __all__ = [
     "exhausted",
     "in_words",
     "no_endpoint",
+    "not_sharable",
     "reason_of",
     "timed_out",
 ]
@@ -152,6 +154,11 @@ def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
     """The error of a checkout that may not wait. *n_leaving*: of those in the queue, it is one itself."""
     name = books.pool.name
     return PoolExhaustedError(f"pool {name!r}: {why} ({books.summary(n_leaving)})", pool=name)
+
+
+def not_sharable(pool: str) -> NotSharableError:
+    """The error of who asks for a share of a pool that lends none."""
+    return NotSharableError(f"pool {pool!r} is not sharable; make it with sharable=True", pool=pool)
 
 
 def timed_out(books: Books, limit: float, now: float, n_refused: int = 0) -> CheckoutTimeoutError:

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import attrs
 
-from connpool.errors import ConfigError, NotSharableError
+from connpool.errors import ConfigError
 from connpool.model.checks import is_whole, require_flag, require_function
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
+from connpool.pool.failures import not_sharable
 from connpool.pool.hosts import Host
 from connpool.pool.lending import Lender
 from connpool.pool.observed import lend_fresh
@@ -101,9 +102,7 @@ def _was_answered(record: Record) -> bool:
 def share(lender: Lender, req: Request | Endpoint | str | None, timeout: float | None) -> SharedConnection:
     """As ``ConnectionPool.share``, the long way."""
     if not lender.config.sharable:
-        raise NotSharableError(
-            f"pool {lender.pool.name!r} is not sharable; make it with sharable=True", pool=lender.pool.name
-        )
+        raise not_sharable(lender.pool.name)
     request = Request.of(req)
     conn = lender.pool.try_connect(
         request if request.shared else attrs.evolve(request, shared=True), timeout=timeout
