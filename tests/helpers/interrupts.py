@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import gc
 import random
@@ -266,3 +267,15 @@ def struck_at_random(job: Callable[[], object], *, times: int, longest: float, s
     """Run *job* *times* times, each struck after a random delay; return how often that was in time."""
     dice = random.Random(seed)
     return sum(struck(job, dice.uniform(0.0, longest)) for _ in range(times))
+
+
+@contextlib.contextmanager
+def in_a_handler(deed: Callable[[], object], after: float) -> Iterator[None]:
+    """Have a signal handler of the main thread do *deed*, *after* so many seconds."""
+    before = signal.signal(signal.SIGALRM, lambda *_: deed())
+    limit = signal.setitimer(signal.ITIMER_REAL, after)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *limit)  # the test's own time-out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import select
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from connpool import CloseReason, ConfigError, Connection, ConnectionPool, Socke
 from connpool.pool.lending import Lender
 from connpool.testing import Deaf, Echo, Ending, Pause, ReadSlowly, Script, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
+from tests.helpers.interrupts import in_a_handler
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -226,18 +226,13 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
 def test_a_connection_whose_answer_a_signal_handler_has_not_let_come_is_not_lent_again(
     read: Callable[[Connection], object], is_tls: bool, certificates: Certificates
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail() -> None:
         raise ValueError("what the settings say cannot be read")
 
     with serving(Silence(), is_tls, certificates) as (_, pool):
         conn = pool.try_connect(timeout=5)
-        before = signal.signal(signal.SIGALRM, fail)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        try:
-            with pytest.raises(ValueError, match="cannot be read"):
-                read(conn)
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        with in_a_handler(fail, 0.1), pytest.raises(ValueError, match="cannot be read"):
+            read(conn)
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
@@ -245,18 +240,13 @@ def test_a_connection_whose_answer_a_signal_handler_has_not_let_come_is_not_lent
 def test_an_upgrade_that_a_signal_handler_has_ended_leaves_nothing_to_the_next(
     certificates: Certificates,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail() -> None:
         raise TypeError("what the settings say cannot be read")
 
     with serving(Silence(), False, certificates) as (_, pool):
         conn = pool.try_connect(timeout=5)
-        before = signal.signal(signal.SIGALRM, fail)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-        try:
-            with pytest.raises(TypeError, match="cannot be read"):
-                conn.start_tls(certificates.client(), timeout=5)
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        with in_a_handler(fail, 0.1), pytest.raises(TypeError, match="cannot be read"):
+            conn.start_tls(certificates.client(), timeout=5)
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 

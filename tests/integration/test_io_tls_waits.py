@@ -26,7 +26,7 @@ from connpool.wire.modes import MINDED, SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
 from tests.helpers.forks import in_child
-from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
+from tests.helpers.interrupts import Strike, codes_of, in_a_handler, needs_monitoring
 from tests.helpers.reads import apart, ask, count_polls, every_read, limits_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -391,12 +391,8 @@ def test_a_signal_handler_may_use_the_connection_whose_read_it_interrupts(
 ) -> None:
     with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
         apart(lambda: ask(conn))
-        before = signal.signal(signal.SIGALRM, lambda *_: conn.sendall(b"!", timeout=5))
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        try:
+        with in_a_handler(lambda: conn.sendall(b"!", timeout=5), 0.2):
             assert conn.recv_exactly(1, timeout=5) == b"!"
-        finally:
-            signal.signal(signal.SIGALRM, before)
 
 
 def test_a_signal_handler_may_use_it_also_if_the_read_has_no_time_limit(

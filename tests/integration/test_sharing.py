@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import socket
 import threading
 import time
@@ -42,7 +41,7 @@ from connpool.pool.turns import Turn
 from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
 from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
-from tests.helpers.interrupts import SignalStrike, at_every_bytecode, needs_monitoring
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode, in_a_handler, needs_monitoring
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, fill
@@ -841,13 +840,11 @@ def test_nobody_writes_behind_half_a_message_that_a_signal_handler_has_ended() -
         ConnectionPool(server.endpoint, sharable=True) as pool,
     ):
         one, other = pool.share(timeout=5), pool.share(timeout=5)
-        before = signal.signal(signal.SIGALRM, lambda *_: one.sendall(b"bye", timeout=5))
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        try:
-            with pytest.raises(UsageError, match="in the middle of an exchange on it"):
-                one.sendall(bytes(50_000_000), timeout=5)
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        with (
+            in_a_handler(lambda: one.sendall(b"bye", timeout=5), 0.2),
+            pytest.raises(UsageError, match="in the middle of an exchange on it"),
+        ):
+            one.sendall(bytes(50_000_000), timeout=5)
         with pytest.raises(ConnectionAbortedError, match="another write or exchange was broken off"):
             other.sendall(b"x", timeout=5)
         end([one, other])
@@ -862,18 +859,13 @@ def test_nobody_writes_behind_half_a_message_that_a_signal_handler_has_ended() -
 def test_a_connection_with_half_a_message_is_not_lent_again(
     write: Callable[[Connection, bytes], None],
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail() -> None:
         raise ValueError("what the settings say cannot be read")
 
     with ScriptedServer(script=Deaf()) as server, ConnectionPool(server.endpoint) as pool:
         conn = pool.try_connect(timeout=5)
-        before = signal.signal(signal.SIGALRM, fail)
-        signal.setitimer(signal.ITIMER_REAL, 0.2)
-        try:
-            with pytest.raises(ValueError, match="cannot be read"):
-                write(conn, bytes(50_000_000))
-        finally:
-            signal.signal(signal.SIGALRM, before)
+        with in_a_handler(fail, 0.2), pytest.raises(ValueError, match="cannot be read"):
+            write(conn, bytes(50_000_000))
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
