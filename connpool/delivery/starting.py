@@ -1,4 +1,4 @@
-"""Starting the one thread of its kind, whoever comes first, and waiting for its end."""
+"""Starting a thread once, whoever comes first, and waiting for its end."""
 
 from __future__ import annotations
 
@@ -10,31 +10,43 @@ from connpool.delivery.office import Office
 from connpool.pool.turns import Turns
 from connpool.wire import threads
 
-__all__ = ["join", "start_once"]
+__all__ = ["Starter", "join"]
 
 GRACE: Final = 5.0  # seconds that the end waits for a thread, which may be in a handler of the user's
 
 
-def start_once(thread: threading.Thread | None, starts: Turns, office: Office) -> None:
-    """Start *thread*, if there is to be one, unless it was started before or somebody is at it.
+class Starter:
+    """Starts one thread once, whoever comes first and however many come.
 
-    Where none can be had, or an interrupt comes first, upkeep sees to it later.
-
-    Args:
-        starts: Turns to start it.
+    With its turns in one object: who looks for the thread while another takes its place finds the turns that
+    go with it.
     """
-    if thread is None or thread.ident is not None:
-        return
-    turn = starts.try_take(0.0)
-    if turn is None:
-        return
-    try:
-        if thread.ident is None:
-            threads.start(thread)
-    finally:
-        turn.end()
-        if thread.ident is None:
-            office.expect_soon()
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread
+        self._turns = Turns()
+
+    def start(self, office: Office) -> None:
+        """Start the thread, unless it was started before or somebody is at it.
+
+        Where none can be had, or an interrupt comes first, upkeep sees to it later.
+        """
+        if self.thread.ident is not None:
+            return
+        turn = self._turns.try_take(0.0)
+        if turn is None:
+            return
+        try:
+            if self.thread.ident is None:
+                threads.start(self.thread)
+        finally:
+            turn.end()
+            if self.thread.ident is None:
+                office.expect_soon()
+
+    def is_left(self) -> bool:
+        """Whether the thread was not started, and nobody is at it."""
+        return self.thread.ident is None and self._turns.are_free()
 
 
 def join(thread: threading.Thread | None, timeout: float | None = None) -> None:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
 from connpool.delivery.office import Office
-from connpool.delivery.starting import join, start_once
+from connpool.delivery.starting import Starter, join
 from connpool.model.delivery import LinkEvent
-from connpool.pool.turns import Turns
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
@@ -35,8 +34,7 @@ class Telling:
         # A broadcaster that is forgotten ends the thread.
         self._broadcaster = weakref.ref(broadcaster, lambda _: mailbox.close())
         self._office = office
-        self._thread: threading.Thread | None = None
-        self._starts = Turns()  # to start it
+        self._starter: Starter | None = None
 
     def install(self, mask: LinkEvent, handler: Handler) -> None:
         self._office.mailbox.install(mask, handler)
@@ -67,16 +65,17 @@ class Telling:
     def _want_thread(self) -> None:
         mailbox = self._office.mailbox
         with self._office._lock:
-            if self._thread is None and not (mailbox.is_polled or mailbox.is_closed):
+            if self._starter is None and not (mailbox.is_polled or mailbox.is_closed):
                 name = f"connpool-events-{self._office.name}"
                 arguments = (self._broadcaster, mailbox)
-                self._thread = threading.Thread(target=_run, args=arguments, name=name, daemon=True)
+                self._starter = Starter(threading.Thread(target=_run, args=arguments, name=name, daemon=True))
         self.start()
         mailbox.wake()  # there are more who want something
 
     def start(self) -> None:
         """See that the thread runs, if there is to be one."""
-        start_once(self._thread, self._starts, self._office)
+        if self._starter is not None:
+            self._starter.start(self._office)
 
     def stop(self, timeout: float | None, *, waits: bool = True) -> None:
         """Tell nothing more. *waits*: for a handler that is at work, unless called by it.
@@ -85,8 +84,8 @@ class Telling:
             timeout: Seconds for that; None: a while.
         """
         self._office.mailbox.close()
-        if waits:
-            join(self._thread, timeout)
+        if waits and self._starter is not None:
+            join(self._starter.thread, timeout)
 
 
 def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:

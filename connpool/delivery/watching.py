@@ -12,10 +12,9 @@ from typing import Final
 from connpool.clock import now, open_gate
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.starting import join, start_once
+from connpool.delivery.starting import Starter, join
 from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
-from connpool.pool.turns import Turns
 from connpool.wire.line import Poller
 
 __all__ = ["Watch"]
@@ -38,8 +37,7 @@ class Watch:
         self._lock = threading.RLock()  # guards the thread's coming and going
         self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
         self._poller: Poller | None = None
-        self._thread: threading.Thread | None = None
-        self._starts = Turns()  # to start it
+        self._starter: Starter | None = None  # of the thread
         self._is_over = False
         self._errand: Callable[[], object] | None = None
 
@@ -69,23 +67,24 @@ class Watch:
                 if self._is_over or not is_needed:
                     return False
                 poller = Poller()
-                self._thread = threading.Thread(
-                    target=self._run, args=(poller,), name=self._name, daemon=True
+                self._starter = Starter(
+                    threading.Thread(target=self._run, args=(poller,), name=self._name, daemon=True)
                 )
-                self._starts = Turns()  # of its own: somebody may still be at the start of the one before
                 self._poller = poller  # last: an interrupt before leaves all of it to the next who looks
         self.start(office)
         return True
 
     def start(self, office: Office) -> None:
         """See that the thread runs, if there is to be one."""
-        start_once(self._thread, self._starts, office)
+        starter = self._starter
+        if starter is not None:
+            starter.start(office)
 
     def stop(self, *, waits: bool = True) -> None:
         """Watch no more. *waits*: a while for the thread, unless called by it."""
         with self._lock:
             self._is_over = True
-            poller, thread = self._poller, self._thread
+            poller, thread = self._poller, self._thread()
             if poller is not None:
                 poller.wake()
         if waits and self._errand is None:  # else it is at something that takes too long
@@ -122,14 +121,20 @@ class Watch:
         return done.is_set()
 
     def _is_running(self) -> bool:
-        return self._thread is not None and (self._thread.is_alive() or self._thread.ident is None)
+        thread = self._thread()
+        return thread is not None and (thread.is_alive() or thread.ident is None)
 
     def _can_not_start(self) -> bool:
-        return self._thread is not None and self._thread.ident is None and self._starts.are_free()
+        starter = self._starter
+        return starter is not None and starter.is_left()
+
+    def _thread(self) -> threading.Thread | None:
+        starter = self._starter
+        return None if starter is None else starter.thread
 
     def is_at_it(self, thread: threading.Thread) -> bool:
         """Whether *thread* is the one that watches."""
-        return thread is self._thread
+        return thread is self._thread()
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

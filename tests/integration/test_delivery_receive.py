@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -409,6 +410,46 @@ def test_input_is_read_while_who_started_the_thread_before_is_still_at_it(monkey
             may_return.set()
 
 
+def test_the_thread_is_started_once_though_upkeep_sees_to_it_while_it_is_made(monkeypatch):
+    started: list[threading.Thread] = []
+    visitors: list[threading.Thread] = []
+    lingers, may_start = threading.Event(), threading.Event()
+    start = threads.start
+
+    def linger(thread: threading.Thread) -> bool:
+        if thread.name.startswith("connpool-watch"):
+            started.append(thread)
+            if threading.current_thread() in visitors:
+                lingers.set()
+                assert may_start.wait(GUARD)
+        return start(thread)
+
+    def visit(frame: FrameType, event: str, arg: Any) -> Any:
+        """Before each line of the look that makes the thread: what upkeep does, on a thread of its own."""
+        if event == "line" and not lingers.is_set():
+            watch = frame.f_locals["self"]
+            visitor = threading.Thread(target=watch.start, args=(watch._office(),))
+            visitors.append(visitor)
+            visitor.start()
+            until(lambda: lingers.is_set() or not visitor.is_alive(), "the visitor")
+        return visit
+
+    monkeypatch.setattr(threads, "start", linger)
+    with ScriptedServer(script=Silence()) as a:
+        threading.settrace(lambda frame, *_: visit if frame.f_code is Watch.look.__code__ else None)
+        try:
+            with broadcasting(a) as sender:
+                assert sender.wait_ready(GUARD)
+                until(lambda: started, "the thread")
+                may_start.set()
+                for visitor in visitors:
+                    visitor.join(GUARD)
+        finally:
+            threading.settrace(None)  # type: ignore[arg-type]
+    assert len(visitors) > 5
+    assert len(started) == 1
+
+
 def test_input_of_who_comes_while_the_thread_is_about_to_leave_is_read(monkeypatch):
     leaving, may_leave = threading.Event(), threading.Event()
     end = Watch._end
@@ -464,4 +505,4 @@ def test_a_thread_that_could_not_be_started_leaves_no_socket_open(monkeypatch):
     with Sink() as a, broadcasting(a) as sender:
         sender.broadcast(b"one")
         until(lambda: sender._watch._poller is not None, "somebody who wants the thread")
-        assert sender._watch._thread.ident is None
+        assert sender._watch._starter.thread.ident is None
