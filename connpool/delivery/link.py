@@ -30,6 +30,7 @@ class Link:
 
     def __init__(self, member: Member, now: float, spool: Spool | None) -> None:
         self.member = member
+        self.is_list = len(member.endpoints) > 1
         self.queue = queue_of(member)
         self.spool = spool
         self.groups: tuple[int, ...] = ()
@@ -93,6 +94,8 @@ class Link:
                 strand.is_midway = False
                 if position:
                     self.note_sent(position, parcel)
+                if self.is_list:
+                    parcel.has_reached(self.queue, strand.endpoint)
                 return SENT
             if n_sent == BROKEN:
                 return Outcome.DEAD

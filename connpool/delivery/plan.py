@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from attrs import define, field
 
 from connpool.delivery.link import Link
+from connpool.delivery.strand import Parcel
 from connpool.model.delivery import Delivery, LinkState
 from connpool.model.endpoint import Endpoint
 
-__all__ = ["Plan", "Shares", "plan_for"]
+__all__ = ["Plan", "Shares", "plan_for", "who_have"]
 
 Shares: TypeAlias = tuple[tuple[Endpoint, ...], tuple[str, ...]]
 
@@ -30,16 +32,24 @@ class Plan:
     delivery: Delivery
     _last: tuple[tuple[Link, ...], Shares] = field(default=((), ((), ())), init=False)
 
-    def shares(self, late: tuple[Link, ...]) -> Shares:
-        """Who has a message for which *late* ones were not ready, and the queues of these.
+    def shares(self, late: tuple[Link, ...], parcel: Parcel) -> Shares:
+        """Who has *parcel*, for which *late* ones were not ready, and the queues of these.
 
         Who is late for one message is late for the next, so the last answer is kept.
         """
+        if parcel.reached:
+            here = (link for link in self.links if link not in late)
+            return who_have(parcel, here), tuple(link.queue for link in late)
         last = self._last
         if last[0] != late:
             sent = tuple(link.endpoint for link in self.links if link not in late)
             last = self._last = late, (sent, tuple(link.queue for link in late))
         return last[1]
+
+
+def who_have(parcel: Parcel, links: Iterable[Link]) -> tuple[Endpoint, ...]:
+    """The endpoints that have *parcel*, which was sent to *links*."""
+    return tuple(parcel.reached.get(link.queue, link.endpoint) for link in links)
 
 
 def plan_for(number: int, links: tuple[Link, ...], *, may_spool: bool) -> Plan | None:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from connpool.delivery.flushing import take_out
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.plan import Plan, Shares
+from connpool.delivery.plan import Plan, Shares, who_have
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
 from connpool.delivery.words import describe
 from connpool.delivery.writing import Writing
@@ -72,9 +72,11 @@ class Sending:
                 return self._go_on(plan, link, outcome, late, parcel)
             late = (*late, link)
         if not late:
-            return plan.delivery
+            if not parcel.reached:  # no list is among them
+                return plan.delivery
+            return Delivery(who_have(parcel, plan.links), (), plan.number)
         parcel.id = self._new_id()
-        return self._keep_copies(plan.number, plan.shares(late), late, parcel)
+        return self._keep_copies(plan.number, plan.shares(late, parcel), late, parcel)
 
     def _require_open(self, cause: Exception | None) -> None:
         office = self._office
@@ -132,7 +134,7 @@ class Sending:
                 outcomes[link] = self._writing.wait_and_write(link, outcome, parcel)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
-        sent = tuple(link.endpoint for link, outcome in outcomes.items() if outcome is SENT)
+        sent = who_have(parcel, (link for link, outcome in outcomes.items() if outcome is SENT))
         late = [link for link, outcome in outcomes.items() if outcome is not SENT]
         return self._keep_copies(number, (sent, tuple(link.queue for link in late)), late, parcel)
 
@@ -226,7 +228,7 @@ class Sending:
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
         return Delivery(
-            sent=tuple(link.endpoint for link in outcomes if outcomes[link] is SENT),
+            sent=who_have(parcel, (link for link in outcomes if outcomes[link] is SENT)),
             spooled=tuple(link.queue for link in outcomes if outcomes[link] is not SENT),
             group=number,
             id=parcel.id,

@@ -49,14 +49,21 @@ class Parcel(Claim):
         data: The message as it goes over the wire.
         id: The same wherever it goes; made when it is first needed.
         begun: What has to be finished by the sender itself, by the link's queue.
+        reached: Which endpoints of members that are lists have it, by the link's queue: the links may have
+            gone over to others since.
     """
 
     id = NO_ID
     begun: Mapping[str, Unfinished] = MappingProxyType({})
+    reached: Mapping[str, Endpoint] = MappingProxyType({})
 
     def __init__(self, message: bytes) -> None:
         self.message = message  # the rest has defaults, of the class: one is made for each message
         self.data = message
+
+    def has_reached(self, queue: str, endpoint: Endpoint) -> None:
+        """Of the list whose queue that is, *endpoint* has it."""
+        self.reached = {**self.reached, queue: endpoint}
 
 
 class Strand:

@@ -31,7 +31,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock
-from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused, route_of
+from tests.helpers.sinks import GUARD, Diary, Sink, acknowledged, broadcasting, numbered, refused, route_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -136,6 +136,41 @@ def test_of_a_member_that_is_a_list_one_endpoint_gets_the_copy_and_another_takes
         until(lambda: sender.broadcast(b"again") and second.n_lines, "the other one's turn")
         assert (first.lines, first.accepts, second.accepts) == ([b"one"], 1, 1)
         assert set(second.lines) == {b"again"}
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(
+    "settings", [{}, {"confirm": acknowledged}, {"write_ahead": True}], ids=["plain", "confirmed", "ahead"]
+)
+def test_of_a_list_the_answer_names_who_has_the_copy_though_the_next_moment_it_is_another(
+    settings, is_late, monkeypatch
+):
+    with (
+        Sink(answers=True) as a,
+        Sink(answers=True) as b,
+        Sink(answers=True) as c,
+        broadcasting(a, ",", b, c, **settings) as sender,
+    ):
+        until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of both")
+        either, other = sender._office.roster.links.values()
+        first, second = (a, b) if either.endpoint == a.endpoint else (b, a)
+        way = "try_hold" if "confirm" in settings else "try_send"
+        go_on = getattr(other, way)
+
+        def go_over(*arguments: Any) -> Any:
+            """Whose turn it is after that of the list, which has its copy."""
+            first.until_has(b"hello")
+            first.refuse()
+            first.kill()
+            until(lambda: either.endpoint == second.endpoint, "the other endpoint of the list")
+            other.is_flushing = is_late
+            return go_on(*arguments)
+
+        monkeypatch.setattr(other, way, go_over)
+        delivery = sender.broadcast(b"hello")
+        monkeypatch.undo()
+        assert delivery.sent == ((first.endpoint,) if is_late else (first.endpoint, c.endpoint))
+        c.until_has(b"hello")
 
 
 def test_many_threads_with_one_broadcaster_lose_and_tear_nothing(a, b):
