@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
+from typing import Final
 
 from connpool.errors import ConnectError, ConnectTimeoutError
+from connpool.pool.backoff import doubling
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
@@ -14,6 +16,8 @@ from connpool.pool.record import Key, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
 __all__ = ["Attempts"]
+
+LEAST_PAUSE: Final = 0.05  # seconds between two dials for one who waits
 
 
 class Attempts:
@@ -64,7 +68,7 @@ class Attempts:
         self._charge(host, error, now, blames=underway is not None and underway.blames)
         for waiter in self._queue:
             if waiter.number == dial.number:
-                waiter.has_failed_at(host.endpoint, error)
+                self._has_failed(waiter, host, error, now)
                 waiter.wake()
             elif not self._books.config.fail_fast:
                 waiter.wake()  # it may sleep till the host is due, and that is another instant now
@@ -76,6 +80,24 @@ class Attempts:
         host.n_failed += 1
         if blames and not error.local:
             host.fail(error, now, books.config, books.rng)
+
+    def _has_failed(self, waiter: Waiter, host: Host, error: ConnectError, now: float) -> None:
+        """*waiter* has tried *host* in vain: it tries it no more, or not before that is due again.
+
+        Where that would be at once (it pins *host*, which is not blacklisted for that; the fault is on this
+        machine; a back-off of 0), the waiter has a pause of its own: else it would dial without end.
+        """
+        waiter.has_failed_at(host.endpoint, error)
+        if host.retry_at is None or now >= host.retry_at:
+            config = self._books.config
+            first, most = max(config.blacklist_initial, LEAST_PAUSE), max(config.blacklist_max, LEAST_PAUSE)
+            waiter.put_off(now + doubling(waiter.n_in_vain + 1, first, most, self._books.rng))
+
+    def come_back(self, host: Host) -> None:
+        """*host* was dialled with success: who has tried it in vain need not wait any longer."""
+        for waiter in self._queue:
+            if host.endpoint in waiter.tried:
+                waiter.again_at = waiter.since
 
     def give_up_hung(self, now: float) -> None:
         """Count dials that should long have ended as failed, though they keep their places until they end."""
@@ -94,7 +116,7 @@ class Attempts:
                 self._charge(host, error, failed_at, blames=underway.blames)
                 waiter = self.attempt_is_over(record)
                 if waiter is not None:
-                    waiter.has_failed_at(host.endpoint, error)
+                    self._has_failed(waiter, host, error, now)
 
     def _hangs(self, record: Record, now: float) -> ConnectTimeoutError:
         endpoint = record.host.endpoint

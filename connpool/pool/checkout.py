@@ -214,6 +214,8 @@ class Checkout(Fitting):
             first = min(first, waiter.patience_at)
         if waiter.eviction is not None and waiter.evict_again_at > now:
             first = min(first, waiter.evict_again_at)
+        if waiter.again_at > now:
+            first = min(first, waiter.again_at)
         if books.next_change < first:
             first = books.next_change
         if waiter.request.cancel is not None:

@@ -35,6 +35,8 @@ def _may_serve(books: Books, host: Host, waiter: Waiter, now: float) -> bool:
 
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
     """Who waits for an endpoint to come back may see it dialled more than once."""
+    if now < waiter.again_at:
+        return
     hosts = books.fleet.hosts
     due = [e for e in waiter.tried if e not in hosts or hosts[e].is_up() or hosts[e].is_due(now)]
     if due:

@@ -259,6 +259,7 @@ class Lender(Desk):
         books, host = self.books, dial.key.record.host
         books.admit(dial.key.record, now)
         host.succeed(now)
+        self.service.come_back(host)
         books.timings.dials.turn(now)
         books.timings.dials.record(seconds)
         if dial.replaces is not None:

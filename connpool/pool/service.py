@@ -255,7 +255,8 @@ class Service(Attempts):
             return Answer.PENDING
         if will_come:
             return Answer.NOTHING
-        if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
+        is_off = now < waiter.again_at or any(h.retry_at is not None for h in hosts)
+        if waiter.may_wait and not books.config.fail_fast and is_off:
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts, now))
         return Answer.SETTLED

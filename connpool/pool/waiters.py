@@ -46,6 +46,7 @@ class Waiter:
     """
 
     __slots__ = (
+        "again_at",
         "attempt",
         "attempts",
         "dialled",
@@ -63,6 +64,7 @@ class Waiter:
         "key",
         "may_wait",
         "must_look",
+        "n_in_vain",
         "number",
         "outcome",
         "patience_at",
@@ -101,6 +103,8 @@ class Waiter:
         self.evict_again_at = now  # if that takes so long
         self.errands: tuple[Dial, ...] = ()  # dials it is to run itself, in order
         self.tried: Mapping[Endpoint, ConnectError] = NOTHING  # failed while it waited
+        self.n_in_vain = 0  # failed dials in a row for which no endpoint was blacklisted
+        self.again_at = now  # none that failed is dialled for it before
         self.must_look = False  # what it is given comes from a blacklisted endpoint
         self.is_busy = False  # dials on its own thread, and can take nothing till that is over
         self.dialled: frozenset[Endpoint] = frozenset()  # for ``Request.where``, which need not have liked it
@@ -114,6 +118,11 @@ class Waiter:
         """*endpoint* could not be dialled."""
         self.tried = {**self.tried, endpoint: error}
         self.is_plain = False
+
+    def put_off(self, until: float) -> None:
+        """What failed may be dialled again, but not before."""
+        self.n_in_vain += 1
+        self.again_at = until
 
     def may_retry(self, endpoints: Collection[Endpoint]) -> None:
         """Forget that *endpoints* could not be dialled."""

@@ -158,8 +158,7 @@ class ScriptedServer:
 
     def start(self) -> None:
         """Serve, on the same port as before. Connections that are open stay so."""
-        self._close_listener()
-        listener = self._bind()
+        listener = self._renew()
         listener.listen(BACKLOG)
         listener.setblocking(False)
         ears, self._bell = socket.socketpair()
@@ -171,14 +170,12 @@ class ScriptedServer:
 
     def refuse(self) -> None:
         """Refuse whoever dials from now on; the port stays reserved."""
-        self._close_listener()
-        self._bind()
+        self._renew()
         self._mode = Mode.REFUSING
 
     def black_hole(self) -> None:
         """Swallow whoever dials from now on: a connect neither succeeds nor fails."""
-        self._close_listener()
-        listener = self._bind()
+        listener = self._renew()
         listener.listen(0)
         filler = socket.socket(listener.family)
         self._fillers.append(filler)
@@ -203,7 +200,8 @@ class ScriptedServer:
             ExceptionGroup: what steps of the script raised.
             AssertionError: a step of the test's own did not end.
         """
-        self._close_listener()
+        self._fall_silent()
+        self._let_go()
         for connection in self._live:
             connection.order(Ending.OURS)
         for thread in self._threads:
@@ -217,13 +215,26 @@ class ScriptedServer:
 
     # -- how -------------------------------------------------------------------
 
-    def _bind(self) -> socket.socket:
-        """Make the socket that holds the address; it does not listen yet."""
+    def _renew(self) -> socket.socket:
+        """Bind a new socket before the old one lets the address go: at no moment can others take it."""
+        self._fall_silent()
+        if self._path is not None:
+            self._let_go()
+        old, self._socket = self._socket, None
+        try:
+            return self._bind(is_shared=old is not None)
+        finally:
+            if old is not None:
+                old.close()
+
+    def _bind(self, *, is_shared: bool = False) -> socket.socket:
+        """Have a socket hold the address, beside another of ours if *is_shared*; it does not listen yet."""
         if self._path is not None:
             sock = socket.socket(socket.AF_UNIX)
         else:
             sock = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
         try:
             sock.bind((self._host, self._port) if self._path is None else self._path)
         except OSError:
@@ -231,10 +242,12 @@ class ScriptedServer:
             raise
         self._socket = sock
         if self._path is None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # for the next of ours
             self._port = sock.getsockname()[1]
         return sock
 
-    def _close_listener(self) -> None:
+    def _fall_silent(self) -> None:
+        """Accept nobody any more."""
         self._mode = Mode.STOPPED
         if self._bell is not None:
             self._bell.close()
@@ -245,6 +258,8 @@ class ScriptedServer:
         for filler in self._fillers:
             filler.close()
         self._fillers.clear()
+
+    def _let_go(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None

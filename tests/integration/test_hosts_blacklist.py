@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -229,6 +230,127 @@ def test_a_pinned_failure_is_a_failure_of_the_endpoint_and_no_other(clock: FakeC
                 pool.try_connect("a:1")
         assert info_of(pool, "b:1").state is EndpointState.UP
         pool.try_connect().release()
+
+
+class Slow:
+    """A connector whose first dial waits to be let go on, whose second fails, and whose others succeed."""
+
+    def __init__(self) -> None:
+        self.n_dials = 0
+        self.goes_on = threading.Event()
+
+    def open(self, *_: Any) -> object:
+        self.n_dials += 1
+        if self.n_dials == 1:
+            assert self.goes_on.wait(10)
+        elif self.n_dials == 2:
+            raise ConnectionRefusedError
+        return object()
+
+
+def says_at_once() -> ConnectionError:
+    error = ConnectionError("busy")
+    error.retry_after = 0  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("wanted", "settings", "error", "pause"),
+    [
+        ("a:1", {}, None, 1.0),
+        ("a:1", {"dial_in_caller": True}, None, 1.0),
+        (None, {"blacklist_initial": 0}, None, 0.05),
+        (None, {}, says_at_once(), 1.0),
+    ],
+    ids=["pinned", "pinned, dialled by itself", "no back-off", "the server says at once"],
+)
+def test_who_waits_for_an_endpoint_that_is_not_put_off_dials_it_ever_more_seldom_itself(
+    wanted: str | None, settings: dict[str, Any], error: BaseException | None, pause: float, clock: FakeClock
+) -> None:
+    board = Switchboard()
+    board.fail("a:1", error)
+    options = {"fail_fast": False, "reconnect": False, "reap_interval": None} | settings
+    with ConnectionPool("a:1", connector=board, clock=clock, **options) as pool:
+
+        def wait() -> None:
+            pool.try_connect(wanted, timeout=100).release()
+
+        def move() -> None:
+            for n, seconds in enumerate((pause, 2 * pause), start=1):
+                until(lambda n=n: len(board.dialled) == n, f"dial {n}")
+                clock.until_waiting(1)
+                clock.advance(0.8 * seconds)
+                clock.until_waiting(1)
+                assert len(board.dialled) == n
+                clock.advance(0.25 * seconds)
+            until(lambda: len(board.dialled) == 3, "the last dial in vain")
+            clock.until_waiting(1)
+            board.mend("a:1")
+            clock.advance(4.1 * pause)
+
+        together(wait, move)
+        assert len(board.dialled) == 4
+
+
+def test_who_waits_dials_what_is_blacklisted_as_soon_as_its_time_is_up(clock: FakeClock) -> None:
+    board = Switchboard("a:1", "b:1", "c:1")
+    options = {"fail_fast": False, "reconnect": False, "reap_interval": None}
+    with ConnectionPool("a:1, b:1, c:1", connector=board, clock=clock, **options) as pool:
+
+        def wait() -> None:
+            pool.try_connect(timeout=100).release()
+
+        def move() -> None:
+            until(lambda: len(board.dialled) == 3, "a dial of each")
+            clock.until_waiting(1)
+            board.mend("b:1")
+            clock.advance(1.05)
+
+        together(wait, move)
+
+
+def test_who_pins_an_endpoint_and_has_dialled_it_in_vain_gets_what_comes_back_to_it(clock: FakeClock) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, fail_fast=False, max_size=2) as pool:
+        loan = pool.try_connect()
+        board.fail("a:1")
+
+        def wait() -> None:
+            pool.try_connect("a:1", timeout=100).release()
+
+        def give_back() -> None:
+            until(lambda: len(board.dialled) == 2, "a dial in vain")
+            clock.until_waiting(1)
+            loan.release()
+
+        together(wait, give_back)
+        assert len(board.dialled) == 2
+
+
+def test_who_pins_an_endpoint_and_has_dialled_it_in_vain_dials_again_when_another_has_had_success(
+    clock: FakeClock,
+) -> None:
+    slow = Slow()
+    with ConnectionPool("a:1", connector=slow, clock=clock, fail_fast=False) as pool:
+        came = threading.Event()
+
+        def wait_longer() -> None:
+            conn = pool.try_connect(timeout=100)
+            assert came.wait(10)
+            conn.release()
+
+        def wait() -> None:
+            until(lambda: slow.n_dials == 1, "the first dial")
+            pool.try_connect("a:1", timeout=100).release()
+            came.set()
+
+        def go_on() -> None:
+            until(lambda: slow.n_dials == 2, "a dial in vain")
+            clock.until_waiting(2)
+            slow.goes_on.set()
+
+        together(wait_longer, wait, go_on)
+        assert slow.n_dials == 3
 
 
 def test_jitter_that_is_seeded_repeats_itself_and_else_does_not() -> None:
