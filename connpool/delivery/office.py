@@ -21,7 +21,7 @@ from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Strand
 from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
 from connpool.model.endpoint import Endpoint
-from connpool.pool.backoff import delay_after
+from connpool.pool.backoff import pause_after
 from connpool.pool.census import Kept, watch
 from connpool.pool.failures import in_words
 from connpool.pool.pool import ConnectionPool
@@ -187,7 +187,7 @@ class Office:
     def plan_attempt_locked(self, link: Link, error: BaseException | None) -> None:
         """Decide when the next attempt to open *link* is made."""
         link.failures += 1
-        delay = delay_after(link.failures, error, self.pool.config, self.pool._lender.books.rng)
+        delay = pause_after(link.failures, error, self.pool.config, self.pool._lender.books.rng)
         is_tried = self.settings.reconnect and not self.is_closed and self.roster.has(link)
         link.retry_at = self.clock.now() + delay if is_tried and delay < math.inf else None
         if link.retry_at is not None:

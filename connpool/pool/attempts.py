@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
-from typing import Final
 
 from connpool.errors import ConnectError, ConnectTimeoutError
-from connpool.pool.backoff import doubling
+from connpool.pool.backoff import pause_after
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
@@ -16,8 +15,6 @@ from connpool.pool.record import Key, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
 __all__ = ["Attempts"]
-
-LEAST_PAUSE: Final = 0.05  # seconds between two dials for one who waits
 
 
 class Attempts:
@@ -89,9 +86,8 @@ class Attempts:
         """
         waiter.has_failed_at(host.endpoint, error)
         if host.retry_at is None or now >= host.retry_at:
-            config = self._books.config
-            first, most = max(config.blacklist_initial, LEAST_PAUSE), max(config.blacklist_max, LEAST_PAUSE)
-            waiter.put_off(now + doubling(waiter.n_in_vain + 1, first, most, self._books.rng))
+            pause = pause_after(waiter.n_in_vain + 1, error, self._books.config, self._books.rng)
+            waiter.put_off(now + pause)
 
     def come_back(self, host: Host) -> None:
         """*host* was dialled with success: who has tried it in vain need not wait any longer."""

@@ -10,8 +10,9 @@ from typing import Any, Final
 from connpool.model.checks import is_number
 from connpool.model.config import PoolConfig
 
-__all__ = ["delay_after", "doubling", "retry_after"]
+__all__ = ["delay_after", "doubling", "pause_after", "retry_after"]
 
+LEAST_PAUSE: Final = 0.02  # seconds
 JITTER: Final = 0.1  # a delay lasts between 90 % and 100 % of its nominal time
 
 
@@ -25,6 +26,11 @@ def delay_after(failures: int, error: BaseException | None, config: PoolConfig, 
         if (wanted := retry_after(source)) is not None:
             return wanted
     return doubling(failures, config.blacklist_initial, config.blacklist_max, rng)
+
+
+def pause_after(failures: int, error: BaseException | None, config: PoolConfig, rng: random.Random) -> float:
+    """As ``delay_after``, but never nothing: for who dials again as soon as that is over."""
+    return max(LEAST_PAUSE, delay_after(failures, error, config, rng))
 
 
 def retry_after(source: object) -> float | None:

@@ -843,3 +843,12 @@ def test_one_spool_serves_one_broadcaster():
         with pytest.raises(UsageError, match="another broadcaster uses the spool"):
             Broadcaster(other, spool=spool)
         assert first.broadcast(b"still fine").spooled == ("",)
+
+
+def test_without_a_back_off_a_dead_member_is_dialled_again_and_again_but_not_without_a_pause(clock):
+    settings = {"blacklist_initial": 0, "clock": clock}
+    with refused() as nobody, broadcasting(nobody, pool_settings=settings) as sender:
+        (link,) = sender._office.roster.links.values()
+        until(lambda: link.failures == 1 and not link.is_tended, "the first attempt")
+        assert link.retry_at is not None
+        assert link.retry_at > clock.now()

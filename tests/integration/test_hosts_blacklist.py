@@ -255,17 +255,21 @@ def says_at_once() -> ConnectionError:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "settings", "error", "pause"),
+    ("wanted", "settings", "error", "pauses"),
     [
-        ("a:1", {}, None, 1.0),
-        ("a:1", {"dial_in_caller": True}, None, 1.0),
-        (None, {"blacklist_initial": 0}, None, 0.05),
-        (None, {}, says_at_once(), 1.0),
+        ("a:1", {}, None, (1.0, 2.0, 4.0)),
+        ("a:1", {"dial_in_caller": True}, None, (1.0, 2.0, 4.0)),
+        (None, {"blacklist_initial": 0}, None, (0.02, 0.02, 0.02)),
+        (None, {}, says_at_once(), (0.02, 0.02, 0.02)),
     ],
     ids=["pinned", "pinned, dialled by itself", "no back-off", "the server says at once"],
 )
-def test_who_waits_for_an_endpoint_that_is_not_put_off_dials_it_ever_more_seldom_itself(
-    wanted: str | None, settings: dict[str, Any], error: BaseException | None, pause: float, clock: FakeClock
+def test_who_waits_for_an_endpoint_that_is_not_left_alone_leaves_pauses_of_its_own_between_dials(
+    wanted: str | None,
+    settings: dict[str, Any],
+    error: BaseException | None,
+    pauses: tuple[float, ...],
+    clock: FakeClock,
 ) -> None:
     board = Switchboard()
     board.fail("a:1", error)
@@ -276,20 +280,18 @@ def test_who_waits_for_an_endpoint_that_is_not_put_off_dials_it_ever_more_seldom
             pool.try_connect(wanted, timeout=100).release()
 
         def move() -> None:
-            for n, seconds in enumerate((pause, 2 * pause), start=1):
+            for n, pause in enumerate(pauses, start=1):
                 until(lambda n=n: len(board.dialled) == n, f"dial {n}")
                 clock.until_waiting(1)
-                clock.advance(0.8 * seconds)
+                clock.advance(0.8 * pause)
                 clock.until_waiting(1)
                 assert len(board.dialled) == n
-                clock.advance(0.25 * seconds)
-            until(lambda: len(board.dialled) == 3, "the last dial in vain")
-            clock.until_waiting(1)
-            board.mend("a:1")
-            clock.advance(4.1 * pause)
+                if n == len(pauses):
+                    board.mend("a:1")
+                clock.advance(0.25 * pause)
 
         together(wait, move)
-        assert len(board.dialled) == 4
+        assert len(board.dialled) == len(pauses) + 1
 
 
 def test_who_waits_dials_what_is_blacklisted_as_soon_as_its_time_is_up(clock: FakeClock) -> None:
