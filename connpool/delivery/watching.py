@@ -84,7 +84,7 @@ class Watch:
         """Watch no more. *waits*: a while for the thread, unless called by it."""
         with self._lock:
             self._is_over = True
-            poller, thread = self._poller, self._thread()
+            poller, thread = self._poller, self._thread
             if poller is not None:
                 poller.wake()
         if waits and self._errand is None:  # else it is at something that takes too long
@@ -121,20 +121,21 @@ class Watch:
         return done.is_set()
 
     def _is_running(self) -> bool:
-        thread = self._thread()
+        thread = self._thread
         return thread is not None and (thread.is_alive() or thread.ident is None)
 
     def _can_not_start(self) -> bool:
         starter = self._starter
         return starter is not None and starter.is_left()
 
+    @property
     def _thread(self) -> threading.Thread | None:
         starter = self._starter
         return None if starter is None else starter.thread
 
     def is_at_it(self, thread: threading.Thread) -> bool:
         """Whether *thread* is the one that watches."""
-        return thread is self._thread()
+        return thread is self._thread
 
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""

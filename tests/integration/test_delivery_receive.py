@@ -505,4 +505,4 @@ def test_a_thread_that_could_not_be_started_leaves_no_socket_open(monkeypatch):
     with Sink() as a, broadcasting(a) as sender:
         sender.broadcast(b"one")
         until(lambda: sender._watch._poller is not None, "somebody who wants the thread")
-        assert sender._watch._starter.thread.ident is None
+        assert sender._watch._thread.ident is None
