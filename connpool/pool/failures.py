@@ -24,6 +24,7 @@ from connpool.errors import (
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import FailReason, PoolState
 from connpool.pool.snapshots import describe_loans
+from connpool.wire.tls import has_refused_us
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
@@ -37,6 +38,7 @@ __all__ = [
     "exhausted",
     "in_words",
     "no_endpoint",
+    "no_login",
     "not_sharable",
     "reason_of",
     "timed_out",
@@ -124,6 +126,15 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
     )
     failure.__cause__ = error
     return failure
+
+
+def no_login(error: Exception, endpoint: Endpoint) -> ConnectError:
+    """Why what was opened to *endpoint* is not lent: a hook of the connector has raised *error*."""
+    if isinstance(error, TimeoutError):
+        return ConnectTimeoutError(f"the login at {endpoint} took too long", endpoint=endpoint)
+    return HandshakeError(
+        f"the login at {endpoint} failed: {error!r}", endpoint=endpoint, local=has_refused_us(error)
+    )
 
 
 def in_words(error: BaseException, tell: Callable[[BaseException], str] = str) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "begin_tls",
     "close_half_wrapped",
     "handshake_error",
+    "has_refused_us",
     "name_in_certificate",
     "require_context",
     "require_server_hostname",
@@ -138,8 +139,17 @@ def _is_our_own_fault(exc: Exception) -> bool:
     """Whether the settings do not fit, or the peer refused *our* certificate."""
     if not isinstance(exc, OSError):
         return True
-    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
-    return reason in _CONTRADICTIONS or ("ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason))
+    return _reason(exc) in _CONTRADICTIONS or has_refused_us(exc)
+
+
+def has_refused_us(error: Exception) -> bool:
+    """Whether the peer says that it refuses *our* certificate; of TLS 1.3 the first read may be told so."""
+    reason = _reason(error)
+    return "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+
+
+def _reason(error: Exception) -> str:
+    return (error.reason or "") if isinstance(error, ssl.SSLError) else ""
 
 
 def assurance(context: ssl.SSLContext | None, name: str | None, host: str) -> int:
