@@ -100,7 +100,7 @@ def no_endpoint(
     )
     failure.__cause__ = last
     if isinstance(failure, ConnectError) and isinstance(last, ConnectError):
-        failure.endpoint, failure.local = endpoint, last.local
+        failure.endpoint, failure.local, failure.errno = endpoint, last.local, last.errno
         failure.__cause__ = last.__cause__ or last
     return failure
 
