@@ -12,7 +12,7 @@ from typing import Any, Final
 from connpool.errors import ConfigError, HandshakeError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.resolve import is_address
-from connpool.wire.waiting import Budget, wait_until_ready
+from connpool.wire.waiting import LOCAL_ERRORS, Budget, wait_until_ready
 
 __all__ = [
     "assurance",
@@ -136,8 +136,10 @@ def handshake_error(exc: Exception, peer: str, endpoint: Endpoint | None = None)
 
 
 def _is_our_own_fault(exc: Exception) -> bool:
-    """Whether the settings do not fit, or the peer refused *our* certificate."""
+    """Whether the settings do not fit, this machine lacks something, or the peer refused *our* papers."""
     if not isinstance(exc, OSError):
+        return True
+    if exc.errno in LOCAL_ERRORS and not isinstance(exc, ssl.SSLError):
         return True
     return _reason(exc) in _CONTRADICTIONS or has_refused_us(exc)
 
