@@ -24,7 +24,7 @@ from connpool.errors import (
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import FailReason, PoolState
 from connpool.pool.snapshots import describe_loans
-from connpool.wire.tls import has_refused_us
+from connpool.wire.tls import arose_here
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
@@ -122,7 +122,10 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
         return error
     kind = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
     failure = kind(
-        f"cannot open a connection to {endpoint}: {in_words(error, repr)}", pool=pool, endpoint=endpoint
+        f"cannot open a connection to {endpoint}: {in_words(error, repr)}",
+        pool=pool,
+        endpoint=endpoint,
+        local=arose_here(error),
     )
     failure.__cause__ = error
     return failure
@@ -133,7 +136,7 @@ def no_login(error: Exception, endpoint: Endpoint) -> ConnectError:
     if isinstance(error, TimeoutError):
         return ConnectTimeoutError(f"the login at {endpoint} took too long", endpoint=endpoint)
     return HandshakeError(
-        f"the login at {endpoint} failed: {error!r}", endpoint=endpoint, local=has_refused_us(error)
+        f"the login at {endpoint} failed: {error!r}", endpoint=endpoint, local=arose_here(error)
     )
 
 

@@ -15,11 +15,11 @@ from connpool.wire.resolve import is_address
 from connpool.wire.waiting import LOCAL_ERRORS, Budget, wait_until_ready
 
 __all__ = [
+    "arose_here",
     "assurance",
     "begin_tls",
     "close_half_wrapped",
     "handshake_error",
-    "has_refused_us",
     "name_in_certificate",
     "require_context",
     "require_server_hostname",
@@ -136,21 +136,21 @@ def handshake_error(exc: Exception, peer: str, endpoint: Endpoint | None = None)
 
 
 def _is_our_own_fault(exc: Exception) -> bool:
-    """Whether the settings do not fit, this machine lacks something, or the peer refused *our* papers."""
-    if not isinstance(exc, OSError):
-        return True
-    if exc.errno in LOCAL_ERRORS and not isinstance(exc, ssl.SSLError):
-        return True
-    return _reason(exc) in _CONTRADICTIONS or has_refused_us(exc)
+    """Whether the settings do not fit, or else the peer is not to blame."""
+    return not isinstance(exc, OSError) or _reason(exc) in _CONTRADICTIONS or arose_here(exc)
 
 
-def has_refused_us(error: Exception) -> bool:
-    """Whether the peer says that it refuses *our* certificate; of TLS 1.3 the first read may be told so."""
+def arose_here(error: BaseException) -> bool:
+    """Whether *error* says nothing against the peer: this machine lacks something, or *we* were refused.
+
+    With TLS 1.3 a peer that refuses our certificate may say so to who reads first after the handshake.
+    """
     reason = _reason(error)
-    return "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+    is_refused = "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+    return is_refused or (isinstance(error, OSError) and error.errno in LOCAL_ERRORS)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return (error.reason or "") if isinstance(error, ssl.SSLError) else ""
 
 

@@ -143,6 +143,21 @@ def test_what_fails_on_this_machine_blames_no_host(error: OSError, monkeypatch: 
         check_nobody_blamed(pool)
 
 
+def test_what_this_machine_lacks_for_an_open_or_a_hook_of_the_users_blames_no_host() -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    class Connector(Switchboard):
+        handshake = fail
+
+    for pool in (ConnectionPool.of(fail), ConnectionPool("a:1", connector=Connector())):
+        with pool:
+            with pytest.raises(ConnectError, match="no descriptor left") as caught:
+                pool.try_connect(timeout=5)
+            assert caught.value.local
+            check_nobody_blamed(pool)
+
+
 def test_our_certificate_refused_as_late_as_at_the_login_blames_no_host(
     certificates: Certificates,
 ) -> None:
