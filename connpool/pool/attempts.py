@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterable
 
 from connpool.errors import ConnectError, ConnectTimeoutError
-from connpool.pool.backoff import delay_after
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
@@ -66,8 +65,6 @@ class Attempts:
         for waiter in self._queue:
             if waiter.number == dial.number:
                 waiter.has_failed_at(host.endpoint, error)
-                if error.local:  # so nobody blacklists it
-                    waiter.retry_at = now + delay_after(1, error, self._books.config, self._books.rng)
                 waiter.wake()
             elif not self._books.config.fail_fast:
                 waiter.wake()  # it may sleep till the host is due, and that is another instant now

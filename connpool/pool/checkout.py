@@ -212,8 +212,6 @@ class Checkout(Fitting):
             first = min(first, waiter.front_at + books.pace.grace)
         if waiter.attempt is not None and waiter.patience_at > now:
             first = min(first, waiter.patience_at)
-        if waiter.retry_at > now:
-            first = min(first, waiter.retry_at)
         if waiter.eviction is not None and waiter.evict_again_at > now:
             first = min(first, waiter.evict_again_at)
         if books.next_change < first:

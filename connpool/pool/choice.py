@@ -36,16 +36,9 @@ def _may_serve(books: Books, host: Host, waiter: Waiter, now: float) -> bool:
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
     """Who waits for an endpoint to come back may see it dialled more than once."""
     hosts = books.fleet.hosts
-    due = [e for e in waiter.tried if e not in hosts or _is_due(hosts[e], waiter, now)]
+    due = [e for e in waiter.tried if e not in hosts or hosts[e].is_up() or hosts[e].is_due(now)]
     if due:
         waiter.may_retry(due)
-
-
-def _is_due(host: Host, waiter: Waiter, now: float) -> bool:
-    """Whether *host*, where a dial for *waiter* has failed, may be dialled for it again."""
-    if host.is_up():  # or never was down, for it was no fault of its own: then not without a pause
-        return now >= waiter.retry_at or not waiter.tried[host.endpoint].local
-    return host.is_due(now)
 
 
 def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:

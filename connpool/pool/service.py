@@ -255,8 +255,7 @@ class Service(Attempts):
             return Answer.PENDING
         if will_come:
             return Answer.NOTHING
-        is_patient = waiter.may_wait and not books.config.fail_fast
-        if is_patient and any(h.retry_at is not None or h.endpoint in waiter.tried for h in hosts):
+        if waiter.may_wait and not books.config.fail_fast and any(h.retry_at is not None for h in hosts):
             return Answer.PENDING  # until the first blacklisting ends
         self.fail(waiter, self._no_endpoint(waiter, hosts, now))
         return Answer.SETTLED

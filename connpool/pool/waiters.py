@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -70,7 +69,6 @@ class Waiter:
         "pinned",
         "refused",
         "request",
-        "retry_at",
         "since",
         "tried",
         "turn",
@@ -103,7 +101,6 @@ class Waiter:
         self.evict_again_at = now  # if that takes so long
         self.errands: tuple[Dial, ...] = ()  # dials it is to run itself, in order
         self.tried: Mapping[Endpoint, ConnectError] = NOTHING  # failed while it waited
-        self.retry_at = -math.inf  # those of them that are not to blame may be tried again then
         self.must_look = False  # what it is given comes from a blacklisted endpoint
         self.is_busy = False  # dials on its own thread, and can take nothing till that is over
         self.dialled: frozenset[Endpoint] = frozenset()  # for ``Request.where``, which need not have liked it

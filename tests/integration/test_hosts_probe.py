@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from connpool import (
-    CheckoutTimeoutError,
-    ConnectError,
-    ConnectionPool,
-    EndpointState,
-    NoEndpointError,
-    Request,
-)
+from connpool import CheckoutTimeoutError, ConnectionPool, EndpointState, NoEndpointError, Request
 from connpool.testing import FakeClock
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
@@ -153,44 +146,6 @@ def test_not_failing_fast_goes_on_trying_until_one_lives(clock: FakeClock) -> No
                 assert str(conn.endpoint) == "b:1"
 
         together(wait, move)
-
-
-@pytest.mark.parametrize("dial_in_caller", [False, True])
-def test_not_failing_fast_dials_with_a_pause_what_fails_through_no_fault_of_its_own(
-    clock: FakeClock, dial_in_caller: bool
-) -> None:
-    board = Switchboard()
-    board.fail("a:1", ConnectError("no descriptor left", local=True))
-    settings = {"fail_fast": False, "dial_in_caller": dial_in_caller}
-    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
-
-        def move() -> None:
-            for n in range(1, 4):
-                until(lambda n=n: len(board.dialled) == n)
-                clock.until_waiting(1)
-                clock.advance(0.8)  # of 1 s, less up to a tenth
-                clock.until_waiting(1)
-                assert len(board.dialled) == n
-                if n == 3:
-                    board.mend("a:1")
-                clock.advance(0.2)
-
-        together(lambda: pool.try_connect(timeout=10).release(), move)
-        assert board.dialled == ["a:1"] * 4
-        assert down(pool) == []
-
-
-def test_not_failing_fast_goes_on_to_the_next_from_an_endpoint_not_to_blame(
-    clock: FakeClock,
-) -> None:
-    board = Switchboard()
-    board.fail("a:1", ConnectError("it refuses our certificate", local=True))
-    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, fail_fast=False) as pool:
-        loans = [pool.try_connect(timeout=5) for _ in range(4)]
-        assert endpoints_of(loans) == ["b:1"] * 4
-        assert down(pool) == []
-        for loan in loans:
-            loan.release()
 
 
 def test_lifting_a_blacklist_wakes_who_waits_for_it(clock: FakeClock) -> None:
