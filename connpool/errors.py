@@ -93,6 +93,8 @@ class ConnectError(ConnPoolError, ConnectionError):
             out of reach, own certificate refused): no endpoint is blamed.
     """
 
+    errno: int | None = None  # the system's number; where OSError keeps its own, no copy and no pickle has it
+
     def __init__(
         self,
         message: str,

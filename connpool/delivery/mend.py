@@ -57,14 +57,19 @@ def renewed(path: Path, books: Books, notes: Iterable[Note]) -> Segment:
     remove_file(path)  # now there is space
     new = Segment(path)
     with Told(path):
-        new.begin(is_durable=True)
-        new.write("serial", b"", books.reserved)
-        for queue, tally in books.tallies.items():
-            if tally.dropped:
-                new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
-        for note in notes:
-            new.write(note.kind, note.name, note.number)
-        new.commit()
+        try:
+            new.begin(is_durable=True)
+            new.write("serial", b"", books.reserved)
+            for queue, tally in books.tallies.items():
+                if tally.dropped:
+                    new.write("dropped", queue.encode("utf-8", "surrogatepass"), tally.dropped)
+            for note in notes:
+                new.write(note.kind, note.name, note.number)
+            new.commit()
+        except BaseException:
+            new.roll_back()
+            new.close()
+            raise
     return new
 
 

@@ -10,17 +10,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
-from connpool.errors import (
-    CancelledError,
-    ConnectError,
-    ConnectTimeoutError,
-    HandshakeError,
-    PermissionDeniedError,
-    UsageError,
-)
+from connpool.errors import CancelledError, ConnectError, PermissionDeniedError, UsageError
 from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
+from connpool.pool.failures import no_login
 from connpool.pool.jobs import Dial
 from connpool.pool.record import Key, Record
 from connpool.wire import threads
@@ -160,11 +154,7 @@ class Dialler:
         except (ConnectError, CancelledError):
             raise
         except Exception as error:
-            if isinstance(error, TimeoutError):
-                raise ConnectTimeoutError(
-                    f"the login at {endpoint} took too long", endpoint=endpoint
-                ) from error
-            raise HandshakeError(f"the login at {endpoint} failed: {error!r}", endpoint=endpoint) from error
+            raise no_login(error, endpoint) from error
 
     def _greet(self, record: Record, deadline: float) -> None:
         """Let the connector's hooks speak to the peer before anybody else does."""

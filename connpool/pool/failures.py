@@ -24,6 +24,7 @@ from connpool.errors import (
 from connpool.model.endpoint import Endpoint
 from connpool.model.states import FailReason, PoolState
 from connpool.pool.snapshots import describe_loans
+from connpool.wire.tls import arose_here
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
@@ -37,6 +38,7 @@ __all__ = [
     "exhausted",
     "in_words",
     "no_endpoint",
+    "no_login",
     "not_sharable",
     "reason_of",
     "timed_out",
@@ -98,7 +100,7 @@ def no_endpoint(
     )
     failure.__cause__ = last
     if isinstance(failure, ConnectError) and isinstance(last, ConnectError):
-        failure.endpoint, failure.local = endpoint, last.local
+        failure.endpoint, failure.local, failure.errno = endpoint, last.local, last.errno
         failure.__cause__ = last.__cause__ or last
     return failure
 
@@ -120,10 +122,22 @@ def as_connect_error(error: BaseException, pool: str, endpoint: Endpoint) -> Con
         return error
     kind = ConnectTimeoutError if isinstance(error, TimeoutError) else ConnectError
     failure = kind(
-        f"cannot open a connection to {endpoint}: {in_words(error, repr)}", pool=pool, endpoint=endpoint
+        f"cannot open a connection to {endpoint}: {in_words(error, repr)}",
+        pool=pool,
+        endpoint=endpoint,
+        local=arose_here(error),
     )
     failure.__cause__ = error
     return failure
+
+
+def no_login(error: Exception, endpoint: Endpoint) -> ConnectError:
+    """Why what was opened to *endpoint* is not lent: a hook of the connector has raised *error*."""
+    if isinstance(error, TimeoutError):
+        return ConnectTimeoutError(f"the login at {endpoint} took too long", endpoint=endpoint)
+    return HandshakeError(
+        f"the login at {endpoint} failed: {error!r}", endpoint=endpoint, local=arose_here(error)
+    )
 
 
 def in_words(error: BaseException, tell: Callable[[BaseException], str] = str) -> str:

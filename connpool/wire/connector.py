@@ -23,7 +23,7 @@ from connpool.wire.tls import (
     require_server_hostname,
     wrap_tls,
 )
-from connpool.wire.waiting import Budget, Cancel
+from connpool.wire.waiting import LOCAL_ERRORS, Budget, Cancel
 
 __all__ = ["CallableConnector", "Connector", "FullConnector", "SocketConnector", "adapt"]
 
@@ -157,7 +157,7 @@ class SocketConnector:
         # Two first dials at once may each make one; they are alike and the later one stays.
         if self._tls is None:
             try:
-                self._tls = ssl.create_default_context()
+                self._tls = _default_context()
             except OSError as exc:
                 raise HandshakeError(
                     f"{endpoint}: cannot load the system's certificates: {exc}", endpoint=endpoint, local=True
@@ -168,6 +168,23 @@ class SocketConnector:
         # Neither hooks nor the context: what they are bound to may be a password.
         tls = "verified" if self._verifies else "unverified"
         return f"<SocketConnector tls={tls} server_hostname={self._server_hostname!r} {self._options!r}>"
+
+
+def _default_context() -> ssl.SSLContext:
+    """Make a context that trusts whom the system trusts.
+
+    Raises:
+        OSError: No descriptor is left to read who that is. OpenSSL does not tell: it trusts nobody then.
+    """
+    context = ssl.create_default_context()
+    path = ssl.get_default_verify_paths().cafile
+    if path and not context.cert_store_stats()["x509"]:
+        try:
+            context.load_verify_locations(path)
+        except OSError as exc:
+            if exc.errno in LOCAL_ERRORS:
+                raise
+    return context
 
 
 class CallableConnector:

@@ -35,7 +35,7 @@ def make_context(
     try:
         context = ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:  # no path has a null byte
-        problems.append(f"cannot use the authorities in {str(ca)!r}: {_why(error)}")
+        problems.append(f"cannot use the authorities in {str(ca)!r}: {_why(error, 'it is not in PEM form')}")
     if not verifies:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -44,8 +44,13 @@ def make_context(
             # Without a password OpenSSL would ask for one on the terminal.
             context.load_cert_chain(certificate, key, password=password or "")
         except (OSError, ValueError) as error:  # or the password is longer than OpenSSL takes
-            files = repr(str(certificate)) + ("" if key is None else f" with the key {str(key)!r}")
-            problems.append(f"cannot use the certificate {files}: {_why(error)}")
+            if key is None:
+                files, flaw = repr(str(certificate)), "it is not in PEM form, or lacks its key"
+            else:
+                files = f"{str(certificate)!r} with the key {str(key)!r}"
+                flaw = "one of them is not in PEM form"
+            why = _why(error, f"{flaw}, or the password is wrong")
+            problems.append(f"cannot use the certificate {files}: {why}")
     elif key is not None:
         problems.append(f"the key {str(key)!r} is of no use without its certificate")
     if problems:
@@ -53,9 +58,10 @@ def make_context(
     return context
 
 
-def _why(error: OSError | ValueError) -> str:
+def _why(error: OSError | ValueError, flaw: str) -> str:
+    """Why a file is of no use; *flaw*: what may be wrong with it where OpenSSL does not tell."""
     if isinstance(error, ValueError):
         return str(error)
     if isinstance(error, ssl.SSLError):
-        return error.reason or "it is not in PEM form, or the password is wrong"
+        return error.reason or flaw
     return error.strerror or type(error).__name__

@@ -109,6 +109,7 @@ class _Race:
         self._poll = select.poll()
         self._next_at = now()
         self._errors: list[OSError] = []
+        self._are_ours = True  # each of them arose on this machine
 
     def run(self, budget: Budget) -> socket.socket:
         try:
@@ -118,7 +119,7 @@ class _Race:
                     winner.settimeout(None)
                     return winner
                 if not self._running and not self._waiting:
-                    raise _all_failed(budget.endpoint, self._errors)
+                    raise _all_failed(budget.endpoint, self._errors, local=self._are_ours)
         except ConnectTimeoutError as exc:
             if self._errors:
                 raise exc from _together(budget.endpoint, self._errors)
@@ -142,7 +143,8 @@ class _Race:
         try:
             self._running[sock.fileno()] = sock, name
             sock.setblocking(False)
-            self._options.apply(sock)
+            if not self._prepare(sock, name):
+                return None
             error = sock.connect_ex(address)
             if error in _UNDER_WAY:
                 self._poll.register(sock, select.POLLOUT)
@@ -152,6 +154,17 @@ class _Race:
             self._drop(sock.fileno())
             self._failed(exc, name)
             return None
+
+    def _prepare(self, sock: socket.socket, name: str) -> bool:
+        """Set *sock* up. False: that is not possible, and no fault of the address *name*."""
+        try:
+            self._options.apply(sock)
+        except OSError as exc:
+            self._drop(sock.fileno())
+            source = self._options.source_address
+            self._failed(exc, name if source is None else f"{name} from {address_text(source)}", is_ours=True)
+            return False
+        return True
 
     def _wait_for_one(self, budget: Budget) -> socket.socket | None:
         """Wait until an attempt is decided or the next is due. Returns the winner, if there is one."""
@@ -189,7 +202,8 @@ class _Race:
             pass  # it was decided before it had to be waited for
         sock.close()
 
-    def _failed(self, exc: OSError, name: str) -> None:
+    def _failed(self, exc: OSError, name: str, *, is_ours: bool = False) -> None:
+        self._are_ours = self._are_ours and (is_ours or exc.errno in LOCAL_ERRORS)
         self._errors.append(OSError(exc.errno, exc.strerror or str(exc), name))
         self._next_at = now()  # the next address need not wait
 
@@ -212,16 +226,16 @@ def _together(endpoint: Endpoint, errors: list[OSError]) -> Exception:
     return errors[0] if len(errors) == 1 else ExceptionGroup(f"{endpoint}: one error per address", errors)
 
 
-def _all_failed(endpoint: Endpoint, errors: list[OSError]) -> ConnectError:
+def _all_failed(endpoint: Endpoint, errors: list[OSError], *, local: bool) -> ConnectError:
     reasons = "; ".join(f"{exc.filename}: {exc.strerror}" for exc in errors)
-    error = ConnectError(
-        f"{endpoint}: cannot connect ({reasons})",
-        endpoint=endpoint,
-        local=all(exc.errno in LOCAL_ERRORS for exc in errors),
-    )
+    error = ConnectError(f"{endpoint}: cannot connect ({reasons})", endpoint=endpoint, local=local)
     error.errno = errors[0].errno
     error.__cause__ = _together(endpoint, errors)
     return error
+
+
+def _unix_failed(endpoint: Endpoint, error: OSError) -> ConnectError:
+    return _all_failed(endpoint, [error], local=error.errno in LOCAL_ERRORS)
 
 
 def open_unix(budget: Budget) -> socket.socket:
@@ -239,13 +253,13 @@ def open_unix(budget: Budget) -> socket.socket:
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as exc:
-        raise _all_failed(budget.endpoint, [OSError(exc.errno, exc.strerror, path)])  # noqa: B904 - it has a cause
+        raise _unix_failed(budget.endpoint, OSError(exc.errno, exc.strerror, path))  # noqa: B904 - it has a cause
     try:
         sock.setblocking(False)
         # A full queue says EAGAIN, and no event tells when it has room again.
         while (error := _connect_unix(sock, path)) is not None:
             if error.errno != errno.EAGAIN:
-                raise _all_failed(budget.endpoint, [error])
+                raise _unix_failed(budget.endpoint, error)
             budget.wait(pause, f"waiting for room in the queue of {path}", at_most=0.01)
         sock.settimeout(None)
     except BaseException:

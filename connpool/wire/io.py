@@ -80,7 +80,7 @@ class Stream(SocketModes):
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
 
     def is_clean(self) -> bool:
-        return not self.rest and self.raw.fileno() >= 0
+        return not self.rest and self._descriptor() >= 0
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -127,7 +127,7 @@ class Stream(SocketModes):
             secure = begin_tls(self.raw, context, server_hostname)
         except (OSError, ValueError) as exc:
             raise handshake_error(exc, peer) from exc
-        self.raw = secure
+        self._go_on_with(secure)
         if self.interrupted is not None:  # its shutdown may have met the emptied object
             look.interrupt(secure, socket.SHUT_RDWR)
         try:

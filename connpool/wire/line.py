@@ -49,6 +49,7 @@ class Line:
         "_raw",
         "_send",
         "_stream",
+        "_wanted",
         "error",
         "fd",
         "is_midway",
@@ -71,6 +72,7 @@ class Line:
         self.error: Exception | None = None
         self.is_midway = False
         self.is_over = False
+        self._wanted = select.POLLOUT  # what the last push would have had to wait for
         self._look = self._poll_of_its_own()
         self._send = raw.send
 
@@ -111,7 +113,11 @@ class Line:
                     done += self._stream.try_write([memoryview(data)[done : done + RECORD]], eager=True)
             self.is_midway = False
             return done
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            self._wanted = select.POLLOUT
+            return done
+        except ssl.SSLWantReadError:  # of a new handshake, which TLS 1.2 allows, the peer's part is missing
+            self._wanted = select.POLLIN
             return done
         except (OSError, ValueError) as error:
             self._break(error)
@@ -152,7 +158,7 @@ class Line:
             if patience is not None and now() >= patience:
                 self._break(TimeoutError(f"the peer took nothing for {timeout:g} s"))
                 break
-            wait_until_ready(self._raw.fileno(), select.POLLOUT | (_INPUT if is_heeding else 0), SLICE)
+            wait_until_ready(self._raw.fileno(), self._wanted | (_INPUT if is_heeding else 0), SLICE)
         return done
 
     def pull(self) -> bytes | None:

@@ -10,7 +10,7 @@ import ssl
 import sys
 from typing import Any, Final
 
-__all__ = ["abandon", "address_text", "close", "describe", "interrupt", "is_usable"]
+__all__ = ["abandon", "address_text", "close", "describe", "descriptor_of_tls", "interrupt", "is_usable"]
 
 _SOMETHING_TO_READ: Final = select.POLLIN | select.POLLPRI
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
@@ -43,11 +43,16 @@ def is_usable(raw: Any) -> bool:
     if not isinstance(raw, ssl.SSLSocket):
         return not readable and not _has_just_ended(raw)
     try:
-        if raw.version() is None or raw.pending():
+        if descriptor_of_tls(raw) < 0 or raw.pending():
             return False  # its TLS was taken off; or decrypted bytes wait
         return (not readable or _has_only_tickets(raw)) and not _has_just_ended(raw)
     except OSError:
         return False
+
+
+def descriptor_of_tls(raw: ssl.SSLSocket) -> int:
+    """Give the descriptor of *raw*; -1: it is closed, or has no TLS any more and would send in clear."""
+    return -1 if _tls_version(raw) is None else raw.fileno()
 
 
 def _has_just_ended(raw: socket.socket) -> bool:

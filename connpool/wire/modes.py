@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from threading import get_ident
 from typing import Any, Final, TypeGuard, TypeVar
 
@@ -74,12 +75,21 @@ class SocketModes(ByteStream):
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
     """
 
-    __slots__ = ("_has_turn", "_is_alone", "_is_in_read", "_is_private", "_system_waits", "_tls_turn", "raw")
+    __slots__ = (
+        "_descriptor",
+        "_has_turn",
+        "_is_alone",
+        "_is_in_read",
+        "_is_private",
+        "_system_waits",
+        "_tls_turn",
+        "raw",
+    )
 
     def __init__(self, raw: socket.socket, *, is_private: bool) -> None:
         super().__init__()
-        self.raw = raw
         self._is_private = is_private
+        self._go_on_with(raw)
         self._tls_turn = threading.Lock()
         self._has_turn = 0  # the thread in a call on TLS, for as long as that may be interrupted
         self._is_alone = is_private  # the system may be told for how long it waits
@@ -88,6 +98,13 @@ class SocketModes(ByteStream):
 
     def fileno(self) -> int:
         return self.raw.fileno()
+
+    def _go_on_with(self, raw: socket.socket) -> None:
+        """Be a stream over *raw* from now on."""
+        self.raw = raw
+        self._descriptor: Callable[[], int] = raw.fileno  # -1: it cannot be used any more
+        if is_tls(raw) and not self._is_private:  # who has it may take its TLS off
+            self._descriptor = partial(look.descriptor_of_tls, raw)
 
     def hand_out(self) -> None:
         """Others will have the socket too: from now on it blocks without limit outside of calls.
@@ -108,6 +125,7 @@ class SocketModes(ByteStream):
                             self._lift_limit()
                         self.raw.settimeout(None)
                     self._is_private = False
+                    self._go_on_with(self.raw)
                 finally:
                     self._has_turn = 0
         self.expect_company()

@@ -56,7 +56,7 @@ class ByteStream(abc.ABC):
         self.is_midway = False
 
     def is_clean(self) -> bool:
-        """Whether the next holder would find it as a new one: nothing left to read, and not closed."""
+        """Whether the next holder would find it as a new one: nothing to read, not closed, its TLS on."""
         return not self.rest and self.fileno() >= 0
 
     def expect_company(self) -> None:  # noqa: B027 - for most kinds there is nothing to do

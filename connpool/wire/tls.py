@@ -12,9 +12,10 @@ from typing import Any, Final
 from connpool.errors import ConfigError, HandshakeError
 from connpool.model.endpoint import Endpoint
 from connpool.wire.resolve import is_address
-from connpool.wire.waiting import Budget, wait_until_ready
+from connpool.wire.waiting import LOCAL_ERRORS, Budget, wait_until_ready
 
 __all__ = [
+    "arose_here",
     "assurance",
     "begin_tls",
     "close_half_wrapped",
@@ -135,11 +136,22 @@ def handshake_error(exc: Exception, peer: str, endpoint: Endpoint | None = None)
 
 
 def _is_our_own_fault(exc: Exception) -> bool:
-    """Whether the settings do not fit, or the peer refused *our* certificate."""
-    if not isinstance(exc, OSError):
-        return True
-    reason = (exc.reason or "") if isinstance(exc, ssl.SSLError) else ""
-    return reason in _CONTRADICTIONS or ("ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason))
+    """Whether the settings do not fit, or else the peer is not to blame."""
+    return not isinstance(exc, OSError) or _reason(exc) in _CONTRADICTIONS or arose_here(exc)
+
+
+def arose_here(error: BaseException) -> bool:
+    """Whether *error* says nothing against the peer: this machine lacks something, or *we* were refused.
+
+    With TLS 1.3 a peer that refuses our certificate may say so to who reads first after the handshake.
+    """
+    reason = _reason(error)
+    is_refused = "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)
+    return is_refused or (isinstance(error, OSError) and error.errno in LOCAL_ERRORS)
+
+
+def _reason(error: BaseException) -> str:
+    return (error.reason or "") if isinstance(error, ssl.SSLError) else ""
 
 
 def assurance(context: ssl.SSLContext | None, name: str | None, host: str) -> int:

@@ -120,7 +120,7 @@ def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
             assert isinstance(cause, ConnectError)
             assert cause.endpoint == endpoint
             assert isinstance(cause.__cause__, ConnectionRefusedError)
-            assert cause.__cause__.errno == errno.ECONNREFUSED
+            assert cause.__cause__.errno == cause.errno == error.errno == errno.ECONNREFUSED
             told = pool.endpoints()[0]
             assert (told.state, told.failures) == (EndpointState.BLACKLISTED, 1)
             assert told.retry_at == error.retry_at
@@ -133,6 +133,7 @@ def test_a_pinned_request_that_fails_is_a_connect_error() -> None:
             error = failing(pool, endpoint)
             assert isinstance(error, ConnectError)
             assert error.endpoint == endpoint
+            assert error.errno == errno.ECONNREFUSED
             chain = [error.__cause__, error.__cause__ and error.__cause__.__cause__]
             assert any(isinstance(cause, ConnectionRefusedError) for cause in chain)
 

@@ -15,10 +15,12 @@ from connpool import (
     LinkEvent,
     LinkState,
     MemorySpool,
+    NoEndpointError,
     SocketConnector,
     UsageError,
 )
 from connpool.testing import FakeClock, Send, Silence
+from connpool.wire.io import Stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.sinks import (
     GUARD,
@@ -218,6 +220,30 @@ def test_a_member_that_marks_the_end_of_tls_without_a_word_is_dead(secure, certi
         sender.broadcast(b"two")
         secure.until_has(b"two")
         assert len(b"".join(secure.lines)) < MUCH
+
+
+def test_a_message_that_waits_for_the_peers_part_of_a_new_handshake_uses_no_processor_time(
+    certificates, monkeypatch
+):
+    """With TLS 1.2 there may be one at any time, and nothing can be written before it is over."""
+    tried = []
+    context = certificates.server()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def want_to_read(stream: Stream, views: list[memoryview], eager: bool) -> int:
+        tried.append(eager)
+        raise ssl.SSLWantReadError
+
+    with (
+        Sink(tls=context) as old,
+        broadcasting(old, pool_settings=trusting(certificates), spool=None, send_timeout=0.6) as sender,
+    ):
+        all_alive(sender)
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "try_write", want_to_read)
+            with pytest.raises(NoEndpointError, match=r"the peer took nothing for 0\.6 s"):
+                sender.broadcast(b"one")
+    assert len(tried) < 10
 
 
 @pytest.mark.parametrize("spool", [None, MemorySpool()], ids=["no spool", "spool"])

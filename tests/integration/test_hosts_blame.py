@@ -17,11 +17,14 @@ from connpool import (
     ConnectionPool,
     ConnPoolError,
     EndpointState,
+    HandshakeError,
     PoolClosedError,
     PoolExhaustedError,
     Request,
+    SocketConnector,
 )
 from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.certificates import Certificates
 from tests.helpers.switchboard import Switchboard, check_books, down, info_of, until
 from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, fail_names_with, info, later
@@ -137,6 +140,36 @@ def test_what_fails_on_this_machine_blames_no_host(error: OSError, monkeypatch: 
         with pytest.raises(ConnPoolError) as caught:
             pool.try_connect(timeout=5)
         assert isinstance(caught.value, ConnectionError)
+        check_nobody_blamed(pool)
+
+
+def test_what_this_machine_lacks_for_an_open_or_a_hook_of_the_users_blames_no_host() -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "no descriptor left")
+
+    class Connector(Switchboard):
+        handshake = fail
+
+    for pool in (ConnectionPool.of(fail), ConnectionPool("a:1", connector=Connector())):
+        with pool:
+            with pytest.raises(ConnectError, match="no descriptor left") as caught:
+                pool.try_connect(timeout=5)
+            assert caught.value.local
+            check_nobody_blamed(pool)
+
+
+def test_our_certificate_refused_as_late_as_at_the_login_blames_no_host(
+    certificates: Certificates,
+) -> None:
+    """With TLS 1.3 the handshake is over by then."""
+    connector = SocketConnector(certificates.client(), handshake=lambda conn: conn.recv_exactly(2))
+    with (
+        ScriptedServer(tls=certificates.demanding_server()) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        with pytest.raises(HandshakeError, match=r"(?i)alert certificate required") as caught:
+            pool.try_connect(timeout=5)
+        assert caught.value.local
         check_nobody_blamed(pool)
 
 

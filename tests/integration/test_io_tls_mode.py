@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import Connection, ConnectionPool, HandshakeError, SocketConnector
+from connpool import CloseReason, Connection, ConnectionPool, HandshakeError, SocketConnector
 from connpool.testing import Answer, Echo, ScriptedServer, StartTls
 from connpool.wire.io import TLSSocket, is_tls
 from tests.helpers.certificates import Certificates
@@ -95,6 +95,31 @@ def test_what_leaves_the_pool_blocks(
         for raw in left:
             with raw:
                 ask_by_hand(raw)
+
+
+@pytest.mark.parametrize("how", ["opened", "upgraded", "added"])
+def test_whose_tls_its_holder_has_taken_off_is_not_lent_again(certificates: Certificates, how: str) -> None:
+    is_upgraded = how == "upgraded"
+    context, theirs = certificates.client(), certificates.server()
+    connector = SocketConnector(
+        context, handshake=(lambda conn: conn.start_tls(context)) if is_upgraded else None
+    )
+    with (
+        ScriptedServer(
+            script=(StartTls(theirs), Echo()) if is_upgraded else Echo(), tls=None if is_upgraded else theirs
+        ) as server,
+        ConnectionPool(server.endpoint, connector=connector) as pool,
+    ):
+        if how == "added":
+            pool.add_connection(connector.open(server.endpoint, 5.0), server.endpoint)
+        with pool.try_connect(timeout=5) as conn:
+            ask(conn)
+            assert conn.ssl_socket is not None
+            conn.ssl_socket.shutdown(socket.SHUT_RD)  # on top of what a socket's own does
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 0
+            ask(conn)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
 
 def test_what_came_from_outside_blocks_between_our_calls(

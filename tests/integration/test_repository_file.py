@@ -276,8 +276,12 @@ def test_what_all_say_of_tls_and_what_one_adds_hold_together(
             assert conn.ssl_socket.server_hostname == "localhost"
 
 
-def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path) -> None:
+def test_files_that_do_not_hold_what_they_should_are_named(
+    write, tmp_path: Path, certificates: Certificates
+) -> None:
     (tmp_path / "noise.pem").write_text("nothing of the kind")
+    certificates.authority.issue_cert("client").cert_chain_pems[0].write_to_path(tmp_path / "keyless.pem")
+    (tmp_path / "torn.pem").write_bytes(certificates.authority.cert_pem.bytes()[:300])
     problems = problems_of(
         write(
             """
@@ -293,14 +297,23 @@ def test_files_that_do_not_hold_what_they_should_are_named(write, tmp_path: Path
             [pools.d]
             route = "tls://a:1"
             tls = {ca = 3}
+            [pools.e]
+            route = "tls://a:1"
+            tls = {certificate = "keyless.pem"}
+            [pools.f]
+            route = "tls://a:1"
+            tls = {ca = "torn.pem"}
             """
         )
     )
     assert [problem.split(":")[0] for problem in problems] == [
-        "[pools.a.tls]", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls] ca"
+        "[pools.a.tls]", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls] ca",
+        "[pools.e.tls]", "[pools.f.tls]"
     ]  # fmt: skip
     assert "none.pem': No such file or directory" in problems[0]
     assert "noise.pem" in problems[1]
+    assert "lacks its key" in problems[4]
+    assert "password" not in problems[5]
     assert "hunter2" not in "".join(problems)
 
 

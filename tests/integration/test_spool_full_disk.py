@@ -155,6 +155,37 @@ def test_what_others_have_filled_keeps_no_message_from_being_sent_once(tmp_path:
     assert said == ["True 0", "True None"]
 
 
+def test_a_file_begun_anew_for_which_there_is_no_space_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    said = on_a_small_disk(
+        tmp_path,
+        """
+        import resource
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        for free in range(65_536, 81_920, 4_096):
+            spool = SQLiteSpool(path)
+            put_sixty(spool)
+            items = spool.peek("a", 1_000, 10_000_000)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (32_768, usual[1]))
+            spool.remove([item.position for item in items])  # the file is removed: a new one takes no less
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            ballast = open(os.path.join(sys.argv[1], "ballast"), "wb", 0)
+            disk = os.statvfs(sys.argv[1])
+            ballast.write(bytes(disk.f_bavail * disk.f_frsize - free))
+            try:
+                spool.put(["a"], b"x", bytes(16))
+            except SpoolError:
+                pass
+            spool.close()
+            ballast.truncate(0)
+            ballast.close()
+            spool = SQLiteSpool(path)
+            print(spool.counts(), spool.damage)
+            spool.close()
+        """,
+    )
+    assert said == ["{} None"] * 4
+
+
 def test_on_a_full_disk_a_spool_is_opened_and_what_it_holds_is_sent(tmp_path: Path) -> None:
     said = on_a_small_disk(
         tmp_path,

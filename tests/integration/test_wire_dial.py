@@ -112,6 +112,25 @@ def test_a_source_port_that_is_taken_is_our_own_fault() -> None:
         assert caught.value.local
 
 
+def test_a_source_port_that_we_may_not_use_is_our_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    class Unprivileged(socket.socket):
+        bind = refuse  # as the system does; the administrator, who may run this, may use any
+
+    connector = SocketConnector(source_address=("127.0.0.1", 80))
+    with ScriptedServer() as server:
+        monkeypatch.setattr(socket, "socket", Unprivileged)
+        said = f"cannot connect .{server.endpoint} from 127.0.0.1:80: Permission denied"
+        with pytest.raises(ConnectError, match=said) as caught:
+            connector.open(server.endpoint, 5.0)
+        monkeypatch.undo()
+        assert caught.value.local
+        assert isinstance(caught.value.__cause__, PermissionError)
+        assert server.accepts == 0
+
+
 def test_the_longest_keep_alive_is_taken_by_the_system() -> None:
     connector = SocketConnector(keepalive=(32_767, 32_767, 127))
     with ScriptedServer() as server, connector.open(server.endpoint, 5.0) as sock:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import resource
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +135,48 @@ def test_certificates_that_cannot_be_loaded_blame_no_endpoint(
     with ScriptedServer(tls=certificates.server()) as server:
         with pytest.raises(HandshakeError, match=r"ca\.pem") as caught:
             SocketConnector().open(server.endpoint, 10.0)
+        assert caught.value.local
+
+
+@contextlib.contextmanager
+def no_descriptor_to_be_had() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_authorities_that_there_was_no_descriptor_to_read_are_read_the_next_time(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificates.authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    connector = SocketConnector()
+    with ScriptedServer(tls=certificates.server()) as server:
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        server.until_accepts(1)
+        with monkeypatch.context() as patch, no_descriptor_to_be_had():
+            patch.setattr(connectors, "open_tcp", lambda *_: sock)  # the last that could be had
+            with pytest.raises(HandshakeError, match="Too many open files") as caught:
+                connector.open(server.endpoint, 10.0)
+        assert caught.value.local
+        connector.open(server.endpoint, 10.0).close()
+
+
+def test_no_descriptor_left_for_a_handshake_is_our_own_fault(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:  # Python may want to read a module
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", fail)
+    with ScriptedServer(script=NoHandshake(), tls=certificates.server()) as server:
+        with pytest.raises(HandshakeError, match="Too many open files") as caught:
+            open_tls(server, certificates.client())
         assert caught.value.local
 
 
