@@ -139,6 +139,7 @@ class Control:
     def configure(self, settings: dict[str, Any]) -> None:
         todo = Todo()
         with self._lock:
+            before = self._books.config.required_permissions
             config = self._books.config.evolve(**settings)
             self._books.adopt_config(config)
             if not config.track_origin:
@@ -150,7 +151,10 @@ class Control:
             self._books.publish(self._lender.now())
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
+            hosts = self._known_locked(None)
         self._lender.carry_out(todo)
+        if self._lender.connector.permissions is not None and not config.required_permissions <= before:
+            self._renew(hosts, interrupt=False, why=f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:
         """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""
