@@ -35,13 +35,16 @@ def evict_surplus(books: Books, todo: Todo) -> None:
 def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:
     """Let idle ones of *host* above ``max_per_endpoint`` be closed. Returns what else is too many."""
     most = books.config.max_per_endpoint
+    if most is None:
+        return []
     staying = [record for record in host.records if record.fate is None]
-    while most is not None and len(staying) > most and (found := longest_idle([host])) is not None:
+    surplus = len(staying) - most
+    while surplus > 0 and (found := longest_idle([host])) is not None:
         key, _ = found
         if host.withdraw(key):
             books.doom(key, CloseReason.SURPLUS, todo)
-            staying = [record for record in staying if record.fate is None]
-    return [] if most is None else sorted(staying, key=lambda record: record.id)[most:]
+            surplus -= 1
+    return sorted((record for record in staying if record.fate is None), key=lambda record: record.id)[most:]
 
 
 def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:
