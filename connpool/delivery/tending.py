@@ -12,6 +12,7 @@ from connpool.delivery.office import Office
 from connpool.delivery.strand import Strand
 from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
 from connpool.model.request import Request
+from connpool.model.states import PoolState
 from connpool.pool.core import HANG_GRACE
 from connpool.wire import threads
 from connpool.wire.framing import decoder_of
@@ -84,7 +85,8 @@ class Tending:
         except PoolClosedError as error:
             office.not_opened(link, endpoint, error)
             with office._lock:
-                link.retry_at = None  # nothing is opened any more
+                if office.pool._lender.books.state is PoolState.CLOSED:  # else it may be reopened
+                    link.retry_at = None
             return
         except ConnPoolError as error:
             if self._has_others(link):

@@ -57,7 +57,7 @@ class CloseReason(enum.Enum):
     TERMINATED = "terminated"  # its holder said so, or left its block with an exception
     DIRTY = "dirty"  # came back with bytes nobody had read, or could not be reset
     EVICTED = "evicted"  # made room for a connection to another endpoint
-    SURPLUS = "surplus"  # more than a lowered max_size
+    SURPLUS = "surplus"  # more than a lowered max_size or max_per_endpoint
     LOST = "lost"  # its holder forgot it
     POOL_CLOSED = "pool closed"  # came back to, or lay in, a pool that was closed
 

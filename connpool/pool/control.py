@@ -25,7 +25,7 @@ from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
 from connpool.pool.observed import observe
 from connpool.pool.record import Phase
-from connpool.pool.room import evict_surplus
+from connpool.pool.room import evict_from_crowd, evict_surplus
 from connpool.pool.stock import Stock
 from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import SHUT_RDWR
@@ -139,6 +139,7 @@ class Control:
     def configure(self, settings: dict[str, Any]) -> None:
         todo = Todo()
         with self._lock:
+            before = self._books.config.required_permissions
             config = self._books.config.evolve(**settings)
             self._books.adopt_config(config)
             if not config.track_origin:
@@ -148,9 +149,15 @@ class Control:
                 self._lender.connector.looks_promptly or config.dial_in_caller
             )
             self._books.publish(self._lender.now())
+            hosts = self._known_locked(None)
+            for host in hosts:
+                crowd = evict_from_crowd(self._books, host, todo)
+                self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
+        if self._lender.connector.permissions is not None and not config.required_permissions <= before:
+            self._renew(hosts, interrupt=False, why=f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:
         """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""

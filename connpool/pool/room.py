@@ -11,7 +11,14 @@ from connpool.pool.jobs import Todo
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
-__all__ = ["evict_for", "evict_from", "evict_surplus", "longest_idle", "would_rather_dial"]
+__all__ = [
+    "evict_for",
+    "evict_from",
+    "evict_from_crowd",
+    "evict_surplus",
+    "longest_idle",
+    "would_rather_dial",
+]
 
 
 def evict_surplus(books: Books, todo: Todo) -> None:
@@ -23,6 +30,21 @@ def evict_surplus(books: Books, todo: Todo) -> None:
         if host.withdraw(key):
             books.doom(key, CloseReason.SURPLUS, todo)
             surplus -= 1
+
+
+def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:
+    """Let idle ones of *host* above ``max_per_endpoint`` be closed. Returns what else is too many."""
+    most = books.config.max_per_endpoint
+    if most is None:
+        return []
+    staying = [record for record in host.records if record.fate is None]
+    surplus = len(staying) - most
+    while surplus > 0 and (found := longest_idle([host])) is not None:
+        key, _ = found
+        if host.withdraw(key):
+            books.doom(key, CloseReason.SURPLUS, todo)
+            surplus -= 1
+    return sorted((record for record in staying if record.fate is None), key=lambda record: record.id)[most:]
 
 
 def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:

@@ -115,6 +115,12 @@ class SharedConnection(Connection):
         share.record.condemn(CloseReason.TERMINATED)
         leave(share.record.pool._lender, share)
 
+    @property
+    def uses(self) -> int:
+        """How often the connection was lent before this share: 0 on the first loan."""
+        self._held()
+        return self._key.uses
+
     def detach(self) -> Any:
         """A shared connection cannot leave the pool: others may hold it.
 

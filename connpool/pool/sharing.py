@@ -46,11 +46,12 @@ class Hold:
 class Share(Key):
     """The right of one of several to use a record. The record's own key lies in the hold."""
 
-    __slots__ = ("hold", "number", "since")
+    __slots__ = ("hold", "number", "since", "uses")
 
     hold: Hold | None  # None: it has ended
     number: int
     since: float
+    uses: int  # loans of its connection before it
 
     def is_of(self, thread: int | str, origin: Origin | None = None) -> None:
         """Write down whose it is, where that was not known when it was made, or may not be known for long."""
@@ -94,6 +95,7 @@ def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> S
     else:
         hold.spare = None
     share.since = now
+    share.uses = record.uses - 1
     share.number = hold.joined = number = next(_numbers)
     share.hold = hold
     hold.sharers[number] = (now, holder, None)

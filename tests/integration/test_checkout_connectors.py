@@ -12,6 +12,7 @@ import pytest
 from connpool import (
     CancelledError,
     CheckedIn,
+    CloseReason,
     Connection,
     ConnectionInfo,
     ConnectionPool,
@@ -233,6 +234,33 @@ def test_a_missing_permission_is_an_error_and_closes() -> None:
         pool.configure(required_permissions={"read"})
         pool.unblacklist(server.endpoint)
         pool.try_connect(timeout=5).release()
+
+
+def test_permissions_required_later_hold_for_what_is_open_too() -> None:
+    connector = SocketConnector(permissions=lambda conn: {"read"})
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=connector, required_permissions={"read"}) as pool,
+    ):
+        lent = pool.try_connect(timeout=5)
+        pool.try_connect(timeout=5).release()
+        pool.configure(required_permissions={"read", "write"})
+        lent.release()
+        with pytest.raises(PermissionDeniedError, match="write"):
+            pool.try_connect(server.endpoint, timeout=5)
+        until(lambda: pool.stats().closed[CloseReason.STALE] == 2)
+
+
+def test_fewer_permissions_required_leave_open_what_is_open() -> None:
+    connector = SocketConnector(permissions=lambda conn: {"read", "write"})
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=connector, required_permissions=["read", "write"]) as pool,
+    ):
+        pool.try_connect(timeout=5).release()
+        pool.configure(required_permissions=["read"])
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 1
 
 
 def test_more_permissions_than_required_will_do_and_none_required_asks_nothing() -> None:

@@ -560,7 +560,18 @@ def test_the_pool_may_be_closed_first(a):
     until(lambda: pool.stats().size == 0)
 
 
-def test_a_pool_that_is_cleared_or_shut_down_under_it_costs_no_message(a):
+def test_a_pool_that_is_shut_down_and_reopened_has_its_links_again(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        pool = sender.pool
+        pool.shutdown()
+        until(lambda: isinstance(sender.links()[0].last_error, PoolClosedError), "an attempt that is refused")
+        assert sender.broadcast(b"meanwhile").sent == ()
+        pool.reopen()
+        a.until_has(b"meanwhile")
+
+
+def test_a_pool_that_is_cleared_under_it_costs_no_message(a):
     with broadcasting(a) as sender:
         all_alive(sender)
         for n, message in enumerate(numbered(60)):

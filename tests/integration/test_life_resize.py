@@ -141,6 +141,22 @@ def test_a_higher_limit_per_endpoint_serves_waiters_at_once(clock: FakeClock) ->
         together(*[lambda: pool.try_connect().release()] * 2, grow)
 
 
+def test_a_lower_limit_per_endpoint_closes_what_is_idle_now_and_what_is_lent_when_it_comes_back() -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 && b:1", connector=board, max_size=10, reap_interval=None) as pool:
+        loans = [pool.try_connect(at) for at in ("a:1", "b:1") for _ in range(4)]
+        for conn in loans[::2]:
+            conn.release()
+        pool.configure(max_per_endpoint=1)
+        until(lambda: [info.size for info in pool.endpoints()] == [2, 2])
+        for conn in loans[1::2]:
+            conn.release()
+        until(lambda: [(info.size, info.idle) for info in pool.endpoints()] == [(1, 1), (1, 1)])
+        assert pool.stats().closed == {CloseReason.SURPLUS: 6}
+        with pool.try_connect("a:1"), pytest.raises(PoolExhaustedError):
+            pool.try_connect("a:1", timeout=0)
+
+
 def test_more_dials_at_a_time_begin_as_soon_as_they_are_allowed(clock: FakeClock) -> None:
     board = Switchboard()
     board.hold("a:1")

@@ -112,6 +112,14 @@ def test_of_several_shared_alike_each_is_joined_in_turn(pool: ConnectionPool) ->
     end(shares)
 
 
+def test_the_uses_of_a_share_are_the_loans_before_it(pool: ConnectionPool) -> None:
+    shares = [pool.share() for _ in range(3)]
+    assert [conn.uses for conn in shares] == [0, 1, 2]
+    end(shares)
+    with pool.share() as conn:
+        assert conn.uses == 3
+
+
 def test_a_limit_of_uses_that_was_lowered_meanwhile_holds_for_what_is_shared(pool: ConnectionPool) -> None:
     first = pool.share()
     pool.configure(max_uses=1)
