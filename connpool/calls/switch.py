@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import logging
 import math
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -228,7 +227,7 @@ class Switch:
 
     def forget(self) -> None:
         """The pool itself was dropped unclosed, says its finaliser: have its channels closed."""
-        if sys.is_finalizing() or not any(line.unclosed for line in list(self.ledger.lines.values())):
+        if not any(line.unclosed for line in list(self.ledger.lines.values())):
             return
         self.ledger.state = PoolState.CLOSED
         with suppress(RuntimeError):  # can't start new thread
