@@ -22,7 +22,7 @@ from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.checks import require_flag, require_path
 from connpool.model.events import SpoolDamaged
-from connpool.pool.flock import Flock
+from connpool.pool.flock import Flock, undisturbed
 from connpool.pool.listeners import Handler
 from connpool.wire import disk
 
@@ -297,5 +297,7 @@ def end() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=undisturbed(_after_fork_in_child),
     )

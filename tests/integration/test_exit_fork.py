@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import threading
 import types
 import warnings
@@ -30,6 +31,7 @@ from connpool import (
     PoolClosedError,
     UsageError,
 )
+from connpool.pool.census import KEPT
 from connpool.testing import ScriptedServer
 from tests.helpers.forks import fork, fork_quietly, in_child
 from tests.helpers.interrupts import in_a_handler
@@ -352,6 +354,42 @@ def test_a_child_says_no_goodbye_on_connections_of_the_parent(driver: type[Drive
         server.until_accepts(2)
         server.until_open(0)
         assert server.received == [b"ALIVEBYE"] * 2
+
+
+def test_a_signal_that_comes_while_the_child_begins_leaves_it_no_pool_of_the_parents() -> None:
+    class Rude:
+        name = "rude"
+
+        def _pace(self) -> None:
+            """It has no turns."""
+
+        def _take_turn(self, *, is_leap: bool) -> None:
+            """Never."""
+
+        def _start_clean(self) -> None:
+            signal.raise_signal(signal.SIGUSR1)
+
+        def _close_at_exit(self) -> None:
+            """Nothing is open."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit
+
+    rude = Rude()
+    KEPT.add(rude)  # before the pool: it comes first
+    before = signal.signal(signal.SIGUSR1, stop)
+    unraised, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with ConnectionPool("a:1", connector=Switchboard()) as pool:
+            fill(pool, 2)
+            assert in_child(lambda: (pool.stats().size, signal.pthread_sigmask(signal.SIG_BLOCK, []))) == (
+                0,
+                set(),
+            )
+    finally:
+        KEPT.discard(rude)
+        sys.unraisablehook = unraised
+        signal.signal(signal.SIGUSR1, before)
 
 
 # -- calls that go on in the child --------------------------------------------------------------------
