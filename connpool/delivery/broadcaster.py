@@ -267,6 +267,7 @@ class Broadcaster(Admin, Receiving):
         office = self._office
         office.is_closed = old.is_closed
         office.mailbox.take_over(old.mailbox)
+        old.mailbox.close()  # who waits there, or has forked in a handler and looks for more, goes
         if not office.is_closed:
             office.roster.follow(self.pool.route, office.clock.now())
             office.rouse = self._start

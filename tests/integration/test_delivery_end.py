@@ -679,6 +679,23 @@ def test_a_confirm_that_forks_may_return_in_the_child_whoever_had_the_locks(a):
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
+def test_a_child_that_returns_from_the_handler_in_which_it_was_forked_ends(a):
+    pids: list[int] = []
+
+    def fork_here(*_: object) -> None:
+        if not pids:
+            pids.append(fork_quietly())
+            if pids[0] == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)  # the end of a child that hangs
+
+    with broadcasting(a) as sender:
+        sender.on(LinkEvent.ALIVE, fork_here)
+        all_alive(sender)
+        until(lambda: pids, "the fork")
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+
+
 def test_a_forked_child_is_upkept_from_its_first_use_on_and_before_that_dials_nobody(a, b):
     told: list[LinkEvent] = []
     looks: list[int] = []
