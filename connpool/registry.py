@@ -21,7 +21,7 @@ from connpool.model.route import Route
 from connpool.model.states import PoolState
 from connpool.model.stats import PoolStats
 from connpool.pool.failures import not_sharable
-from connpool.pool.flock import Flock
+from connpool.pool.flock import Flock, undisturbed
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
 from connpool.pool.wish import Wish
@@ -317,4 +317,4 @@ _ALL: Final[Flock[Repository]] = Flock()
 _HOMES: Final = Homes()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_clean)
+    os.register_at_fork(after_in_child=undisturbed(_start_clean))

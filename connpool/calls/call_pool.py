@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Hashable, Iterable
 from threading import TIMEOUT_MAX, get_ident
 from types import TracebackType
@@ -266,7 +267,9 @@ class CallPool(Steering):
         state = self._switch.ledger.state.value
         return f"<CallPool {self.name!r}: {state}, {len(self._switch.ledger.lines)} channels>"
 
+    _is_over = staticmethod(sys.is_finalizing)  # a class outlives what its module has imported
+
     def __del__(self) -> None:
         switch = getattr(self, "_switch", None)
-        if switch is not None:
+        if switch is not None and not self._is_over():
             switch.forget()

@@ -15,7 +15,7 @@ from connpool.calls.recovery import withdraw
 from connpool.calls.snapshots import describe_all
 from connpool.calls.switch import Switch
 from connpool.calls.tickets import Stub, Ticket
-from connpool.errors import CallTimeoutError, PoolClosedError, UnknownChannelError
+from connpool.errors import CallTimeoutError, PoolClosedError, UnknownChannelError, UsageError
 from connpool.model.channel import ChannelInfo
 
 __all__ = ["take_out"]
@@ -68,7 +68,7 @@ def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
             if stub.ticket is not None:
                 with suppress(UnknownChannelError):  # who was quicker has it
                     wait(switch, stub.ticket, deadline)
-    except (CallTimeoutError, PoolClosedError):  # or somebody else closes it at once
+    except (CallTimeoutError, PoolClosedError, UsageError):  # or another closes it at once, or it was forked
         pass
     finally:
         _think_better(switch, stubs)

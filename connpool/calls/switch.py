@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import logging
 import math
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -221,14 +220,21 @@ class Switch:
     def disown(self) -> None:
         """In a forked child: never touch the parent's channels again. Calls that were under way may end."""
         self._make_lock()  # a thread that is not here may hold the old one
+        for resource in list(self.ledger.resources.values()):
+            for ticket in list(resource.queue):
+                ticket.error = UsageError(
+                    f"call pool {self.name!r}: the process was forked while this call waited", pool=self.name
+                )
+                ticket.wake()
         for line in list(self.ledger.lines.values()):
             line.phase = Phase.GONE
             line.brisk_until = line.open_until = -NEVER
+            line.unclosed.clear()  # it is not for this process to close it
             inherit(line.channel)
 
     def forget(self) -> None:
         """The pool itself was dropped unclosed, says its finaliser: have its channels closed."""
-        if sys.is_finalizing() or not any(line.unclosed for line in list(self.ledger.lines.values())):
+        if not any(line.unclosed for line in list(self.ledger.lines.values())):
             return
         self.ledger.state = PoolState.CLOSED
         with suppress(RuntimeError):  # can't start new thread

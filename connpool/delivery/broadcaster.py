@@ -260,10 +260,14 @@ class Broadcaster(Admin, Receiving):
 
     def _start_clean(self) -> None:
         old = self._office
+        for lock in old._lock, *[link.writing for link in old.roster.links.values()]:
+            if not lock._is_owned():  # type: ignore[attr-defined]
+                lock._at_fork_reinit()  # type: ignore[attr-defined]  # a call may go on here, but not who held it
         self._begin()
         office = self._office
         office.is_closed = old.is_closed
         office.mailbox.take_over(old.mailbox)
+        old.mailbox.close()  # who waits there, or has forked in a handler and looks for more, goes
         if not office.is_closed:
             office.roster.follow(self.pool.route, office.clock.now())
             office.rouse = self._start

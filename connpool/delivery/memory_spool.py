@@ -19,7 +19,7 @@ from connpool.delivery.batch import Batch
 from connpool.delivery.limits import Limits, Teller
 from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
-from connpool.pool.flock import Flock
+from connpool.pool.flock import Flock, undisturbed
 from connpool.pool.listeners import Handler
 
 __all__ = ["MemorySpool"]
@@ -317,4 +317,4 @@ def _start_clean() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_clean)
+    os.register_at_fork(after_in_child=undisturbed(_start_clean))

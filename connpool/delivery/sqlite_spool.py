@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -20,7 +22,7 @@ from connpool.delivery.spool import SpoolCount, Spooled, check_put
 from connpool.errors import SpoolError, UsageError
 from connpool.model.checks import require_flag, require_path
 from connpool.model.events import SpoolDamaged
-from connpool.pool.flock import Flock
+from connpool.pool.flock import Flock, undisturbed
 from connpool.pool.listeners import Handler
 from connpool.wire import disk
 
@@ -246,10 +248,10 @@ class SQLiteSpool:
 
     def _hold(self) -> list[Call]:
         """Let no thread be at the file: SQLite may not be interrupted by a fork."""
-        try:
-            calls = [self._adoption.hold(EXIT_GRACE), self._keeper.desk.hold(EXIT_GRACE)]
-        except UsageError:  # it is this very thread: it forks from within a call
-            return []
+        calls = []
+        for desk in (self._adoption, self._keeper.desk):
+            with suppress(UsageError):  # it is this very thread: it forks from within a call
+                calls.append(desk.hold(EXIT_GRACE))
         return [call for call in calls if call is not None]
 
     def _start_clean(self) -> None:
@@ -259,17 +261,19 @@ class SQLiteSpool:
 
 
 _ALL: Final[Flock[SQLiteSpool]] = Flock()
-_HELD: Final[list[Call]] = []
+_HELD: Final[dict[int, list[Call]]] = {}  # by thread: several may fork at once
 
 
 def _before_fork() -> None:
+    held = _HELD.setdefault(threading.get_ident(), [])
     for spool in _ALL:
-        _HELD.extend(spool._hold())
+        held.extend(spool._hold())
 
 
 def _after_fork_in_parent() -> None:
-    while _HELD:
-        _HELD.pop().end()
+    held = _HELD.pop(threading.get_ident(), [])
+    while held:
+        held.pop().end()
 
 
 def _after_fork_in_child() -> None:
@@ -293,5 +297,7 @@ def end() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=undisturbed(_after_fork_in_child),
     )

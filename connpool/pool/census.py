@@ -90,6 +90,7 @@ def inherit(thing: Any) -> None:
 
 def disown(lender: Lender) -> None:
     """Let go of the parent's: sockets are closed without a goodbye, others never touched again."""
+    lender.leave_to_parent()
     for record in list(lender.books.records()):
         record.condemn(CloseReason.STALE)
         record.phase = Phase.CLOSED  # its loan, if there is one, can no longer be given back

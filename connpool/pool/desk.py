@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from connpool.clock import Clock
-from connpool.errors import PoolClosedError
+from connpool.clock import Clock, open_gate
+from connpool.errors import PoolClosedError, UsageError
 from connpool.model.config import PoolConfig
 from connpool.model.events import ConnectionClosed, LoanLost
 from connpool.model.states import CloseReason, PoolState
 from connpool.pool.census import watch
 from connpool.pool.core import Books
 from connpool.pool.dialing import Dialler
+from connpool.pool.failures import again
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.listeners import Listeners, Teller
 from connpool.pool.record import Key, Record, Tenure
@@ -78,6 +79,18 @@ class Desk:
         oldest = self.books.queue.oldest
         if oldest is not None:
             oldest.wake()
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: calls that were under way end here, whoever had the lock or was waited for."""
+        if not self.is_inside():
+            self._lock._at_fork_reinit()  # type: ignore[attr-defined]  # a thread that is not here may hold it
+        error = UsageError(
+            f"pool {self.pool.name!r}: the process was forked while this checkout waited", pool=self.pool.name
+        )
+        for waiter in self.books.queue:
+            self.service.fail(waiter, again(error))
+        while self.books.drains:
+            open_gate(self.books.drains.pop())
 
     def carry_out(self, todo: Todo, *, apart: bool = False) -> None:
         """Do what was decided, and what is decided in consequence. No lock is held.

@@ -16,7 +16,7 @@ from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.failures import no_login
 from connpool.pool.jobs import Dial
-from connpool.pool.record import Key, Record
+from connpool.pool.record import CLOSED, Key, Record
 from connpool.wire import threads
 from connpool.wire.connector import FullConnector
 from connpool.wire.io import FileStream, Stream, is_tls, open_stream
@@ -259,7 +259,7 @@ class Dialler:
         Returns what is no error but an interrupt, for the thread that it was meant for.
         """
         raw = record.raw
-        if raw is None:
+        if raw is None or record.phase is CLOSED:  # or the parent's, and its thread has forked meanwhile
             return None
         is_file = isinstance(raw, FileStream)
         close: Callable[[Any], object] = FileStream.close if is_file else self._connector.close

@@ -1,12 +1,13 @@
-"""Objects that nobody but their users keeps alive, for what concerns all of them."""
+"""Objects that nobody but their users keeps alive, for what concerns all of them: a fork, say."""
 
 from __future__ import annotations
 
+import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Flock"]
+__all__ = ["Flock", "undisturbed"]
 
 T = TypeVar("T")
 
@@ -37,3 +38,19 @@ class Flock(Generic[T]):
         """Those that are there at this moment, kept alive until the last of them was looked at."""
         there = [ref() for ref in list(self._members)]
         return iter([member for member in there if member is not None])
+
+
+def undisturbed(deed: Callable[[], None]) -> Callable[[], None]:
+    """Have *deed*, a hook of a forked child, done to its end before a signal handler may strike.
+
+    What a handler raises in a hook is swallowed, and the child would go on with what is left undone.
+    """
+
+    def do() -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            deed()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return do

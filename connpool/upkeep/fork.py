@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from connpool.pool.census import KEPT
+from connpool.pool.flock import undisturbed
 from connpool.upkeep.reaper import REAPER
 
 __all__: list[str] = []
@@ -21,4 +22,4 @@ def _start_clean() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_clean)
+    os.register_at_fork(after_in_child=undisturbed(_start_clean))

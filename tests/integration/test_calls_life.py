@@ -36,6 +36,7 @@ from connpool.testing import Ending
 from connpool.wire import threads
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
 from tests.helpers.forks import fork_quietly, in_child
+from tests.helpers.interrupts import in_a_handler
 from tests.helpers.switchboard import until
 from tests.helpers.upkeep import reapers
 
@@ -773,3 +774,52 @@ def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(poo
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
     assert pool.resources() == [RESOURCE]
+
+
+def test_a_call_that_waits_ends_in_a_child_that_a_signal_handler_has_forked(pool):
+    tape, pids = Tape(), []
+    is_running, may_end = threading.Event(), threading.Event()
+    tape.doing = lambda method, payload: is_running.set() or may_end.wait(10)
+    pool.init(tape)
+    caller = threading.Thread(target=pool.call, args=(RESOURCE, "get"))
+    caller.start()
+    assert is_running.wait(10)
+
+    def fork_here() -> None:
+        pids.append(fork_quietly())
+        if pids[0] == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)  # the end of a child that hangs
+        else:
+            may_end.set()
+
+    status = 99
+    try:
+        with in_a_handler(fork_here, 0.05):
+            pool.call(RESOURCE, "get")
+    except UsageError as error:
+        status = int(not str(error).endswith("the process was forked while this call waited"))
+    finally:
+        if pids[0] == 0:
+            os._exit(status)
+    caller.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+
+
+def test_what_was_about_to_be_closed_is_left_to_the_parent_by_a_child(pool):
+    tapes, pids = [Tape() for _ in range(3)], []
+
+    def fork_here(event: object) -> None:
+        if not pids:
+            pids.append(fork_quietly())
+            if pids[0] == 0:
+                switch.carry_out()  # as who has told of it does next
+                os._exit(sum(tape.closes for tape in tapes))
+
+    for tape in tapes:
+        pool.init(tape)
+    switch = pool._switch
+    pool.listen(fork_here, Closed)
+    pool.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 1
+    assert [tape.closes for tape in tapes] == [1, 1, 1]

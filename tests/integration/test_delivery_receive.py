@@ -464,6 +464,7 @@ def test_input_of_who_comes_while_the_thread_is_about_to_leave_is_read(monkeypat
     with ScriptedServer(script=Silence()) as a, broadcasting(a, pool_settings=patient) as sender:
         sender.on(LinkEvent.INPUT, diary)
         assert sender.wait_ready(GUARD)
+        until(lambda: sender._watch._thread is not None, "the thread")  # it starts after the link is up
         monkeypatch.setattr(Watch, "_end", linger)
         sender.mark_dead(a.endpoint)
         assert leaving.wait(GUARD)

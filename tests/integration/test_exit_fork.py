@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import pickle
+import signal
 import socket
+import sys
 import threading
 import types
 import warnings
@@ -21,13 +24,17 @@ from connpool import (
     CheckoutStarted,
     Connection,
     ConnectionClosed,
+    ConnectionOpened,
     ConnectionPool,
     Event,
+    PoolCleared,
     PoolClosedError,
     UsageError,
 )
+from connpool.pool.census import KEPT
 from connpool.testing import ScriptedServer
-from tests.helpers.forks import fork, in_child
+from tests.helpers.forks import fork, fork_quietly, in_child
+from tests.helpers.interrupts import in_a_handler
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.upkeep import OFTEN, REAPER, fill, the_reaper, turn
 
@@ -349,6 +356,149 @@ def test_a_child_says_no_goodbye_on_connections_of_the_parent(driver: type[Drive
         assert server.received == [b"ALIVEBYE"] * 2
 
 
+def test_a_signal_that_comes_while_the_child_begins_leaves_it_no_pool_of_the_parents() -> None:
+    class Rude:
+        name = "rude"
+
+        def _pace(self) -> None:
+            """It has no turns."""
+
+        def _take_turn(self, *, is_leap: bool) -> None:
+            """Never."""
+
+        def _start_clean(self) -> None:
+            signal.raise_signal(signal.SIGUSR1)
+
+        def _close_at_exit(self) -> None:
+            """Nothing is open."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit
+
+    rude = Rude()
+    KEPT.add(rude)  # before the pool: it comes first
+    before = signal.signal(signal.SIGUSR1, stop)
+    unraised, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with ConnectionPool("a:1", connector=Switchboard()) as pool:
+            fill(pool, 2)
+            assert in_child(lambda: (pool.stats().size, signal.pthread_sigmask(signal.SIG_BLOCK, []))) == (
+                0,
+                set(),
+            )
+    finally:
+        KEPT.discard(rude)
+        sys.unraisablehook = unraised
+        signal.signal(signal.SIGUSR1, before)
+
+
+# -- calls that go on in the child --------------------------------------------------------------------
+
+
+Fork = Callable[[ConnectionPool], bool]  # true in the parent
+
+
+def fork_within(deed: Callable[[Fork], object]) -> tuple[Any, Any]:
+    """Do *deed*, which forks with what it is given. Returns what became of it here, and in the child.
+
+    A thread that is not there in the child has every lock in reach at that moment.
+    """
+    pids: list[int] = []
+    over = threading.Event()
+    ours, theirs = os.pipe()
+
+    def fork_here(pool: ConnectionPool) -> bool:
+        held = threading.Event()
+
+        def hold() -> None:
+            taken = [lock for lock in locks_of(pool) if lock.acquire(blocking=False)]
+            held.set()
+            over.wait(15)
+            for lock in taken:
+                with contextlib.suppress(RuntimeError):  # a gate, which somebody has opened meanwhile
+                    lock.release()
+
+        if not pids:
+            holder = threading.Thread(target=hold)
+            holder.start()
+            assert held.wait(10)
+            pids.append(fork_quietly())
+            if pids[0] == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(10)  # the end of a child that hangs
+            else:
+                over.set()
+                holder.join(10)
+        return pids[0] != 0
+
+    outcome: object = None
+    try:
+        outcome = deed(fork_here)
+    except BaseException as error:
+        outcome = f"{type(error).__name__}: {error}"
+    finally:
+        if pids == [0]:
+            os.write(theirs, pickle.dumps(outcome))
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        data = answer.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    return outcome, pickle.loads(data)
+
+
+@pytest.mark.parametrize("kind", [ConnectionOpened, ConnectionClosed, PoolCleared])
+def test_a_listener_that_forks_may_return_in_the_child_whoever_had_the_lock(kind: type[Event]) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), dial_in_caller=True) as pool:
+
+        def deed(fork_here: Fork) -> tuple[int, int]:
+            pool.listen(lambda event: fork_here(pool), kind)
+            with contextlib.suppress(UsageError):  # in the child: what is being opened is the parent's
+                pool.try_connect().release()
+            pool.clear()
+            with pool.try_connect(timeout=5):
+                return pool.stats().in_use, pool.stats().size
+
+        assert fork_within(deed) == ((1, 1), (1, 1))
+
+
+def test_what_was_about_to_be_closed_is_left_to_the_parent_by_a_child() -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board) as pool:
+        fill(pool, 2)
+
+        def deed(fork_here: Fork) -> int:
+            pool.listen(lambda event: fork_here(pool), PoolCleared)
+            pool.clear()
+            return board.n_open
+
+        assert fork_within(deed) == (0, 2)
+
+
+def test_a_wait_within_which_a_signal_handler_forks_ends_in_the_child() -> None:
+    settings: dict[str, Any] = {"max_size": 1, "checkout_timeout": None}
+    with ConnectionPool("a:1", connector=Switchboard(), name="orders", **settings) as pool:
+        held = pool.try_connect()
+
+        def deed(fork_here: Fork) -> int:
+            with in_a_handler(lambda: fork_here(pool) and held.release(), 0.05), pool.try_connect() as conn:
+                return conn.uses
+
+        error = "UsageError: pool 'orders': the process was forked while this checkout waited"
+        assert fork_within(deed) == (1, error)
+
+
+def test_an_end_that_waits_for_loans_does_not_wait_for_the_parents_in_a_child() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        held = pool.try_connect()
+
+        def deed(fork_here: Fork) -> int:
+            with in_a_handler(lambda: fork_here(pool) and held.release(), 0.05):
+                return pool.close(timeout=60)
+
+        assert fork_within(deed) == (0, 0)
+
+
 # -- servers that fork their workers -----------------------------------------------------------------
 
 
@@ -377,7 +527,7 @@ def test_a_pool_made_and_used_before_the_fork_serves_each_worker_by_itself() -> 
                 thread.start()
             for thread in threads:
                 thread.join(10)
-            assert pool.stats().in_use == 0
+            until(lambda: pool.stats().in_use == 0)  # one that upkeep looks at counts as well
             assert pool.stats().checkouts == 60
             return used
 

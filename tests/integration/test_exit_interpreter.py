@@ -131,6 +131,22 @@ PROGRAMS = {
         for pool in pools:
             pool.try_connect().release()
         """,
+    "call pools, one of them closed": """
+        from connpool import CallPool
+        class Channel:
+            resource, methods = "echo", ["say"]
+            def open(self):
+                pass
+            def call(self, method, payload):
+                return payload
+            def close(self):
+                pass
+        pool, closed = CallPool(), CallPool()
+        for each in pool, closed:
+            each.init(Channel())
+            each.call("echo", "say", 1)
+        closed.close()
+        """,
     "a thread that outlives the main one": """
         pool = ConnectionPool(route, max_size=2, **fast)
         def work():

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from connpool import SpoolCount, SQLiteSpool
-from connpool.delivery import segment
+from connpool.delivery import segment, sqlite_spool
+from connpool.delivery.desk import Call
 from connpool.delivery.keeper import Keeper
 from tests.helpers.architecture import ROOT
 from tests.helpers.forks import fork, in_child
@@ -417,6 +418,55 @@ def test_a_fork_does_not_come_in_the_midst_of_a_transaction(path: Path, monkeypa
 
     _, was_at_it, _ = together(lambda: spool.put(["a"], b"1", bytes(16)), forks, watch)
     assert not was_at_it
+    spool.close()
+
+
+def test_of_two_threads_that_fork_at_once_none_ends_what_the_other_holds(path: Path, monkeypatch) -> None:
+    spool = SQLiteSpool(path, durable=False)
+    is_held, may_fork, begun = threading.Event(), threading.Event(), threading.Event()
+    real = Call.end
+
+    def end(call: Call) -> None:
+        real(call)
+        if call._desk is spool._adoption and threading.current_thread() is threading.main_thread():
+            begun.set()
+            assert is_held.wait(10)  # the other one has come before this one goes on
+
+    def fork_too() -> None:
+        assert begun.wait(10)
+        sqlite_spool._before_fork()
+        is_held.set()
+        assert may_fork.wait(10)
+        sqlite_spool._after_fork_in_parent()
+
+    monkeypatch.setattr(Call, "end", end)
+    other = threading.Thread(target=fork_too)
+    other.start()
+    sqlite_spool._before_fork()
+    sqlite_spool._after_fork_in_parent()
+    try:
+        assert [job.thread for job in spool._keeper.desk.users] == [other.ident]
+    finally:
+        may_fork.set()
+        other.join(10)
+    assert not spool._keeper.desk.users
+    spool.close()
+
+
+def test_a_listener_that_forks_while_files_are_taken_over_keeps_others_from_the_file(path: Path) -> None:
+    seen: list[int] = []
+
+    def fork_here(event: object) -> None:
+        sqlite_spool._before_fork()
+        seen.extend(job.thread for job in spool._keeper.desk.users)
+        sqlite_spool._after_fork_in_parent()
+
+    spool = SQLiteSpool(path, durable=False, max_age=0.01, listener=fork_here)
+    spool.put(["a"], b"1", bytes(16))
+    threading.Event().wait(0.02)
+    spool.adopt()
+    assert seen == [threading.get_ident()]
+    assert not spool._keeper.desk.users
     spool.close()
 
 
