@@ -472,11 +472,13 @@ def test_ids_are_positive_and_never_the_same(pool):
 
 
 def test_a_change_of_the_ttl_counts_at_once(still, clock):
-    still.init(Tape())
+    tape = Tape()
+    still.init(tape)
     clock.advance(5)
     assert still.call(RESOURCE, "get", 1) == 1
     still.update(RESOURCE, lambda info: attrs.evolve(info, ttl=5.0))
     assert still.resources() == []
+    until(lambda: tape.closes == 1)
 
 
 # -- the end

@@ -560,6 +560,15 @@ def test_the_pool_may_be_closed_first(a):
     until(lambda: pool.stats().size == 0)
 
 
+def test_nothing_is_tried_again_once_the_pool_is_closed(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        sender.pool.close()
+        a.kill()
+        until(lambda: isinstance(sender.links()[0].last_error, PoolClosedError))
+        until(lambda: sender.links()[0].retry_at is None)
+
+
 def test_a_pool_that_is_cleared_or_shut_down_under_it_costs_no_message(a):
     with broadcasting(a) as sender:
         all_alive(sender)
