@@ -26,6 +26,7 @@ from connpool import (
     SQLiteSpool,
 )
 from connpool.testing import Send, ServedConnection
+from connpool.wire import threads
 from tests.helpers.forks import in_child
 from tests.helpers.scripts import run_program
 from tests.helpers.sinks import (
@@ -474,6 +475,18 @@ def test_a_program_ends_though_the_heartbeat_that_says_goodbye_hangs(a):
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.out, ran.err) == (0, "asked\n", "")
     assert ran.seconds < 3 * GUARD
+
+
+def test_where_no_thread_can_be_had_for_it_the_end_says_goodbye_itself(a, monkeypatch):
+    start = threads.start
+    monkeypatch.setattr(
+        threads, "start", lambda thread: not thread.name.startswith("connpool-watch") and start(thread)
+    )
+    with broadcasting(a, heartbeat=(1_000.0, lambda: b"bye")) as sender:
+        all_alive(sender)
+        until(lambda: sender._watch._thread is not None, "somebody who wants the thread")
+        sender.close(3.0)
+        a.until_has(b"bye")
 
 
 def test_a_heartbeat_that_is_a_function_says_goodbye_at_the_end_of_the_program(a):
