@@ -631,6 +631,18 @@ def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: Fa
         assert numbers(pool) == (1, 0, 0)
 
 
+def test_what_has_grown_too_old_while_it_lay_idle_is_not_shared(board: Switchboard, clock: FakeClock) -> None:
+    settings: dict[str, Any] = {"max_lifetime": 100, "lifetime_jitter": 0}
+    settings |= {"look_after_idle": 1_000, "connect_timeout": 1_000}  # nothing else keeps it from the short way
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, **settings) as pool:
+        fill(pool, 1)
+        clock.advance(100)
+        share = pool.share()
+        assert share.raw is board.lines[1]
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+        share.release()
+
+
 def test_the_end_of_the_pool_waits_for_shares(pool: ConnectionPool) -> None:
     shares = [pool.share(), pool.share()]
     assert pool.close() == 1
