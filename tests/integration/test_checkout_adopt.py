@@ -238,6 +238,17 @@ def test_what_is_added_counts_among_those_of_its_endpoint(pair: tuple[socket.soc
         assert mine.fileno() >= 0
 
 
+def test_what_is_added_is_of_the_only_endpoint_of_the_route_though_others_are_known(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with ScriptedServer() as server, ScriptedServer() as other, ConnectionPool(server.endpoint) as pool, peer:
+        pool.try_connect(other.endpoint).release()
+        pool.add_connection(mine)
+        with pool.try_connect(server.endpoint) as conn:
+            assert conn.raw is mine
+
+
 def test_what_is_added_without_an_endpoint_serves_who_chooses_beside_the_route(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
