@@ -113,6 +113,7 @@ def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
             assert isinstance(error, ConnectError)
             assert isinstance(error, ConnectionError)
             assert not isinstance(error, TimeoutError | HandshakeError)
+            assert error.endpoint == endpoint
             assert str(endpoint) in str(error)
             assert "'orders'" in str(error)
             ((where, cause),) = error.causes

@@ -44,6 +44,15 @@ def test_on_request_every_dial_is_the_callers_own_failover_and_all(clock: FakeCl
         check_books(pool)
 
 
+def test_nothing_is_opened_in_the_background(clock: FakeClock) -> None:
+    board = Switchboard()
+    with caller_pool("a:1", board, clock=clock, min_idle=2, revive="force") as pool:
+        pool.sweep()
+        pool.try_connect().terminate()
+        pool.sweep()
+        assert board.threads == [threading.current_thread()]
+
+
 def test_a_waiter_for_whom_a_place_becomes_free_dials_on_its_own_thread(clock: FakeClock) -> None:
     board = Switchboard()
     with caller_pool("a:1", board, clock=clock, max_size=1) as pool:

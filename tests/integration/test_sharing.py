@@ -633,7 +633,10 @@ def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: Fa
 
 def test_what_has_grown_too_old_while_it_lay_idle_is_not_shared(board: Switchboard, clock: FakeClock) -> None:
     settings: dict[str, Any] = {"max_lifetime": 100, "lifetime_jitter": 0}
-    settings |= {"look_after_idle": 1_000, "connect_timeout": 1_000}  # nothing else keeps it from the short way
+    settings |= {
+        "look_after_idle": 1_000,
+        "connect_timeout": 1_000,
+    }  # nothing else forbids the short way
     with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, **settings) as pool:
         fill(pool, 1)
         clock.advance(100)

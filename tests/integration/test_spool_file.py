@@ -343,7 +343,9 @@ def test_an_heir_that_is_closed_half_way_keeps_what_it_has_copied(path: Path, mo
     third.close()
 
 
-def test_what_is_found_damaged_while_it_is_adopted_is_mended_and_adopted_once(path: Path, monkeypatch) -> None:
+def test_what_is_found_damaged_while_it_is_adopted_is_mended_and_adopted_once(
+    path: Path, monkeypatch
+) -> None:
     first, second = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
     for n in range(1_200):
         first.put(["a"], b"%d" % n, ID)
