@@ -12,6 +12,7 @@ from connpool import (
     CloseReason,
     ConnectionInfo,
     ConnectionPool,
+    ConnState,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
@@ -132,6 +133,15 @@ def test_what_take_passes_over_stays_in_its_order() -> None:
         wanted = min(info.id for info in pool.connections())
         lines.remove(pool.take(Request(where=lambda info: info.id == wanted)))
         assert [pool.take() for _ in range(3)] == lines[::-1]
+
+
+def test_take_shows_what_it_finds_as_idle() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.try_connect().release()
+        shown: list[ConnectionInfo] = []
+        assert pool.take(Request(where=shown.append)) is None
+        assert shown == list(pool.connections())
+        assert [info.state for info in shown] == [ConnState.IDLE]
 
 
 def test_take_heeds_the_endpoint_asked_for() -> None:

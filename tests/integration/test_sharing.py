@@ -958,6 +958,7 @@ def test_a_share_that_ends_in_the_middle_of_its_exchange_ends_the_connection() -
 
         share.exchange([b"x\n"], release)
         assert pool.stats().idle == 0
+        until(lambda: pool.stats().closed == {CloseReason.BROKEN: 1})
 
 
 def test_an_exclusive_connection_exchanges_too() -> None:
