@@ -6,8 +6,10 @@ import os
 import pickle
 import select
 import signal
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 LIMIT: Final = 15.0  # seconds a child may take
@@ -52,3 +54,26 @@ def fork(job: Callable[[], Any]) -> Callable[[], Any]:
 def in_child(job: Callable[[], Any]) -> Any:
     """Fork, do *job* in the child, and return its result; its failure is the test's."""
     return fork(job)()
+
+
+@contextmanager
+def held_by_another(lock: AbstractContextManager[Any]) -> Iterator[None]:
+    """Let another thread have *lock* meanwhile, as one may at the moment of a fork.
+
+    The thread that forks would not do: what is re-entrant is its own in the child, too.
+    """
+    is_held, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            is_held.set()
+            may_end.wait(2 * LIMIT)
+
+    holder = threading.Thread(target=hold, daemon=True)
+    holder.start()
+    assert is_held.wait(LIMIT)
+    try:
+        yield
+    finally:
+        may_end.set()
+        holder.join(LIMIT)

@@ -473,11 +473,13 @@ def test_ids_are_positive_and_never_the_same(pool):
 
 
 def test_a_change_of_the_ttl_counts_at_once(still, clock):
-    still.init(Tape())
+    tape = Tape()
+    still.init(tape)
     clock.advance(5)
     assert still.call(RESOURCE, "get", 1) == 1
     still.update(RESOURCE, lambda info: attrs.evolve(info, ttl=5.0))
     assert still.resources() == []
+    until(lambda: tape.closes == 1)
 
 
 # -- the end
@@ -503,6 +505,8 @@ def test_closing_lets_calls_that_run_or_wait_end_and_takes_no_more(pool):
     closer.join(10)
     assert (running.outcome(), waiting.outcome(), left) == (1, 2, [0])
     assert tape.closes == 1
+    with pytest.raises(PoolClosedError):  # also now that it has no channel any more
+        pool.call(RESOURCE, "get")
 
 
 def test_a_call_that_does_not_end_in_time_is_cut_off_with_its_channel(pool):
@@ -551,6 +555,22 @@ def test_a_close_with_a_timeout_gives_calls_that_run_their_time_though_the_pool_
     held.may_end.release()
     closer.join(10)
     assert (running.outcome(), left, tape.closes) == (1, [0], 1)
+
+
+def test_a_close_that_gives_calls_their_time_ends_early_when_another_closes_the_pool_at_once(pool):
+    tape, held = Tape(), Held()
+    tape.doing = held
+    pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    left: list[int] = []
+    closer = threading.Thread(target=lambda: left.append(pool.close(60)))
+    closer.start()
+    until(lambda: n_waiting(pool) == 1)
+    assert pool.close() == 1
+    closer.join(10)
+    held.may_end.release()
+    assert (running.outcome(), left, tape.closes) == (1, [1], 1)
 
 
 def test_where_no_thread_can_be_had_channels_are_closed_all_the_same(monkeypatch):

@@ -15,6 +15,7 @@ import connpool.calls.line
 import connpool.calls.office
 import connpool.calls.queueing
 from connpool import (
+    CallEnded,
     CallPool,
     CallStarted,
     CallTimeoutError,
@@ -460,6 +461,20 @@ def test_an_interrupt_while_a_new_channel_is_told_of_closes_it_for_good(still):
     assert tape.attempts == 1
     with pytest.raises(NoResourceError):
         still.call(RESOURCE, "get")
+
+
+def test_an_interrupt_while_the_end_of_a_call_is_told_of_costs_no_channel(still):
+    def strike(event: CallEnded) -> None:
+        raise KeyboardInterrupt
+
+    tape = Tape()
+    still.init(tape)
+    stop = still.listen(strike, CallEnded)
+    with pytest.raises(KeyboardInterrupt):
+        still.call(RESOURCE, "get")
+    stop()
+    assert still.call(RESOURCE, "get", 1) == 1
+    assert tape.closes == 0
 
 
 def test_a_pool_that_is_closing_takes_no_call_although_a_channel_is_idle(pool, monkeypatch):

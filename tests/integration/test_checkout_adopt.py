@@ -12,6 +12,7 @@ from connpool import (
     CloseReason,
     ConnectionInfo,
     ConnectionPool,
+    ConnState,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
@@ -134,6 +135,15 @@ def test_what_take_passes_over_stays_in_its_order() -> None:
         assert [pool.take() for _ in range(3)] == lines[::-1]
 
 
+def test_take_shows_what_it_finds_as_idle() -> None:
+    with ConnectionPool("a:1", connector=Switchboard()) as pool:
+        pool.try_connect().release()
+        shown: list[ConnectionInfo] = []
+        assert pool.take(Request(where=shown.append)) is None
+        assert shown == list(pool.connections())
+        assert [info.state for info in shown] == [ConnState.IDLE]
+
+
 def test_take_heeds_the_endpoint_asked_for() -> None:
     with (
         ScriptedServer() as a,
@@ -236,6 +246,17 @@ def test_what_is_added_counts_among_those_of_its_endpoint(pair: tuple[socket.soc
         with pool.try_connect(timeout=5), pytest.raises(PoolExhaustedError):
             pool.add_connection(mine)
         assert mine.fileno() >= 0
+
+
+def test_what_is_added_is_of_the_only_endpoint_of_the_route_though_others_are_known(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    mine, peer = pair
+    with ScriptedServer() as server, ScriptedServer() as other, ConnectionPool(server.endpoint) as pool, peer:
+        pool.try_connect(other.endpoint).release()
+        pool.add_connection(mine)
+        with pool.try_connect(server.endpoint) as conn:
+            assert conn.raw is mine
 
 
 def test_what_is_added_without_an_endpoint_serves_who_chooses_beside_the_route(

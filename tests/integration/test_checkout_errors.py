@@ -103,6 +103,17 @@ def test_an_error_of_the_users_own_that_cannot_be_copied_reaches_who_pinned_its_
         assert pool.stats().size == 0
 
 
+def test_a_time_out_of_what_the_user_opens_is_one_of_the_dial() -> None:
+    def open_late() -> object:
+        raise TimeoutError("no answer")
+
+    with ConnectionPool.of(open_late) as pool:
+        error = failing(pool)
+        assert isinstance(error, NoEndpointError)
+        assert isinstance(error, ConnectTimeoutError)
+        assert isinstance(error.__cause__, TimeoutError)
+
+
 def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
     with refused_port() as reserved:
         endpoint = Endpoint("127.0.0.1", reserved.getsockname()[1])
@@ -113,6 +124,7 @@ def test_a_refusal_keeps_its_number_and_names_its_address() -> None:
             assert isinstance(error, ConnectError)
             assert isinstance(error, ConnectionError)
             assert not isinstance(error, TimeoutError | HandshakeError)
+            assert error.endpoint == endpoint
             assert str(endpoint) in str(error)
             assert "'orders'" in str(error)
             ((where, cause),) = error.causes

@@ -81,6 +81,18 @@ def test_the_most_recently_released_is_lent_first() -> None:
         release_all(conns)
 
 
+def test_the_most_recently_released_is_lent_first_to_who_chooses_too() -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board) as pool:
+        release_all(lend(pool, 3))
+        released = [info.id for info in sorted(pool.connections(), key=lambda info: info.since)]
+        seen: list[int] = []
+        where = Request(where=lambda info: seen.append(info.id) or info.id == released[0])
+        with pool.try_connect(where, timeout=5) as conn:
+            assert conn.info.id == released[0]
+        assert seen == released[::-1]
+
+
 def test_uses_counts_the_loans_before_the_present_one_of_each_connection() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
         for expected in range(3):

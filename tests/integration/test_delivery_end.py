@@ -27,6 +27,7 @@ from connpool import (
     SQLiteSpool,
 )
 from connpool.testing import Send, ServedConnection
+from connpool.wire import threads
 from tests.helpers.forks import fork_quietly, in_child
 from tests.helpers.scripts import run_program
 from tests.helpers.sinks import (
@@ -477,6 +478,18 @@ def test_a_program_ends_though_the_heartbeat_that_says_goodbye_hangs(a):
     assert ran.seconds < 3 * GUARD
 
 
+def test_where_no_thread_can_be_had_for_it_the_end_says_goodbye_itself(a, monkeypatch):
+    start = threads.start
+    monkeypatch.setattr(
+        threads, "start", lambda thread: not thread.name.startswith("connpool-watch") and start(thread)
+    )
+    with broadcasting(a, heartbeat=(1_000.0, lambda: b"bye")) as sender:
+        all_alive(sender)
+        until(lambda: sender._watch._thread is not None, "somebody who wants the thread")
+        sender.close(3.0)
+        a.until_has(b"bye")
+
+
 def test_a_heartbeat_that_is_a_function_says_goodbye_at_the_end_of_the_program(a):
     program = """
         import sys
@@ -559,6 +572,15 @@ def test_the_pool_may_be_closed_first(a):
     with taking(0, 3.0):
         sender.close()
     until(lambda: pool.stats().size == 0)
+
+
+def test_nothing_is_tried_again_once_the_pool_is_closed(a):
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        sender.pool.close()
+        a.kill()
+        until(lambda: isinstance(sender.links()[0].last_error, PoolClosedError))
+        until(lambda: sender.links()[0].retry_at is None)
 
 
 def test_a_pool_that_is_shut_down_and_reopened_has_its_links_again(a):

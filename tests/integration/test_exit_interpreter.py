@@ -81,6 +81,17 @@ PROGRAMS = {
         threading.Thread(target=lambda: pools[1].try_connect(timeout=60), daemon=True).start()
         until(lambda: all(pool.stats().opening for pool in pools))
         """,
+    "a name that is looked up for ever": """
+        import socket
+        asked = threading.Event()
+        def hang(*_, **__):
+            asked.set()
+            pause(60)
+        socket.getaddrinfo = hang
+        pool = ConnectionPool("db.example:1")
+        threading.Thread(target=pool.try_connect, daemon=True).start()
+        until(asked.is_set)
+        """,
     "a close that hangs": """
         pool = ConnectionPool.of(object, close=lambda raw: pause(60), idle_timeout=0.02, **fast)
         pool.try_connect().release()

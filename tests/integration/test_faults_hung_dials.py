@@ -294,6 +294,35 @@ def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_th
         check_books(pool)
 
 
+def test_an_endpoint_where_fewer_dials_hang_than_may_be_under_way_is_dialled_and_not_blamed(
+    clock: FakeClock,
+) -> None:
+    connector = WatchedConnector(clock=clock)
+    settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": 2, **LIMITS}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+
+        def pin() -> None:
+            with pytest.raises(ConnectTimeoutError, match="goes on after"):
+                pool.try_connect(server.endpoint, timeout=100)
+
+        def go_on() -> None:
+            until(lambda: pool.stats().opening == 1)
+            until(passes_and_all_are_gone, "the end of the pinned checkout")
+
+        def passes_and_all_are_gone() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
+
+        connector.hang(1)
+        try:
+            together(pin, go_on, limit=20)
+            with pool.try_connect(timeout=10):
+                assert info_of(pool, server.endpoint).failures == 0
+        finally:
+            connector.let_go()
+        until(lambda: connector.n_under_way == 0)
+
+
 @pytest.mark.parametrize("reconnect", [True, False])
 @pytest.mark.parametrize("is_left", [True, False])
 def test_who_waits_for_anothers_probe_tries_again_when_that_has_failed(

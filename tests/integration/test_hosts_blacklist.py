@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import random
 import threading
@@ -131,6 +133,35 @@ def test_a_blacklist_for_good_outlasts_the_success_of_a_dial_that_was_under_way(
         together(ask, blacklist)
         until(lambda: pool.stats().opening == 0)
         assert down(pool) == ["a:1"]
+
+
+def test_the_success_of_a_dial_that_was_under_way_lifts_what_the_failure_of_another_has_caused(
+    clock: FakeClock,
+) -> None:
+    may_end, dials = [threading.Event(), threading.Event()], itertools.count()
+
+    class Connector:
+        def open(self, *_: object) -> object:
+            number = next(dials)
+            assert may_end[number].wait(10)
+            if number == 0:
+                raise ConnectionRefusedError
+            return object()
+
+    with ConnectionPool("a:1", connector=Connector(), clock=clock) as pool:
+
+        def ask() -> None:
+            with contextlib.suppress(NoEndpointError):
+                pool.try_connect().release()
+
+        def end() -> None:
+            until(lambda: pool.stats().opening == 2)
+            may_end[0].set()
+            until(lambda: down(pool) == ["a:1"])
+            may_end[1].set()
+
+        together(ask, ask, end)
+        until(lambda: down(pool) == [])
 
 
 @pytest.mark.parametrize("pinned", [None, "a:1"])

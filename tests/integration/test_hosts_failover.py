@@ -139,6 +139,8 @@ def test_every_cause_is_told_in_the_order_of_the_route(certificates: Certificate
             ConnectError,
         ]
         assert isinstance(error.causes[2][1].__cause__, ConnectionRefusedError)
+        assert error.__cause__ is error.causes[2][1]
+        assert [cause.pool for _, cause in error.causes] == ["orders"] * 3
         assert all(str(endpoint) in str(error) for endpoint, _ in error.causes)
         assert error.pool == "orders"
         assert "'orders'" in str(error)

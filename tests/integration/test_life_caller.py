@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -42,6 +45,32 @@ def test_on_request_every_dial_is_the_callers_own_failover_and_all(clock: FakeCl
             pool.try_connect()
         assert [str(endpoint) for endpoint, _ in caught.value.causes] == ["a:1", "b:1", "c:1"]
         check_books(pool)
+
+
+def test_a_failure_that_is_remembered_keeps_nothing_of_who_dialled(clock: FakeClock) -> None:
+    class Thing:
+        pass
+
+    def ask() -> weakref.ref[Thing]:
+        mine = Thing()
+        with contextlib.suppress(NoEndpointError):
+            pool.try_connect()
+        return weakref.ref(mine)
+
+    with caller_pool("a:1", Switchboard("a:1"), clock=clock) as pool:
+        seen = ask()
+        gc.collect()
+        assert info_of(pool, "a:1").last_error is not None
+        assert seen() is None
+
+
+def test_nothing_is_opened_in_the_background(clock: FakeClock) -> None:
+    board = Switchboard()
+    with caller_pool("a:1", board, clock=clock, min_idle=2, revive="force") as pool:
+        pool.sweep()
+        pool.try_connect().terminate()
+        pool.sweep()
+        assert board.threads == [threading.current_thread()]
 
 
 def test_a_waiter_for_whom_a_place_becomes_free_dials_on_its_own_thread(clock: FakeClock) -> None:

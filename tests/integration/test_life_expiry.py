@@ -42,6 +42,17 @@ def test_a_connection_in_steady_use_is_replaced_when_its_lifetime_is_over(clock:
         assert pool.stats().closed == {CloseReason.EXPIRED: 1}
 
 
+def test_a_connection_that_need_not_be_looked_at_is_replaced_as_well(clock: FakeClock) -> None:
+    settings = {"max_lifetime": 3, "lifetime_jitter": 0, "look_after_idle": 1_000}
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, **settings) as pool:
+        line = turn(pool)
+        clock.advance(2.9)
+        assert turn(pool) is line
+        clock.advance(0.1)
+        assert turn(pool) is not line
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+
+
 def test_real_age_counts_too() -> None:
     with (
         ScriptedServer() as server,

@@ -59,7 +59,8 @@ def test_the_warning_comes_at_once_and_the_rest_with_the_next_turn(
         pool.listen(told.append, LoanLost)
         held = [pool.try_connect()]
         id = held[0].info.id
-        with pytest.warns(ResourceWarning, match=pool.name):
+        clock.advance(5)
+        with pytest.warns(ResourceWarning, match=f"{pool.name}.* dropped 5.0 s after"):
             held.clear()
         assert told == []
         assert pool.sweep() == 1

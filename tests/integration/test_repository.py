@@ -29,7 +29,7 @@ from connpool import (
     registry,
 )
 from connpool.testing import ScriptedServer
-from tests.helpers.forks import in_child
+from tests.helpers.forks import held_by_another, in_child
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 
@@ -384,18 +384,15 @@ def test_a_forked_child_has_the_repository_and_pools_of_its_own() -> None:
         home = connpool.repository("forked")
         pool = home.new("orders", server.endpoint)
         pool.try_connect(timeout=5).release()
-        home._lock.acquire()  # as another thread may at the moment of the fork
-        try:
 
-            def job() -> tuple[bool, int]:
-                mine = connpool.repository("forked")
-                with mine["orders"].try_connect(timeout=5) as conn:
-                    conn.sendall(b"x")
-                return mine is home, mine["orders"].stats().opened
+        def job() -> tuple[bool, int]:
+            mine = connpool.repository("forked")
+            with mine["orders"].try_connect(timeout=5) as conn:
+                conn.sendall(b"x")
+            return mine is home, mine["orders"].stats().opened
 
+        with held_by_another(home._lock):
             assert in_child(job) == (True, 1)
-        finally:
-            home._lock.release()
         home.close()
 
 
@@ -423,7 +420,7 @@ def test_a_forked_child_waits_for_nothing_that_the_parent_is_making() -> None:
             return home.new("orders", "a:1", connector=connector).name
 
         try:
-            with connpool.registry._HOMES.lock:  # as another thread may have at the moment of the fork
+            with held_by_another(connpool.registry._HOMES.lock):
                 assert in_child(job) == "orders"
                 assert in_child(lambda: connpool.repository("the child's").name) == "the child's"
         finally:

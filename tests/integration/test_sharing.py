@@ -38,7 +38,7 @@ from connpool.pool.dialing import Dialler
 from connpool.pool.failures import timed_out
 from connpool.pool.record import Record
 from connpool.pool.turns import Turn
-from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer
+from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer, Send
 from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode, in_a_handler, needs_monitoring
@@ -639,6 +639,45 @@ def test_expiry_clear_and_uses_hold_for_shares_too(board: Switchboard, clock: Fa
         assert numbers(pool) == (1, 0, 0)
 
 
+def test_what_has_grown_too_old_while_it_lay_idle_is_not_shared(board: Switchboard, clock: FakeClock) -> None:
+    settings: dict[str, Any] = {"max_lifetime": 100, "lifetime_jitter": 0}
+    settings |= {
+        "look_after_idle": 1_000,
+        "connect_timeout": 1_000,
+    }  # nothing else forbids the short way
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, **settings) as pool:
+        fill(pool, 1)
+        clock.advance(100)
+        share = pool.share()
+        assert share.raw is board.lines[1]
+        assert pool.stats().closed == {CloseReason.EXPIRED: 1}
+        share.release()
+
+
+def test_the_last_share_comes_back_as_any_loan_does(board: Switchboard, clock: FakeClock) -> None:
+    lines: list[Any] = []
+    board.reset = lines.append  # type: ignore[attr-defined]
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True) as pool:
+        shares = [pool.share(), pool.share()]
+        shares[0].release()
+        assert lines == []
+        shares[1].release()
+        assert lines == board.lines[:1]
+        assert numbers(pool) == (1, 0, 0)
+
+
+def test_what_the_last_share_has_left_unread_ends_the_connection() -> None:
+    with (
+        ScriptedServer(script=Send(b"one\ntwo\n")) as server,
+        ConnectionPool(server.endpoint, sharable=True) as pool,
+    ):
+        share = pool.share()
+        server.until_accepts(1)
+        assert share.recv_until(b"two", 100, timeout=10) == b"one\ntwo"
+        share.release()
+        until(lambda: pool.stats().closed == {CloseReason.DIRTY: 1})
+
+
 def test_the_end_of_the_pool_waits_for_shares(pool: ConnectionPool) -> None:
     shares = [pool.share(), pool.share()]
     assert pool.close() == 1
@@ -927,6 +966,7 @@ def test_a_share_that_ends_in_the_middle_of_its_exchange_ends_the_connection() -
 
         share.exchange([b"x\n"], release)
         assert pool.stats().idle == 0
+        until(lambda: pool.stats().closed == {CloseReason.BROKEN: 1})
 
 
 def test_an_exclusive_connection_exchanges_too() -> None:

@@ -91,6 +91,11 @@ def test_another_protocol_is_a_framing_and_two_callables(pool, server, sockets):
     assert server.until_accepts(1).received == b"\x00\x02\x01\x04"
 
 
+def test_a_framing_that_bounds_nothing_serves_as_well(pool, sockets):
+    pool.init(SocketChannel(sockets, "upper", {"say\n"}, framing=Raw()))
+    assert pool.call("upper", "say\n") == b"SAY\n"
+
+
 def test_the_peer_may_be_asked_for_the_methods(pool, sockets):
     asked = []
 

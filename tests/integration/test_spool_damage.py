@@ -461,11 +461,16 @@ def test_a_process_that_ends_while_it_mends_leaves_it_to_the_next(folder, in_log
         real(old, new)
 
     monkeypatch.setattr(mend.disk, "rename", rename)
+    is_cut_short = False
     try:
         SQLiteSpool(path).close()
     except KeyboardInterrupt:
         assert left == [0]
+        is_cut_short = True
     monkeypatch.undo()
 
+    spool = SQLiteSpool(path, durable=False)
+    assert (spool.damage is not None) == is_cut_short
+    spool.close()
     assert lost(path, in_log) == 0
     assert not [name for name in os.listdir(path.parent) if name.endswith(("mending", "mended"))]

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from connpool import ConfigError, MessagesDropped, SpoolCount, SpoolError, Spool
 from connpool.delivery import books, heirs
 from connpool.delivery.books import Draft
 from connpool.delivery.desk import Job
+from connpool.delivery.faults import Damaged
 from connpool.delivery.keeper import Keeper
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.rows import APPLICATION, PAGE_SIZE, Row
+from connpool.delivery.segment import Segment
 from connpool.pool.piles import look_through
 from tests.conftest import open_files
 from tests.helpers.scripts import run_program
@@ -256,6 +258,18 @@ def test_what_any_number_of_owners_have_left_is_adopted(path: Path, ending: str)
     spool.close()
 
 
+def test_an_empty_file_that_was_left_is_removed(path: Path) -> None:
+    other = SQLiteSpool(path)
+    other.remove(other.put(["a"], b"1", ID))
+    other.close()
+    path.rename(path.with_name(f"{path.name}.2"))
+
+    spool = SQLiteSpool(path)
+    assert spool.adopt() == {}
+    spool.close()
+    assert os.listdir(path.parent) == [path.name]
+
+
 def test_many_messages_are_adopted_in_steps_that_others_need_not_wait_for(path: Path) -> None:
     one, other = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
     for n in range(1_600):
@@ -327,6 +341,29 @@ def test_an_heir_that_is_closed_half_way_keeps_what_it_has_copied(path: Path, mo
     third = SQLiteSpool(path, durable=False)
     assert third.counts() == {}
     third.close()
+
+
+def test_what_is_found_damaged_while_it_is_adopted_is_mended_and_adopted_once(
+    path: Path, monkeypatch
+) -> None:
+    first, second = SQLiteSpool(path, durable=False), SQLiteSpool(path, durable=False)
+    for n in range(1_200):
+        first.put(["a"], b"%d" % n, ID)
+    first.close()
+    looks, real = [0], Segment.rows_of_all
+
+    def rows_of_all(*arguments: Any) -> Iterator[Row]:
+        looks[0] += 1
+        if looks[0] == 2:
+            raise Damaged("what was read was not what was written")
+        return real(*arguments)
+
+    monkeypatch.setattr(Segment, "rows_of_all", rows_of_all)
+    assert second.adopt() == {"a": 1_200}
+    assert texts(second) == [b"%d" % n for n in range(1_200)]
+    assert second.damage is not None
+    assert second.damage.recovered == 1_200
+    second.close()
 
 
 def raise_interrupt(*_: object) -> None:

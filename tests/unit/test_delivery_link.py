@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import select
+import socket
 import threading
 from collections import deque
 from typing import Any
@@ -17,7 +19,9 @@ from connpool.delivery.strand import Claim, Parcel, Strand
 from connpool.delivery.watching import Watch
 from connpool.pool.turns import Turns
 from connpool.testing import FakeClock
-from connpool.wire.line import Line
+from connpool.wire.io import Stream
+from connpool.wire.line import BROKEN, Line
+from connpool.wire.waiting import wait_until_ready
 from tests.helpers.sinks import Sink, broadcasting
 from tests.helpers.switchboard import until
 
@@ -337,6 +341,19 @@ def test_who_was_interrupted_while_it_waited_for_its_turn_holds_up_nobody_though
     assert link.free(strand) is None
     assert link.hold(Claim(), 0.0) is strand
     assert caught.value.__traceback__ is not None
+
+
+def test_a_peer_that_has_gone_is_an_answer_and_nothing_is_written_to_it():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for is_reset in (False, True):
+            with socket.create_connection(server.getsockname()) as ours, server.accept()[0] as theirs:
+                line = Line(Stream(ours), threading.RLock())
+                assert line.look_and_push(b"hello") == 5
+                assert is_reset or theirs.recv(5) == b"hello"
+                theirs.close()
+                assert wait_until_ready(ours.fileno(), select.POLLIN, 10)
+                assert (line.push if is_reset else line.look_and_push)(b"lost") == BROKEN
+                assert isinstance(line.error, ConnectionError)
 
 
 def test_what_broke_a_connection_is_told_as_the_system_tells_it():

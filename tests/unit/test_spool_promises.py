@@ -289,6 +289,17 @@ def test_what_is_too_old_is_dropped_by_every_call_that_looks(make: Make, wall: W
     assert [(event.queue, event.count) for event in told] == [("a", 1), ("a", 1), ("b", 1)]
 
 
+def test_what_is_too_old_makes_room_once(make: Make, wall: Wall) -> None:
+    spool = fill(make(max_messages=3, max_age=10), b"1")
+    wall.now += 9
+    fill(spool, b"2", b"3")
+    wall.now += 1
+    spool.put(["a", "b"], b"4", ID)
+
+    assert (texts(spool), texts(spool, "b")) == ([b"3", b"4"], [b"4"])
+    assert spool.counts()["a"].dropped == 2
+
+
 def test_what_is_moved_grows_no_younger(make: Make, wall: Wall) -> None:
     spool = fill(make(max_age=10), b"1")
     wall.now += 5

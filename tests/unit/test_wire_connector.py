@@ -181,6 +181,23 @@ def test_a_budget_is_spent_even_while_the_clock_stands_still(monkeypatch: pytest
         dream()
 
 
+def test_what_one_phase_of_a_dial_has_taken_the_next_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    at, asked = [1e9], []
+    monkeypatch.setattr(waiting, "now", lambda: at[0])
+    budget = Budget(HERE, 1.0)
+
+    def take(seconds: float | None) -> bool:
+        asked.append(seconds)
+        at[0] += 0.75
+        return True
+
+    assert budget.wait(take, "resolving")
+    assert budget.wait(take, "connecting")
+    assert asked == [1.0, 0.25]
+    with pytest.raises(ConnectTimeoutError, match="shaking hands"):
+        budget.wait(take, "shaking hands")
+
+
 def test_a_budget_without_a_limit_and_a_flag_waits_without_end() -> None:
     asked: list[float | None] = []
     assert Budget(HERE, None).wait(lambda seconds: asked.append(seconds) or "done", "waiting") == "done"

@@ -328,11 +328,13 @@ def test_a_clock_that_stands_still_makes_no_wait_endless(pair: Pair, monkeypatch
         ours.recv_exactly(1, timeout=0.15)
 
 
-def test_a_timeout_set_on_the_socket_itself_does_not_cut_our_calls(pair: Pair) -> None:
+@pytest.mark.parametrize("read", [Stream.recv, Stream.recv_exactly])
+@pytest.mark.parametrize("timeout", [None, 10])
+def test_a_timeout_set_on_the_socket_itself_does_not_cut_our_calls(pair: Pair, read, timeout) -> None:
     ours, theirs = pair
-    ours.raw.settimeout(0.05)
-    with later(lambda: theirs.sendall(b"late"), 0.2):
-        assert ours.recv_exactly(4, timeout=10) == b"late"
+    ours.raw.settimeout(0.02)
+    with later(lambda: theirs.sendall(b"late"), 0.1):
+        assert read(ours, 4, timeout=timeout) == b"late"
     assert ours.raw.gettimeout() is None
 
 
