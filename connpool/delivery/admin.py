@@ -128,7 +128,7 @@ class Admin(Uncopied):
     def remove(self, endpoint: Endpoint | str) -> None:
         """Take *endpoint* out of the pool's route. What is spooled for it stays, in case it is added again.
 
-        So does what is spooled for a list that it is taken out of, until the route has that list again.
+        What is spooled for a list that it is taken out of is for the rest of that list.
 
         Raises:
             UnknownEndpointError: it is not on the route.

@@ -217,10 +217,17 @@ class Flushing:
             link.forget(positions)
 
     def _share_out(self, link: Link) -> bool:
-        """Put what waits for everybody into the queues of the active group. False: there is nothing."""
+        """Put what waits for everybody into the queues of the active group. False: there is nothing.
+
+        First what waits for members that have left, and whose heir *link* is.
+        """
         office = self._office
         spool = office.spool
         assert spool is not None
+        for queue in link.heirlooms:
+            if spool.move(queue, [link.queue], BATCH):
+                return True
+        link.heirlooms = ()
         if not spool.count(GLOBAL):
             return False
         with office._lock:

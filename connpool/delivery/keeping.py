@@ -134,9 +134,9 @@ class Keeping:
                 raise
             return
         if adopted:
+            office.follow()  # they may be of a program with another route
             total = sum(adopted.values())
             logger.info("broadcaster %r: sends %d messages that another has left", office.name, total)
-            office.kick_all()
 
     def beat(self) -> None:
         """Send a heartbeat to every member that lives and is not behind."""
@@ -182,7 +182,8 @@ class Keeping:
         spool = self._office.spool
         if spool is None:
             return {}
-        return {queue: count.messages for queue, count in spool.counts().items() if count.messages}
+        counts = {queue: count.messages for queue, count in spool.counts().items() if count.messages}
+        return self._office.roster.by_member(counts)
 
     def unsent(self) -> int:
         return sum(self.waiting().values())

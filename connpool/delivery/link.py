@@ -28,14 +28,14 @@ class Link:
     sends nothing. It guards all attributes below the first line; the office's lock guards those above it.
     """
 
-    def __init__(self, member: Member, now: float, spool: Spool | None) -> None:
-        self.member = member
-        self.is_list = len(member.endpoints) > 1
-        self.queue = queue_of(member)
+    def __init__(self, member: Member, now: float, spool: Spool | None, queue: str | None = None) -> None:
         self.spool = spool
+        self.queue = queue_of(member) if queue is None else queue  # it keeps it, whoever joins the member
+        self.heirlooms: tuple[str, ...] = ()  # queues whose members have left, and whose messages it gets
         self.groups: tuple[int, ...] = ()
         self.state = LinkState.NEW
         self.endpoint = member.endpoints[0]
+        self.lead_to(member)
         self.since = now
         self.failures = 0
         self.retry_at: float | None = None
@@ -62,6 +62,11 @@ class Link:
         self._turns = Turns()  # of those who wait to become the holder
         self._freed: Gate = threading.Lock()  # opened when there is no holder any more
         self._freed.acquire()
+
+    def lead_to(self, member: Member) -> None:
+        """Be the way to *member* from now on. With the office's lock held."""
+        self.member, self.name, self.is_list = member, queue_of(member), len(member.endpoints) > 1
+        self.endpoint = self.endpoint if self.endpoint in member else member.endpoints[0]
 
     # -- sending at once
 
@@ -266,7 +271,7 @@ class Link:
             is_behind: Something waits in the spool, to be sent first.
         """
         self.unfinished = None
-        self.is_flushing = is_behind
+        self.is_flushing = is_behind or bool(self.heirlooms)
         self.newest = self.strand = strand
 
     def drop(self, strand: Strand, why: BaseException | None) -> Strand | None:
@@ -300,13 +305,11 @@ class Link:
             strand.n_readers -= 1
             return strand if strand.is_over else None
 
-    # -- for people
-
     def describe(self, unsent: int) -> LinkInfo:
         """With the office's lock held."""
         return LinkInfo(
             endpoint=self.endpoint,
-            member=self.queue,
+            member=self.name,
             groups=self.groups,
             state=self.state,
             since=self.since,

@@ -66,12 +66,13 @@ class Office:
     # -- the route
 
     def follow(self) -> None:
-        """Take the pool's route, which is another; members of both keep their connections.
+        """Take the pool's route, which may be another; members of both keep their connections.
 
         It is read with the lock held: of two threads that set one, whoever comes last has the latest.
         """
+        waiting = self.roster.waiting()
         with self._lock:
-            new, gone = self.roster.follow(self.pool.route, self.clock.now())
+            new, gone = self.roster.follow(self.pool.route, self.clock.now(), waiting)
             self._publish_locked()
         self.speak_up()
         for link in gone:
@@ -91,7 +92,7 @@ class Office:
         """*link* has a connection."""
         with self._lock:
             self.settled.notify_all()
-            if is_stray := self.is_closed or not self.roster.has(link):
+            if is_stray := self.is_closed or not self.roster.has(link) or strand.endpoint not in link.member:
                 self._mark_dead_locked(link, None, strand.endpoint)
             else:
                 link.state, link.since, link.endpoint = LinkState.ALIVE, self.clock.now(), strand.endpoint
@@ -179,7 +180,8 @@ class Office:
     def _mark_dead_locked(self, link: Link, error: BaseException | None, endpoint: Endpoint) -> None:
         link.since = self.clock.now()
         link.last_error = None if error is None else error.with_traceback(None)
-        is_told = link.state is LinkState.ALIVE or self.roster.has(link)  # else another may lead there by now
+        # Of one that has left, another may lead there by now; one that is dead was told.
+        is_told = link.state is LinkState.ALIVE or (link.state is LinkState.NEW and self.roster.has(link))
         if is_told and not self.is_closed:
             self.mailbox.post_locked(LinkEvent.DEAD, endpoint)
         link.state = LinkState.DEAD  # last: whoever is interrupted before leaves the rest to another
@@ -263,9 +265,7 @@ class Office:
                     self.expect_locked(missed_at)
 
     def kick_all(self) -> None:
-        with self._lock:
-            links = list(self.roster.links.values())
-        for link in links:
+        for link in list(self.roster.links.values()):  # exchanged as a whole
             self.kick(link)
 
     def job_locked(self, link: Link) -> str | None:
@@ -282,7 +282,7 @@ class Office:
             return "flush" if unfinished.is_settled else None  # its sender says when
         if self.spool is None:
             return None
-        if link.is_flushing or link.has_waiting():
+        if link.is_flushing or link.heirlooms or link.has_waiting():
             return "flush"
         return "flush" if self.spool.count(GLOBAL) and self.roster.active in link.groups else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from attrs import define, field
@@ -12,9 +12,9 @@ from connpool.delivery.strand import Parcel
 from connpool.model.delivery import Delivery, LinkState
 from connpool.model.endpoint import Endpoint
 
-__all__ = ["Plan", "Shares", "plan_for", "who_have"]
+__all__ = ["Plan", "Shares", "plan_for", "shares_of", "who_have"]
 
-Shares: TypeAlias = tuple[tuple[Endpoint, ...], tuple[str, ...]]
+Shares: TypeAlias = tuple[tuple[Endpoint, ...], tuple[str, ...], tuple[str, ...]]
 
 
 @define(eq=False)
@@ -30,21 +30,25 @@ class Plan:
     links: tuple[Link, ...]
     absent: tuple[Link, ...]
     delivery: Delivery
-    _last: tuple[tuple[Link, ...], Shares] = field(default=((), ((), ())), init=False)
+    _last: tuple[tuple[Link, ...], Shares] = field(default=((), ((), (), ())), init=False)
 
     def shares(self, late: tuple[Link, ...], parcel: Parcel) -> Shares:
-        """Who has *parcel*, for which *late* ones were not ready, and the queues of these.
+        """Who has *parcel*, for which *late* ones were not ready; their members and their queues.
 
         Who is late for one message is late for the next, so the last answer is kept.
         """
         if parcel.reached:
-            here = (link for link in self.links if link not in late)
-            return who_have(parcel, here), tuple(link.queue for link in late)
+            return shares_of(who_have(parcel, (link for link in self.links if link not in late)), late)
         last = self._last
         if last[0] != late:
             sent = tuple(link.endpoint for link in self.links if link not in late)
-            last = self._last = late, (sent, tuple(link.queue for link in late))
+            last = self._last = late, shares_of(sent, late)
         return last[1]
+
+
+def shares_of(sent: tuple[Endpoint, ...], late: Sequence[Link]) -> Shares:
+    """What *sent* have, and links that are too *late* have to have from their queues."""
+    return sent, tuple(link.name for link in late), tuple(link.queue for link in late)
 
 
 def who_have(parcel: Parcel, links: Iterable[Link]) -> tuple[Endpoint, ...]:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from connpool.delivery.link import Link
 from connpool.delivery.spool import Spool
-from connpool.model.delivery import LinkState
+from connpool.errors import SpoolError
+from connpool.model.delivery import GLOBAL, LinkState, member_of, queue_of
 from connpool.model.endpoint import Endpoint
-from connpool.model.route import Route
+from connpool.model.route import Member, Route
 
 __all__ = ["Roster"]
+
+
+def _is_astray(link: Link) -> bool:
+    strand = link.strand
+    return strand is not None and strand.endpoint not in link.member
+
+
+def overlap(one: Member | None, other: Member) -> bool:
+    """Whether both have an endpoint in common."""
+    return one is not None and any(endpoint in other for endpoint in one)
 
 
 class Roster:
@@ -32,22 +45,75 @@ class Roster:
         self.active: int | None = None  # the number of the group that messages go to
         self.switch_at = math.inf  # when an earlier group will have lived long enough
 
-    def follow(self, route: Route | None, now: float) -> tuple[list[Link], list[Link]]:
-        """Take *route* as the new one. Returns the links that have come and those that have gone."""
-        before = self.links
-        after: dict[str, Link] = {}
-        groups = []
-        for group in route.groups if route else ():
-            links = []
-            for member in group.members:
-                fresh = Link(member, now, self._spool)
-                links.append(after.setdefault(fresh.queue, before.get(fresh.queue, fresh)))
-            groups.append(tuple(links))
-        self.route, self.links, self.groups = route, after, tuple(groups)
-        gone = [link for queue, link in before.items() if queue not in after]
+    def follow(
+        self, route: Route | None, now: float, waiting: Iterable[str] = ()
+    ) -> tuple[list[Link], list[Link]]:
+        """Take *route* as the new one. Returns the links to open and those to take down.
+
+        A member that was edited, and has an endpoint in common with what it was, keeps its link, whose queue
+        goes before what is to come. If it has lost the endpoint that it is connected to, the link is both to
+        be taken down and to be opened.
+
+        Args:
+            waiting: The queues in which messages wait. What no member of the route has is for the first
+                that has an endpoint in common with it, if there is one.
+        """
+        before = list(self.links.values())
+        members = {queue_of(member): member for group in (route.groups if route else ()) for member in group}
+        after = {name: self.links[name] for name in members if name in self.links}
+        gone = [link for link in before if link.name not in after]
+        for name, member in members.items():
+            kept = next((link for link in gone if overlap(link.member, member)), None)
+            if name not in after and kept is not None:
+                gone.remove(kept)
+                kept.lead_to(member)
+                after[name] = kept
+        left = [queue for queue in waiting if queue not in {link.queue for link in after.values()}]
+        for name, member in members.items():
+            if name not in after:
+                after[name] = Link(member, now, self._spool, self._queue_for(member, after.values(), left))
+        self.route, self.links = route, {name: after[name] for name in members}
+        self.groups = tuple(
+            tuple(after[queue_of(member)] for member in group) for group in (route.groups if route else ())
+        )
+        self._bequeath(left)
         for link in (*after.values(), *gone):
-            link.groups = tuple(number for number, links in enumerate(groups) if link in links)
-        return [link for queue, link in after.items() if queue not in before], gone
+            link.groups = tuple(number for number, links in enumerate(self.groups) if link in links)
+        new = [link for link in self.links.values() if link not in before]
+        astray = [link for link in after.values() if _is_astray(link)]
+        return [*new, *astray], [*gone, *astray]
+
+    def waiting(self) -> list[str]:
+        """The queues in which messages wait, but for that of all. To be asked without the lock."""
+        with suppress(SpoolError):  # it is closed
+            counts = {} if self._spool is None else self._spool.counts()
+            return [queue for queue, count in counts.items() if count.messages and queue != GLOBAL]
+        return []
+
+    def by_member(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+        """*counts* of queues, by the present names of those who are on the route."""
+        names = {link.queue: link.name for link in list(self.links.values())}
+        return {names.get(queue, queue): count for queue, count in counts.items()}
+
+    @staticmethod
+    def _queue_for(member: Member, others: Iterable[Link], waiting: list[str]) -> str:
+        """The queue of a new link: that of its name, unless messages wait in another that is to be its."""
+        name, owned = queue_of(member), {link.queue for link in others}
+        fitting = [queue for queue in waiting if queue not in owned and overlap(member_of(queue), member)]
+        queue = name if name in fitting or not fitting else fitting[0]
+        while queue in owned:
+            queue += f", {member.endpoints[0]}"  # has its name from earlier times, when this was part of it
+        return queue
+
+    def _bequeath(self, waiting: list[str]) -> None:
+        """Give the messages in queues of nobody's to who may send them."""
+        for link in self.links.values():
+            link.heirlooms = ()
+        owned = {link.queue for link in self.links.values()}
+        for queue in waiting:
+            heirs = [link for link in self.links.values() if overlap(member_of(queue), link.member)]
+            if heirs and queue not in owned:
+                heirs[0].heirlooms += (queue,)
 
     def refresh(self, now: float) -> None:
         """Find the active group: the first that has a link that lives, unless it has just come back."""
@@ -82,7 +148,7 @@ class Roster:
 
     def has(self, link: Link) -> bool:
         """Whether *link* is on the route. One whose member left and came back is not: that has another."""
-        return self.links.get(link.queue) is link
+        return self.links.get(link.name) is link
 
     def _is_living(self, number: int) -> bool:
         return any(link.state is LinkState.ALIVE for link in self.groups[number])

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from connpool.delivery.flushing import take_out
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.plan import Plan, Shares, who_have
+from connpool.delivery.plan import Plan, Shares, shares_of, who_have
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
 from connpool.delivery.words import describe
 from connpool.delivery.writing import Writing
@@ -136,16 +136,14 @@ class Sending:
             return None
         sent = who_have(parcel, (link for link, outcome in outcomes.items() if outcome is SENT))
         late = [link for link, outcome in outcomes.items() if outcome is not SENT]
-        return self._keep_copies(number, (sent, tuple(link.queue for link in late)), late, parcel)
+        return self._keep_copies(number, shares_of(sent, late), late, parcel)
 
     def _keep_copies(self, number: int, shares: Shares, late: Sequence[Link], parcel: Parcel) -> Delivery:
         """Spool what links are too *late* to get now; see ``Plan.shares``."""
         office = self._office
-        sent, queues = shares
-        if not late:
-            return Delivery(sent, (), number, (), parcel.id)
-        if office.spool is None:
-            return Delivery(sent, (), number, queues, parcel.id)
+        sent, members, queues = shares
+        if not late or office.spool is None:
+            return Delivery(sent, (), number, members, parcel.id)
         try:
             positions = office.spool.put(queues, parcel.message, parcel.id)
         except BaseException as error:
@@ -154,15 +152,17 @@ class Sending:
                     office.lower(link, error)  # the peer has a part of a message that has no rest
                 office.kick(link)
             if isinstance(error, SpoolError) and sent:
-                logger.warning("broadcaster %r: no copy for %s: %s", office.name, ", ".join(queues), error)
-                return Delivery(sent, (), number, queues, parcel.id)
+                logger.warning("broadcaster %r: no copy for %s: %s", office.name, ", ".join(members), error)
+                return Delivery(sent, (), number, members, parcel.id)
             raise
         for link, position in zip(late, positions, strict=True):
             if link.unfinished is not None:
                 link.settle(parcel, position)
             if link.strand is not None:  # else its worker looks for what waits, when it has opened it
                 office.kick(link)
-        return Delivery(sent, queues, number, (), parcel.id)
+            elif not office.roster.has(link):  # it has just left, and others may be its heirs
+                office.follow()
+        return Delivery(sent, members, number, (), parcel.id)
 
     # -- the spool first
 
@@ -229,7 +229,7 @@ class Sending:
             return None
         return Delivery(
             sent=who_have(parcel, (link for link in outcomes if outcomes[link] is SENT)),
-            spooled=tuple(link.queue for link in outcomes if outcomes[link] is not SENT),
+            spooled=tuple(link.name for link in outcomes if outcomes[link] is not SENT),
             group=number,
             id=parcel.id,
         )
@@ -247,7 +247,7 @@ class Sending:
             self._clear_away(list(others.items()))
             for link in others:
                 office.kick(link)
-        return Delivery(spooled=tuple(link.queue for link in copies), group=number, id=parcel.id)
+        return Delivery(spooled=tuple(link.name for link in copies), group=number, id=parcel.id)
 
     def _clear_away(self, copies: Stale) -> None:
         """Nobody needs these *copies*, which are withdrawn. If they cannot be taken out, a worker does it."""

@@ -11,7 +11,7 @@ from attrs import frozen
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Member
 
-__all__ = ["GLOBAL", "Delivery", "LinkEvent", "LinkInfo", "LinkState", "Unsent", "queue_of"]
+__all__ = ["GLOBAL", "Delivery", "LinkEvent", "LinkInfo", "LinkState", "Unsent", "member_of", "queue_of"]
 
 GLOBAL: Final = ""  # the queue of messages that no group could take
 
@@ -35,6 +35,14 @@ class LinkState(enum.Enum):
 def queue_of(member: Member) -> str:
     """The name of the queue of what is to reach *member*: its endpoints as a text."""
     return str(member)
+
+
+def member_of(queue: str) -> Member | None:
+    """The member whose queue has that name; None: it is no member's."""
+    try:
+        return Member(tuple(Endpoint.parse(name) for name in queue.split(", ")))
+    except ValueError:
+        return None
 
 
 @frozen
@@ -63,7 +71,7 @@ class LinkInfo:
 
     Attributes:
         endpoint: Where it leads, or led last.
-        member: All endpoints that it may lead to, as a text; the name of its queue.
+        member: All endpoints that it may lead to, as a text; what waits for it goes by that name.
         groups: Numbers of the groups that it belongs to.
         since: Monotonic instant since which it is in this state.
         failures: How often in a row it has broken or could not be opened, since it was opened last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -21,6 +21,7 @@ from connpool import (
     MemorySpool,
     SocketConnector,
     SQLiteSpool,
+    UnknownEndpointError,
 )
 from tests.helpers.certificates import Certificates
 from tests.helpers.sinks import GUARD, QUICK, Sink, by_sender, first_comings, numbered
@@ -63,7 +64,7 @@ class House:
     def __init__(
         self, route: str, connector: SocketConnector, path: Path | None, settings: dict[str, Any]
     ) -> None:
-        self._route = route
+        self.route = self._route = route
         self._connector = connector
         self._path = path
         self._settings = settings
@@ -86,6 +87,14 @@ class House:
         self._pool.close(GUARD)
         return unsent
 
+    def edit(self, dice: Random) -> None:
+        """Take one endpoint out of a list, or have all of them back. The next broadcaster has the same route."""
+        self._route = self.route
+        lists = [name for name in self.route.split(" ") if name.endswith(",")]  # each is followed by another
+        if lists and dice.random() < 0.5:
+            self._route = self.route.replace(f"{dice.choice(lists)} ", "")
+        self.sender.pool.route = self._route  # type: ignore[assignment]
+
     def restart(self, dice: Random) -> None:
         if self._path is not None:
             self.end(dice.choice([0.0, 0.1]))
@@ -103,7 +112,7 @@ def all_of(locks: list[threading.Lock]) -> Iterator[None]:
 def happen(dice: Random, sink: Sink, house: House, sending: list[threading.Lock]) -> None:
     """One thing that happens to *sink*, or to the broadcaster."""
     what = dice.choice(
-        ["crash", "crash", "leave", "return", "return", "kill", "deaf", "hear", "hand", "restart"]
+        ["crash", "crash", "leave", "return", "return", "kill", "deaf", "hear", "hand", "restart", "edit"]
     )
     match what:
         case "crash":
@@ -120,18 +129,24 @@ def happen(dice: Random, sink: Sink, house: House, sending: list[threading.Lock]
         case "deaf" | "hear":
             sink.is_deaf = what == "deaf"
         case "hand":
-            dice.choice([house.sender.mark_dead, house.sender.mark_alive])(sink.endpoint)
+            with suppress(UnknownEndpointError):
+                dice.choice([house.sender.mark_dead, house.sender.mark_alive])(sink.endpoint)
+        case "edit":
+            with all_of(sending):
+                house.edit(dice)
         case "restart":
             with all_of(sending):
                 house.restart(dice)
 
 
-def check_arrived(message: bytes, delivery: Delivery, lines: dict[str, set[bytes]]) -> None:
-    """Check that *message* is with each who was sent it, and with one of each queue in which it waited."""
+def check_arrived(message: bytes, delivery: Delivery, lines: dict[str, set[bytes]], route: str) -> None:
+    """Check that *message* is with each who was sent it, and with one of each member for whom it waited."""
     for endpoint in delivery.sent:
         assert message in lines[str(endpoint)], (message, delivery)
+    members = [member.strip() for group in route.split("||") for member in group.split("&&")]
     for queue in delivery.spooled:
-        of_whom = queue.split(", ") if queue else list(lines)
+        whole = [member for member in members if queue and set(queue.split(", ")) <= set(member.split(", "))]
+        of_whom = whole[0].split(", ") if whole else list(lines)
         assert any(message in lines[name] for name in of_whom), (message, delivery)
     assert delivery.sent or delivery.spooled, (message, delivery)
 
@@ -171,6 +186,7 @@ def test_what_was_accepted_arrives_in_order_whatever_happens(
         )
         sending = [threading.Lock() for _ in range(dice.choice([1, 2, 3]))]
         together(*(lambda n=n: send(n) for n in range(len(sending))), torment, limit=60)
+        house.sender.pool.route = route  # type: ignore[assignment]
         for sink in sinks:
             sink.is_deaf = False
             sink.start()
@@ -185,4 +201,4 @@ def test_what_was_accepted_arrives_in_order_whatever_happens(
         if confirms:  # else what lay in a buffer when a sink died has left the broadcaster, and is lost
             known = {endpoint: set(arrived) for endpoint, arrived in lines.items()}
             for message, delivery in accepted:
-                check_arrived(message, delivery, known)
+                check_arrived(message, delivery, known, route)
