@@ -88,7 +88,7 @@ class House:
         return unsent
 
     def edit(self, dice: Random) -> None:
-        """Take one endpoint out of a list, or have all of them back. The next broadcaster has the same route."""
+        """Take one endpoint out of a list, or have all of them back. The next broadcaster has that route."""
         self._route = self.route
         lists = [name for name in self.route.split(" ") if name.endswith(",")]  # each is followed by another
         if lists and dice.random() < 0.5:
