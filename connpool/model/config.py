@@ -65,8 +65,8 @@ class PoolConfig:
             for one.
         sharable: Whether connections may have several holders.
         max_sharers: Holders of one connection at a time.
-        reap_interval: Pause between two turns of the reaper. None: there is no
-            thread, and ``sweep`` is called by hand.
+        reap_interval: Pause between two turns of the reaper; a third of ``idle_timeout`` or
+            ``max_lifetime`` if that is less. None: there is no thread; call ``sweep``.
         warn_after: A loan held longer is logged, with the name of its thread.
         track_origin: Whether each loan remembers the calls that took it, for
             errors, warnings and ``ConnectionInfo.origin``. Costs each checkout

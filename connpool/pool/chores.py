@@ -13,7 +13,7 @@ from connpool.model.states import CloseReason, PoolState
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lending import Lender
-from connpool.pool.lifetimes import is_to_be_replaced, verdict
+from connpool.pool.lifetimes import is_to_be_replaced, pause_of, verdict
 from connpool.pool.origin import describe_thread
 from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record, Tenure
@@ -261,7 +261,7 @@ class Chores:
         books, config = self._books, self._books.config
         if books.state is PoolState.CLOSED:
             return NEVER
-        soon = now + (config.reap_interval or 0.0)
+        soon = now + (pause_of(config) or 0.0)
         due = NEVER
         if any(host.looks or host.owed for host in self._hosts()) or self._warned or books.lost:
             due = soon

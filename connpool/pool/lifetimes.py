@@ -10,11 +10,12 @@ from connpool.model.config import PoolConfig
 from connpool.model.states import CloseReason
 from connpool.pool.record import Record
 
-__all__ = ["end_of_life", "horizon", "is_to_be_replaced", "verdict"]
+__all__ = ["end_of_life", "horizon", "is_to_be_replaced", "pause_of", "verdict"]
 
 WORN_OUT: Final = frozenset(
     {CloseReason.EXPIRED, CloseReason.USED_UP, CloseReason.BROKEN, CloseReason.DIRTY, CloseReason.LOST}
 )
+LEAST_PAUSE: Final = 0.05  # seconds
 ON_PURPOSE: Final = frozenset({CloseReason.TERMINATED, CloseReason.STALE})
 
 
@@ -43,6 +44,17 @@ def horizon(config: PoolConfig) -> float:
         lifetime *= 1 - config.lifetime_jitter
     limits = (lifetime, config.idle_timeout, config.keepalive_interval, config.warn_after)
     return min((limit for limit in limits if limit is not None), default=math.inf)
+
+
+def pause_of(config: PoolConfig) -> float | None:
+    """Seconds between two turns of upkeep at least; None: it comes only when it is called.
+
+    Where connections are to end sooner than ``reap_interval``, a third of that, so that they end in time.
+    """
+    if config.reap_interval is None:
+        return None
+    shortest = min(config.idle_timeout or math.inf, config.max_lifetime or math.inf)
+    return min(config.reap_interval, max(LEAST_PAUSE, shortest / 3))
 
 
 def is_to_be_replaced(record: Record, policy: bool | Literal["force"]) -> bool:

@@ -15,6 +15,7 @@ from connpool.model.states import ConnState
 from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
+from connpool.pool.lifetimes import pause_of
 from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
 
@@ -259,7 +260,7 @@ class Steering(Uncopied):
 
     def _pace(self) -> float | None:
         is_timed = isinstance(self._lender.clock, SystemClock)
-        return self._lender.config.reap_interval if is_timed else None
+        return pause_of(self._lender.config) if is_timed else None
 
     def _take_turn(self, *, is_leap: bool) -> None:
         self._chores.turn(apart=True, is_leap=is_leap)

@@ -12,6 +12,7 @@ from connpool import CloseReason, ConnectionPool
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
+from tests.helpers.wire import taking
 
 # -- L5: nobody asks, and they go nevertheless -------------------------------------------------
 
@@ -51,6 +52,17 @@ def test_the_thread_closes_what_is_too_old_though_nobody_asks() -> None:
         turn(pool)
         server.until_accepts(1).until_eof()
         until(lambda: pool.stats().closed == {CloseReason.EXPIRED: 1})
+
+
+@pytest.mark.parametrize("limit", ["idle_timeout", "max_lifetime"])
+def test_what_is_over_sooner_than_the_thread_comes_as_a_rule_is_closed_in_time(limit: str) -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, reap_interval=30, **{limit: 0.3}) as pool,
+    ):
+        turn(pool)
+        with taking(0.2, 5.0):
+            server.until_accepts(1).until_eof()
 
 
 def test_a_shorter_idle_timeout_given_at_run_time_wakes_the_thread() -> None:
