@@ -10,7 +10,7 @@ from connpool.delivery.flushing import Flushing
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.strand import Strand
-from connpool.errors import ConnPoolError, PoolClosedError, SpoolError
+from connpool.errors import ConnPoolError, PoolClosedError, PoolPausedError, SpoolError
 from connpool.model.request import Request
 from connpool.model.states import PoolState
 from connpool.pool.core import HANG_GRACE
@@ -20,7 +20,7 @@ from connpool.wire.line import Line
 
 __all__ = ["Tending"]
 
-BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
+BREATH: Final = 1.0  # seconds before what has failed unexpectedly, or for the pool alone, is tried again
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -82,11 +82,9 @@ class Tending:
         timeout = office.pool.config.connect_timeout + HANG_GRACE  # for the dial to tell what was wrong
         try:
             conn = office.pool.try_connect(Request(endpoint, timeout=timeout, cancel=self._stopped))
-        except PoolClosedError as error:
+        except (PoolClosedError, PoolPausedError) as error:
             office.not_opened(link, endpoint, error)
-            with office._lock:
-                if office.pool._lender.books.state is PoolState.CLOSED:  # else it may be reopened
-                    link.retry_at = None
+            self._wait_for_the_pool(link)
             return
         except ConnPoolError as error:
             if self._has_others(link):
@@ -103,6 +101,18 @@ class Tending:
             conn.terminate(error)
             raise
         office.raise_up(link, strand)
+
+    def _wait_for_the_pool(self, link: Link) -> None:
+        """The pool lends nothing: no fault of the peer's, and soon over perhaps, unless it is closed."""
+        office = self._office
+        with office._lock:
+            link.failures -= 1
+            if office.pool._lender.books.state is PoolState.CLOSED:
+                link.retry_at = None
+            if link.retry_at is not None:
+                link.retry_at = office.clock.now() + BREATH
+                office.expect_locked(link.retry_at)
+        office.speak_up()
 
     @staticmethod
     def _has_others(link: Link) -> bool:

@@ -187,10 +187,14 @@ class Connection(Traffic):
         return raw if is_tls(raw) else None
 
     def fileno(self) -> int:
-        """The descriptor, so that ``select`` takes a connection."""
+        """The descriptor, so that ``select`` takes a connection.
+
+        Raises:
+            UsageError: what the connector opened has none.
+        """
         record = self._held()
-        if record.stream is not None:
-            record.stream.expect_company()  # who reads from it elsewhere must not meet our limit
+        if record.stream is not None or not hasattr(record.raw, "fileno"):
+            record.streaming().expect_company()  # who reads from it elsewhere must not meet our limit
         return int(record.raw.fileno())
 
     @property

@@ -332,3 +332,12 @@ def test_a_where_that_nothing_satisfies_ends_in_time_and_in_few_dials() -> None:
             pool.try_connect(Request(where=lambda info: False, timeout=0.3))
         assert server.accepts == 1
         pool.try_connect(timeout=1).release()
+
+
+def test_what_is_no_socket_has_no_descriptor_to_wait_for() -> None:
+    with (
+        ConnectionPool.of(object) as pool,
+        pool.try_connect() as conn,
+        pytest.raises(UsageError, match="is not a socket"),
+    ):
+        conn.fileno()

@@ -22,6 +22,7 @@ from connpool import (
     MemorySpool,
     NoEndpointError,
     PoolClosedError,
+    PoolPausedError,
     SocketConnector,
     SpoolError,
     SQLiteSpool,
@@ -583,14 +584,22 @@ def test_nothing_is_tried_again_once_the_pool_is_closed(a):
         until(lambda: sender.links()[0].retry_at is None)
 
 
-def test_a_pool_that_is_shut_down_and_reopened_has_its_links_again(a):
-    with broadcasting(a) as sender:
+@pytest.mark.parametrize("how", ["shut down", "paused"])
+def test_a_pool_that_lends_nothing_for_a_while_has_its_links_again_soon_after(a, how):
+    patient = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}  # for peers that fail; none does
+    with broadcasting(a, pool_settings=patient) as sender:
         all_alive(sender)
         pool = sender.pool
-        pool.shutdown()
-        until(lambda: isinstance(sender.links()[0].last_error, PoolClosedError), "an attempt that is refused")
+        if how == "paused":
+            pool.pause(fail=True)
+            sender.mark_dead(a.endpoint)
+        else:
+            pool.shutdown()
+        sender.mark_alive(a.endpoint)
+        refusal = PoolPausedError if how == "paused" else PoolClosedError
+        until(lambda: isinstance(sender.links()[0].last_error, refusal), "an attempt that is refused")
         assert sender.broadcast(b"meanwhile").sent == ()
-        pool.reopen()
+        pool.resume() if how == "paused" else pool.reopen()
         a.until_has(b"meanwhile")
 
 
