@@ -24,6 +24,7 @@ from connpool import (
     PermissionDeniedError,
     Request,
     SocketConnector,
+    UsageError,
 )
 from connpool.testing import Answer, Close, Echo, Ending, ScriptedServer, Send, Silence
 from tests.helpers.certificates import Certificates
