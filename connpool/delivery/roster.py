@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -93,7 +94,10 @@ class Roster:
     def by_member(self, counts: Mapping[str, int]) -> Mapping[str, int]:
         """*counts* of queues, by the present names of those who are on the route."""
         names = {link.queue: link.name for link in list(self.links.values())}
-        return {names.get(queue, queue): count for queue, count in counts.items()}
+        totals = Counter[str]()
+        for queue, count in counts.items():
+            totals[names.get(queue, queue)] += count
+        return dict(totals)
 
     @staticmethod
     def _queue_for(member: Member, others: Iterable[Link], waiting: list[str]) -> str:
