@@ -61,14 +61,8 @@ class Roster:
         """
         before = list(self.links.values())
         members = {queue_of(member): member for group in (route.groups if route else ()) for member in group}
-        after = {name: self.links[name] for name in members if name in self.links}
-        gone = [link for link in before if link.name not in after]
-        for name, member in members.items():
-            kept = next((link for link in gone if overlap(link.member, member)), None)
-            if name not in after and kept is not None:
-                gone.remove(kept)
-                kept.lead_to(member)
-                after[name] = kept
+        after = self._kept_for(members)
+        gone = [link for link in before if link not in after.values()]
         left = [queue for queue in waiting if queue not in {link.queue for link in after.values()}]
         for name, member in members.items():
             if name not in after:
@@ -83,6 +77,18 @@ class Roster:
         new = [link for link in self.links.values() if link not in before]
         astray = [link for link in after.values() if _is_astray(link)]
         return [*new, *astray], [*gone, *astray]
+
+    def _kept_for(self, members: Mapping[str, Member]) -> dict[str, Link]:
+        """The links that stay, by the names of the *members* to which they lead from now on."""
+        kept = {name: self.links[name] for name in members if name in self.links}
+        free = [link for name, link in self.links.items() if name not in kept]
+        for name, member in members.items():
+            link = next((link for link in free if name not in kept and overlap(link.member, member)), None)
+            if link is not None:
+                free.remove(link)
+                link.lead_to(member)
+                kept[name] = link
+        return kept
 
     def waiting(self) -> list[str]:
         """The queues in which messages wait, but for that of all. To be asked without the lock."""
