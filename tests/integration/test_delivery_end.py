@@ -595,6 +595,7 @@ def test_a_pool_that_lends_nothing_for_a_while_has_its_links_again_soon_after(a,
             sender.mark_dead(a.endpoint)
         else:
             pool.shutdown()
+        until(lambda: sender.links()[0].state is LinkState.DEAD, "the loss of the link")
         sender.mark_alive(a.endpoint)
         refusal = PoolPausedError if how == "paused" else PoolClosedError
         until(lambda: isinstance(sender.links()[0].last_error, refusal), "an attempt that is refused")
