@@ -22,6 +22,20 @@ def fork_quietly() -> int:
         return os.fork()
 
 
+def fork_mortally() -> int:
+    """As ``fork_quietly``; a child that hangs is ended by its alarm."""
+    pid = fork_quietly()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(10)
+    return pid
+
+
+def status_of(pid: int) -> int:
+    """Wait for the end of a child, and return its exit code."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def fork(job: Callable[[], Any]) -> Callable[[], Any]:
     """Do *job* in a forked child. Returns what waits for the child and gives its result, or fails with it."""
     ours, theirs = os.pipe()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from connpool.clock import now
 from connpool.testing import Ending
 from connpool.wire import threads
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
-from tests.helpers.forks import fork_quietly, in_child
+from tests.helpers.forks import fork_mortally, fork_quietly, in_child, status_of
 from tests.helpers.interrupts import in_a_handler
 from tests.helpers.switchboard import until
 from tests.helpers.upkeep import reapers
@@ -753,10 +752,8 @@ def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the
     def fork(method, payload):
         holder.start()
         assert is_held.wait(10)
-        pids.append(fork_quietly())
-        if pids[0] == 0:
-            signal.alarm(10)  # the end of a child that hangs
-        else:
+        pids.append(fork_mortally())
+        if pids[0] != 0:
             may_end.set()
         return "done"
 
@@ -770,7 +767,7 @@ def test_a_call_ends_in_a_forked_child_though_another_thread_had_the_lock_at_the
         if pids[0] == 0:
             os._exit(status)
     holder.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
 
 
 def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(pool):
@@ -792,7 +789,7 @@ def test_a_call_that_ends_in_a_forked_child_closes_no_channel_of_the_parents(poo
     finally:
         if pids[0] == 0:
             os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
     assert pool.resources() == [RESOURCE]
 
 
@@ -806,11 +803,8 @@ def test_a_call_that_waits_ends_in_a_child_that_a_signal_handler_has_forked(pool
     assert is_running.wait(10)
 
     def fork_here() -> None:
-        pids.append(fork_quietly())
-        if pids[0] == 0:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(10)  # the end of a child that hangs
-        else:
+        pids.append(fork_mortally())
+        if pids[0] != 0:
             may_end.set()
 
     status = 99
@@ -823,7 +817,7 @@ def test_a_call_that_waits_ends_in_a_child_that_a_signal_handler_has_forked(pool
         if pids[0] == 0:
             os._exit(status)
     caller.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
 
 
 def test_what_was_about_to_be_closed_is_left_to_the_parent_by_a_child(pool):
@@ -841,5 +835,5 @@ def test_what_was_about_to_be_closed_is_left_to_the_parent_by_a_child(pool):
     switch = pool._switch
     pool.listen(fork_here, Closed)
     pool.close()
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 1
+    assert status_of(pids[0]) == 1
     assert [tape.closes for tape in tapes] == [1, 1, 1]

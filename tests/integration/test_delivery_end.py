@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from connpool import (
 )
 from connpool.testing import Send, ServedConnection
 from connpool.wire import threads
-from tests.helpers.forks import fork_quietly, in_child
+from tests.helpers.forks import fork_mortally, in_child, status_of
 from tests.helpers.scripts import run_program
 from tests.helpers.sinks import (
     GUARD,
@@ -702,11 +701,8 @@ def test_a_confirm_that_forks_may_return_in_the_child_whoever_had_the_locks(a):
         if not pids:
             holder.start()
             assert held.wait(GUARD)
-            pids.append(fork_quietly())
-            if pids[0] == 0:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(10)  # the end of a child that hangs
-            else:
+            pids.append(fork_mortally())
+            if pids[0] != 0:
                 over.set()
 
     status = 99
@@ -719,7 +715,7 @@ def test_a_confirm_that_forks_may_return_in_the_child_whoever_had_the_locks(a):
             if pids[0] == 0:
                 os._exit(status)
         holder.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
 
 
 def test_a_child_that_returns_from_the_handler_in_which_it_was_forked_ends(a):
@@ -727,16 +723,13 @@ def test_a_child_that_returns_from_the_handler_in_which_it_was_forked_ends(a):
 
     def fork_here(*_: object) -> None:
         if not pids:
-            pids.append(fork_quietly())
-            if pids[0] == 0:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(10)  # the end of a child that hangs
+            pids.append(fork_mortally())
 
     with broadcasting(a) as sender:
         sender.on(LinkEvent.ALIVE, fork_here)
         all_alive(sender)
         until(lambda: pids, "the fork")
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
 
 
 def test_a_forked_child_is_upkept_from_its_first_use_on_and_before_that_dials_nobody(a, b):

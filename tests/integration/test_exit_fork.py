@@ -33,7 +33,7 @@ from connpool import (
 )
 from connpool.pool.census import KEPT
 from connpool.testing import ScriptedServer
-from tests.helpers.forks import fork, fork_quietly, in_child
+from tests.helpers.forks import fork, fork_mortally, in_child, status_of
 from tests.helpers.interrupts import in_a_handler
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.upkeep import OFTEN, REAPER, fill, the_reaper, turn
@@ -422,11 +422,8 @@ def fork_within(deed: Callable[[Fork], object]) -> tuple[Any, Any]:
             holder = threading.Thread(target=hold)
             holder.start()
             assert held.wait(10)
-            pids.append(fork_quietly())
-            if pids[0] == 0:
-                signal.signal(signal.SIGALRM, signal.SIG_DFL)
-                signal.alarm(10)  # the end of a child that hangs
-            else:
+            pids.append(fork_mortally())
+            if pids[0] != 0:
                 over.set()
                 holder.join(10)
         return pids[0] != 0
@@ -443,7 +440,7 @@ def fork_within(deed: Callable[[Fork], object]) -> tuple[Any, Any]:
     os.close(theirs)
     with os.fdopen(ours, "rb") as answer:
         data = answer.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    assert status_of(pids[0]) == 0
     return outcome, pickle.loads(data)
 
 
