@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 
 from connpool.delivery.link import Link
@@ -63,15 +63,20 @@ class Roster:
         members = {queue_of(member): member for group in (route.groups if route else ()) for member in group}
         after = self._kept_for(members)
         gone = [link for link in before if link not in after.values()]
-        left = [queue for queue in waiting if queue not in {link.queue for link in after.values()}]
+        owned = {link.queue for link in after.values()}
+        full = dict.fromkeys(queue for queue in waiting if queue not in owned)
+        fresh = members.keys() - after.keys()
+        left = {queue: member_of(queue) for queue in full if queue not in fresh}
         for name, member in members.items():
             if name not in after:
-                after[name] = Link(member, now, self._spool, self._queue_for(member, after.values(), left))
+                queue = self._queue_for(member, owned, left if name not in full else {})
+                owned.add(queue)
+                after[name] = Link(member, now, self._spool, queue)
         self.route, self.links = route, {name: after[name] for name in members}
         self.groups = tuple(
             tuple(after[queue_of(member)] for member in group) for group in (route.groups if route else ())
         )
-        self._bequeath(left)
+        self._bequeath({queue: member for queue, member in left.items() if queue not in owned})
         for link in (*after.values(), *gone):
             link.groups = tuple(number for number, links in enumerate(self.groups) if link in links)
         new = [link for link in self.links.values() if link not in before]
@@ -106,24 +111,22 @@ class Roster:
         return dict(totals)
 
     @staticmethod
-    def _queue_for(member: Member, others: Iterable[Link], waiting: list[str]) -> str:
-        """The queue of a new link: that of its name, unless messages wait in another that is to be its."""
-        name, owned = queue_of(member), {link.queue for link in others}
-        fitting = [queue for queue in waiting if queue not in owned and overlap(member_of(queue), member)]
-        queue = name if name in fitting or not fitting else fitting[0]
+    def _queue_for(member: Member, owned: Set[str], left: Mapping[str, Member | None]) -> str:
+        """The queue of a new link: that of its name, unless one that is *left* is to be its."""
+        fitting = (queue for queue, former in left.items() if queue not in owned and overlap(former, member))
+        queue = next(fitting, queue_of(member))
         while queue in owned:
             queue += f", {member.endpoints[0]}"  # has its name from earlier times, when this was part of it
         return queue
 
-    def _bequeath(self, waiting: list[str]) -> None:
+    def _bequeath(self, left: Mapping[str, Member | None]) -> None:
         """Give the messages in queues of nobody's to who may send them."""
         for link in self.links.values():
             link.heirlooms = ()
-        owned = {link.queue for link in self.links.values()}
-        for queue in waiting:
-            heirs = [link for link in self.links.values() if overlap(member_of(queue), link.member)]
-            if heirs and queue not in owned:
-                heirs[0].heirlooms += (queue,)
+        for queue, former in left.items():
+            heir = next((link for link in self.links.values() if overlap(former, link.member)), None)
+            if heir is not None:
+                heir.heirlooms += (queue,)
 
     def refresh(self, now: float) -> None:
         """Find the active group: the first that has a link that lives, unless it has just come back."""
