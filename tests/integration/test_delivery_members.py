@@ -153,6 +153,7 @@ def test_of_a_list_the_answer_names_who_has_the_copy_though_the_next_moment_it_i
     ):
         until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of both")
         either, other = sender._office.roster.links.values()
+        until(lambda: not (either.is_tended or other.is_tended), "the rest of who has opened them")
         first, second = (a, b) if either.endpoint == a.endpoint else (b, a)
         way = "try_hold" if "confirm" in settings else "try_send"
         go_on = getattr(other, way)
