@@ -14,7 +14,7 @@ from connpool.calls.recovery import recover
 from connpool.calls.snapshots import describe, describe_all
 from connpool.calls.switch import Switch
 from connpool.errors import ConfigError, UnknownChannelError, UsageError
-from connpool.model.call_events import CALL_EVENTS, CallEnded, CallStarted, ChannelOpened
+from connpool.model.call_events import CallEnded, CallStarted, ChannelOpened
 from connpool.model.channel import ChannelInfo, Revive
 from connpool.model.checks import require_hashable, require_seconds
 from connpool.model.events import Event
@@ -196,7 +196,7 @@ class Office:
     # -- listening
 
     def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
-        kinds = kinds or CALL_EVENTS
+        kinds = self._switch.listeners.meant_by(kinds)
         with self._lock:
             self._switch.listeners.add(handler, kinds)
             self._attend_locked()

@@ -76,7 +76,7 @@ class Steering(Uncopied):
         return resource not in self._office.resources()
 
     def listen(self, handler: Callable[[Any], object], *kinds: type[Event]) -> Callable[[], None]:
-        """Have *handler* called with every event of *kinds*, or with all.
+        """Have *handler* called with every event of *kinds*; none, or ``Event``: with all.
 
         It runs in the thread where the thing happens, with no lock held; what it raises is logged.
 

@@ -33,7 +33,7 @@ class Receiving:
             timeout: Seconds; None or less than 0: no limit.
 
         Returns:
-            Who sent it, and what; None: nothing has come in time.
+            Who sent it, and what; None: nothing has come in time, or the broadcaster is closed.
 
         Raises:
             UsageError: input belongs to ``confirm``.

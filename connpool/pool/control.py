@@ -13,7 +13,7 @@ from connpool.errors import (
 )
 from connpool.model.checks import require_flag, require_seconds
 from connpool.model.endpoint import Endpoint
-from connpool.model.events import EVENTS, Event, PoolCleared
+from connpool.model.events import Event, PoolCleared
 from connpool.model.route import Route
 from connpool.model.states import CloseReason
 from connpool.pool.connection import Connection
@@ -50,7 +50,7 @@ class Control:
         self.stock = Stock(lender)
 
     def listen(self, handler: Handler, kinds: tuple[type[Event], ...]) -> Callable[[], None]:
-        kinds = kinds or EVENTS
+        kinds = self._books.listeners.meant_by(kinds)
         with self._lock:
             self._books.listeners.add(handler, kinds)
         self.attend()

@@ -77,6 +77,10 @@ class Listeners:
             return partial(self.tell, handlers=handlers)
         return handlers[0] if handlers else None
 
+    def meant_by(self, kinds: tuple[type[Event], ...]) -> tuple[type[Event], ...]:
+        """The kinds that who names *kinds* is to hear of: all, if that is none, or ``Event`` itself."""
+        return kinds if kinds and Event not in kinds else tuple(self.by_kind)
+
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
         """Let *handler* hear events of *kinds*. With the pool's lock held.
 

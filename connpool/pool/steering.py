@@ -124,7 +124,7 @@ class Steering(Uncopied):
                 call anything; what it raises is logged, and the pool goes on.
                 What happens to one connection is told in its order, each before
                 the connection is passed on.
-            types: Kinds of events to hear of; none: all.
+            types: Kinds of events to hear of; none, or ``Event``: all.
 
         Returns:
             What ends it. It may be called from inside *handler*, and twice.

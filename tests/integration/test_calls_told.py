@@ -21,6 +21,7 @@ from connpool import (
     ChannelState,
     CloseReason,
     ConfigError,
+    Event,
     MethodNotSupportedError,
     NoResourceError,
     PoolOpened,
@@ -164,6 +165,16 @@ def test_attempts_to_open_again_are_told(pool, tape, clock):
     until(lambda: len(told) == 3)
     assert told[1] == ChannelDown("still", clock.now() - 3, id, RESOURCE, error, clock.now())
     assert told[2] == ChannelOpened("still", clock.now(), id, RESOURCE, 0.0)
+
+
+def test_who_names_what_all_events_are_hears_everything(pool, tape):
+    told, all_of_it = [], []
+    pool.listen(told.append)
+    pool.listen(all_of_it.append, Event)
+    pool.init(tape)
+    pool.call(RESOURCE, "get", 1)
+    assert [type(event) for event in all_of_it] == [ChannelOpened, CallStarted, CallEnded]
+    assert all_of_it == told
 
 
 def test_a_listener_may_use_the_pool_and_its_failure_is_logged(pool, caplog):

@@ -59,6 +59,17 @@ def test_who_names_no_kind_hears_everything_and_who_names_some_hears_those(stage
     assert ends.kinds() == ["ConnectionClosed"]
 
 
+def test_who_names_what_all_events_are_hears_everything_once_and_may_stop(stage):
+    s = stage()
+    ears = Ears()
+    stop = s.pool.listen(ears, Event, connpool.CheckedOut)
+    s.pool.try_connect().release()
+    assert ears.heard == s.ears.heard[1:]
+    stop()
+    s.pool.clear()
+    assert "PoolCleared" not in ears.kinds()
+
+
 def test_listeners_given_at_construction_hear_everything_from_the_opening_on():
     first, second = Ears(), Ears()
     works = Works(prompt=True)
