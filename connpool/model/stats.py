@@ -41,6 +41,8 @@ class PoolStats:
     """One pool at one instant, where ``size == idle + in_use + shared + opening + closing``.
 
     Attributes:
+        idle: Connections that are ready to be lent.
+        closing: Those that are being closed, or whose time is up: nobody gets them any more.
         waiting: Threads queued in ``try_connect``.
         checkouts: Loans made.
         opened: Connections opened, adopted ones included.

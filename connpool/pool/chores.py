@@ -13,7 +13,7 @@ from connpool.model.states import CloseReason, PoolState
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.lending import Lender
-from connpool.pool.lifetimes import is_to_be_replaced, pause_of, verdict
+from connpool.pool.lifetimes import is_to_be_replaced, pause_of
 from connpool.pool.origin import describe_thread
 from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record, Tenure
@@ -96,19 +96,10 @@ class Chores:
 
     def _expire_locked(self, now: float, todo: Todo) -> None:
         books = self._books
-        ready, spare = books.warm_reserve.hosts(), books.warm_reserve.n_ready() - books.config.min_idle
-        for host in self._hosts():
-            counts = host in ready
-            for key in look_through(host.idle):
-                reason = verdict(books.config, key.record, now)
-                is_spare = spare > 0 or not counts
-                if reason is None and is_spare and books.was_idle_long(key.record, now):
-                    reason = CloseReason.IDLE
-                if reason is None or not host.withdraw(key):
-                    continue
-                spare -= counts
+        for key, reason, is_missed in books.warm_reserve.worn_out(now):
+            if key.record.host.withdraw(key):
                 books.doom(key, reason, todo)
-                self._replace_locked(key, now, todo, is_needed=counts and spare < 0)
+                self._replace_locked(key, now, todo, is_needed=is_missed)
         evict_surplus(books, todo)
 
     def _replace_locked(self, key: Key, now: float, todo: Todo, *, is_needed: bool) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from connpool.model.states import CloseReason
 from connpool.pool.census import wink
 from connpool.pool.fleet import Take
 from connpool.pool.hosts import Host
+from connpool.pool.lifetimes import verdict
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key
 
 if TYPE_CHECKING:
@@ -38,6 +41,23 @@ class Reserve:
     def n_ready(self) -> int:
         """Idle ones that count. May be asked without the lock."""
         return sum(len(host.idle) for host in list(self.hosts()))
+
+    def worn_out(self, now: float) -> Iterator[tuple[Key, CloseReason, bool]]:
+        """The idle ones whose time is up and which are not kept ready, why, and whether one is missed then.
+
+        They are as good as closed: no checkout gets them, though upkeep may not have come yet.
+        """
+        books, ready = self._books, self.hosts()
+        spare = self.n_ready() - books.config.min_idle
+        for host in list(books.fleet.hosts.values()):
+            counts = host in ready
+            for key in look_through(host.idle):
+                reason = verdict(books.config, key.record, now)
+                if reason is None and (spare > 0 or not counts) and books.was_idle_long(key.record, now):
+                    reason = CloseReason.IDLE
+                if reason is not None:
+                    spare -= counts
+                    yield key, reason, counts and spare < 0
 
     def can_spare(self, host: Host) -> bool:
         """Whether one that was idle at *host*, and has been taken from there, is not needed."""

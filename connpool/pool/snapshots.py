@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from connpool.model.states import ConnState
@@ -46,6 +47,11 @@ def describe_tenure(tenure: Tenure) -> str:
     return f"thread {thread_name(thread)!r}{taken}"
 
 
+def worn_out_ones(books: Books) -> set[Record]:
+    """The idle records that nobody will have any more, though they are still open."""
+    return {key.record for key, _, _ in books.warm_reserve.worn_out(books.pool._now())}
+
+
 def idle_ones(books: Books) -> set[Record]:
     """The records whose key lies in a stack at this moment."""
     hosts = list(books.fleet.hosts.values())  # asked without the lock, too
@@ -58,17 +64,19 @@ def is_held(record: Record, idle: set[Record]) -> bool:
     return is_out and record.uses > 0 and record not in record.host.looks
 
 
-def state_of(record: Record, *, is_idle: bool) -> ConnState:
+def state_of(record: Record, *, is_idle: bool, is_worn_out: bool = False) -> ConnState:
     phase = record.phase  # read once: it may change meanwhile
     if phase is Phase.OPEN:
+        if is_worn_out:
+            return ConnState.CLOSING
         held = ConnState.SHARED if record.is_shared else ConnState.IN_USE
         return ConnState.IDLE if is_idle else held
     return ConnState[phase.name]
 
 
-def connection_info(record: Record, *, is_idle: bool) -> ConnectionInfo:
+def connection_info(record: Record, *, is_idle: bool, is_worn_out: bool = False) -> ConnectionInfo:
     """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
-    state = state_of(record, is_idle=is_idle)
+    state = state_of(record, is_idle=is_idle, is_worn_out=is_worn_out)
     is_out = state in (ConnState.IN_USE, ConnState.SHARED)
     # One on its way to its first holder has none, and one that is looked at has none any more.
     is_lent = is_out and record.uses > 0 and record not in record.host.looks
@@ -102,10 +110,11 @@ def endpoint_infos(books: Books) -> tuple[EndpointInfo, ...]:
     first_groups: dict[Host, int | None] = {}
     for host, group_number in listed:
         first_groups.setdefault(host, group_number)
-    return tuple(_endpoint_info(host, number) for host, number in first_groups.items())
+    worn_out = Counter(record.host for record in worn_out_ones(books))
+    return tuple(_endpoint_info(host, number, worn_out[host]) for host, number in first_groups.items())
 
 
-def _endpoint_info(host: Host, group: int | None) -> EndpointInfo:
+def _endpoint_info(host: Host, group: int | None, n_worn_out: int) -> EndpointInfo:
     records = host.records.copy()
     n_idle = len(host.idle)
     return EndpointInfo(
@@ -117,10 +126,10 @@ def _endpoint_info(host: Host, group: int | None) -> EndpointInfo:
         retry_at=host.next_try_at,
         last_error=host.last_error,
         size=len(records),
-        idle=n_idle,
+        idle=max(0, n_idle - n_worn_out),
         in_use=max(0, sum(record.phase is Phase.OPEN for record in records) - n_idle),
         opening=sum(record.phase is Phase.OPENING for record in records),
-        closing=sum(record.phase is Phase.CLOSING for record in records),
+        closing=sum(record.phase is Phase.CLOSING for record in records) + n_worn_out,
         checkouts=host.past_uses + sum(max(0, record.uses) for record in records),
         opened=host.opened,
         closed=host.closed,
@@ -136,8 +145,9 @@ def pool_stats(books: Books) -> PoolStats:
     """
     records = list(books.records())
     opening = sum(record.phase is Phase.OPENING for record in records)
-    closing = sum(record.phase is Phase.CLOSING for record in records)
-    idle = books.n_idle()
+    worn_out = worn_out_ones(books)
+    closing = sum(record.phase is Phase.CLOSING for record in records) + len(worn_out)
+    idle = len(idle_ones(books) - worn_out)
     checkouts = books.n_checkouts()
     was_open = sum(record.was_open for record in records)
     timings = books.timings

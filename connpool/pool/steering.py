@@ -16,7 +16,13 @@ from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
 from connpool.pool.lifetimes import pause_of
-from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
+from connpool.pool.snapshots import (
+    connection_info,
+    endpoint_infos,
+    idle_ones,
+    pool_stats,
+    worn_out_ones,
+)
 from connpool.wire.io import SHUT_RDWR
 
 if TYPE_CHECKING:
@@ -241,8 +247,10 @@ class Steering(Uncopied):
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """Every connection, those being opened and closed included."""
-        records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
-        infos = [connection_info(record, is_idle=record in idle) for record in records]
+        records, idle, worn_out = self._control.picture(
+            lambda books: (list(books.records()), idle_ones(books), worn_out_ones(books))
+        )
+        infos = [connection_info(r, is_idle=r in idle, is_worn_out=r in worn_out) for r in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
 
     # -- who sends over its route

@@ -13,6 +13,7 @@ from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
 from tests.helpers.wire import taking
+from tests.stress.works import Works
 
 # -- L5: nobody asks, and they go nevertheless -------------------------------------------------
 
@@ -29,6 +30,48 @@ def test_a_turn_closes_what_has_been_idle_too_long_though_nobody_asks(clock: Fak
         server.until_open(0)
         until(lambda: pool.stats().size == 0)
         assert pool.stats().closed == {CloseReason.IDLE: 3}
+
+
+@pytest.mark.parametrize("limit", [{"idle_timeout": 10}, {"max_lifetime": 10, "lifetime_jitter": 0}])
+def test_what_has_had_its_time_is_counted_as_idle_no_more_though_no_turn_has_come(
+    clock: FakeClock, limit: dict[str, Any]
+) -> None:
+    works = Works()
+    with ConnectionPool("a:1 && b:1", connector=works, clock=clock, **limit) as pool:
+        pool.try_connect("a:1").release()
+        clock.advance(9)
+        pool.try_connect("b:1").release()
+        assert states_of(pool) == {"a:1": "IDLE", "b:1": "IDLE"}
+        clock.advance(1)
+        assert states_of(pool) == {"a:1": "CLOSING", "b:1": "IDLE"}
+        assert pool.sweep() == 1
+        until(lambda: states_of(pool) == {"b:1": "IDLE"})
+
+
+def test_what_is_kept_ready_is_idle_however_long(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Works(), clock=clock, idle_timeout=10, min_idle=2) as pool:
+        fill(pool, 3)
+        clock.advance(10)
+        assert Counter(info.state.name for info in pool.connections()) == {"IDLE": 2, "CLOSING": 1}
+        assert (pool.stats().idle, pool.stats().closing) == (2, 1)
+        pool.sweep()
+        assert (pool.stats().idle, pool.stats().size) == (2, 2)
+
+
+def states_of(pool: ConnectionPool) -> dict[str, str]:
+    """The state of the one connection of each endpoint, of which all that counts must know."""
+    states = {str(info.endpoint): info.state.name for info in pool.connections()}
+    stats, infos = pool.stats(), {str(info.endpoint): info for info in pool.endpoints() if info.size}
+    assert (stats.size, stats.in_use) == (len(states), 0)
+    assert stats.idle == sum(info.idle for info in infos.values()) == list(states.values()).count("IDLE")
+    assert (
+        stats.closing
+        == sum(info.closing for info in infos.values())
+        == list(states.values()).count("CLOSING")
+    )
+    assert {endpoint: "IDLE" if info.idle else "CLOSING" for endpoint, info in infos.items()} == states
+    assert not any(info.in_use for info in infos.values())
+    return states
 
 
 def test_the_thread_closes_what_has_been_idle_too_long_though_nobody_asks() -> None:

@@ -398,7 +398,7 @@ def about_to_look():
 
     class Treacherous(FakeClock):
         def now(self) -> float:
-            if ends and not pool.endpoints()[0].idle:
+            if ends and not pool._lender.books.n_idle():
                 ends.pop()()
             return super().now()
 
