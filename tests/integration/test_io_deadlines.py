@@ -244,9 +244,9 @@ def test_an_upgrade_that_a_signal_handler_has_ended_leaves_nothing_to_the_next(
         raise TypeError("what the settings say cannot be read")
 
     with serving(Silence(), False, certificates) as (_, pool):
-        conn = pool.try_connect(timeout=5)
-        with in_a_handler(fail, 0.1), pytest.raises(TypeError, match="cannot be read"):
-            conn.start_tls(certificates.client(), timeout=5)
+        conn, context = pool.try_connect(timeout=5), certificates.client()
+        with in_a_handler(fail, 0.2), pytest.raises(TypeError, match="cannot be read"):
+            conn.start_tls(context, timeout=5)
         conn.release()
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
 
