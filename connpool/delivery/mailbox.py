@@ -106,12 +106,6 @@ class Mailbox:
         for gate in self._gates.copy():
             open_gate(gate)
 
-    def let_pass(self, seconds: float) -> None:
-        """Let some time pass, in which more may come."""
-        gate: Gate = threading.Lock()
-        gate.acquire()
-        _wait(gate, seconds)
-
     def wants_input(self, *, is_last: bool = False) -> bool:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
         if is_last and self._was_read:

@@ -11,6 +11,7 @@ from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
 from connpool.delivery.office import Office
 from connpool.delivery.starting import Starter, join
 from connpool.model.delivery import LinkEvent
+from connpool.wire.waiting import pause
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
@@ -93,7 +94,7 @@ def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
     while not (mailbox.is_closed or mailbox.is_polled):
         news = mailbox.take_news(None, None, gives_way=True)
         if news and mailbox.has_set_handlers():
-            mailbox.let_pass(GATHERING)
+            pause(GATHERING)
             news += mailbox.take_news(0, None, gives_way=True)
         broadcaster = ref()
         if broadcaster is None:
