@@ -38,7 +38,9 @@ class Limits:
     max_messages: int | None = field(default=None, validator=count(1, or_none=True))
     max_bytes: int | None = field(default=None, validator=count(1, or_none=True))
     max_age: float | None = field(default=None, validator=seconds(or_none=True))
-    on_full: Literal["drop-oldest", "raise"] = field(default="drop-oldest", validator=one_of("drop-oldest", "raise"))
+    on_full: Literal["drop-oldest", "raise"] = field(
+        default="drop-oldest", validator=one_of("drop-oldest", "raise")
+    )
 
     @property
     def are_any(self) -> bool:
