@@ -46,7 +46,9 @@ def adopt(keeper: Keeper) -> Counter[str]:
         except SpoolError as error:
             if path not in keeper.shunned:
                 keeper.shunned.add(path)
-                logger.warning("spool %s: cannot take over what another has left: %s", keeper.base, error)
+                logger.warning(
+                    "spool %s: cannot take over what another has left: %s", keeper.base, str(error)
+                )
         adopted += _take_all_in(keeper)
     return adopted
 
