@@ -211,8 +211,6 @@ REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
     (PoolPausedError, FailReason.PAUSED),
     (PoolClosedError, FailReason.CLOSED),
     (CancelledError, FailReason.CANCELLED),
-    (NoEndpointError, FailReason.CONNECT),
-    (ConnectError, FailReason.CONNECT),
 )
 
 
