@@ -6,7 +6,6 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,18 +47,6 @@ from tests.helpers.upkeep import reapers
 from tests.helpers.wire import taking
 
 PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 class Lasting(MemorySpool):

@@ -6,7 +6,6 @@ import os
 import resource
 import select
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,24 +20,6 @@ from tests.helpers.wire import later, taking
 
 INPUT, DEAD, ALIVE = LinkEvent.INPUT, LinkEvent.DEAD, LinkEvent.ALIVE
 ALL = INPUT | DEAD | ALIVE
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def c() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 @pytest.fixture

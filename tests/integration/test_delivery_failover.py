@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -13,30 +13,6 @@ from tests.helpers.switchboard import until
 
 NARROW = {"connector": narrow()}
 NEVER = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def c() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def d() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 def kill(server: Sink) -> None:

@@ -6,7 +6,6 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -31,18 +30,6 @@ from tests.helpers.upkeep import let_pass
 from tests.helpers.wire import taking
 
 PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 def all_alive(sender: Broadcaster) -> None:

@@ -37,18 +37,6 @@ NARROW = {"connector": narrow()}
 
 
 @pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
 def answering() -> Iterator[Sink]:
     with Sink(answers=True) as server:
         yield server
