@@ -35,6 +35,7 @@ from tests.helpers.sinks import (
     QUICK,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     fill,
     narrow,
@@ -58,10 +59,6 @@ class Lasting(MemorySpool):
         if self.left < 0:
             self.left = sum(count.messages for count in self.counts().values())
         super().close()
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 # -- close
