@@ -1,4 +1,4 @@
-"""Servers to which messages are sent, for all tests of their delivery."""
+"""What several files of tests begin with: servers to which messages are sent, a call pool on a still clock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from connpool import CallPool
+from connpool.testing import FakeClock
 from tests.helpers.sinks import Sink
 
 
@@ -31,3 +33,10 @@ def c() -> Iterator[Sink]:
 def d() -> Iterator[Sink]:
     with Sink() as server:
         yield server
+
+
+@pytest.fixture
+def still(clock: FakeClock) -> Iterator[CallPool]:
+    """A pool on a clock that the test moves, swept by hand."""
+    with CallPool("still", clock=clock, reap_interval=None) as made:
+        yield made
