@@ -1,4 +1,4 @@
-"""What several files of tests begin with: servers to which messages are sent, a call pool on a still clock."""
+"""What several files of tests begin with: servers that messages are sent to, a call pool swept by hand."""
 
 from __future__ import annotations
 
