@@ -210,8 +210,7 @@ class SQLiteSpool:
 
     def _do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
         keeper = self._keeper
-        if keeper.is_closed:
-            self._require_open()
+        self._require_open()
         try:
             outcome = keeper.do(work, is_durable=is_durable)
         except Exception as error:
