@@ -196,7 +196,7 @@ class Control:
             )
         return [hosts[endpoint]]
 
-    # -- transports from outside, and out
+    # -- transports from outside
 
     @keeping_no_key
     def adopt(self, raw: Any, endpoint: Endpoint | None) -> None:

@@ -18,10 +18,7 @@ __all__ = ["Fleet", "Missed", "Take"]
 
 Take: TypeAlias = Callable[[], Key]
 
-NOTHING: Final[deque[Key]] = (
-    deque()
-)  # a stack that is always empty: its turn sends a checkout to the long way
-
+NOTHING: Final[deque[Key]] = deque()  # a stack that is always empty: its turn is one for the long way
 NOBODY: Final[frozenset[Host]] = frozenset()  # each empty one would be 200 bytes of its own
 
 
