@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, TypeAlias
 
-from connpool.clock import SystemClock, open_gate, shut_gate
+from connpool.clock import SystemClock, shut_gate
 from connpool.pool.census import Kept
 from connpool.wire import threads
 
@@ -101,7 +101,10 @@ class Reaper:
         self._wake()
 
     def _wake(self) -> None:
-        open_gate(self._gate)
+        try:
+            self._gate.release()
+        except RuntimeError:  # it is open; not ``open_gate``: at the very end of a program that is gone
+            pass
 
     def _is_running(self) -> bool:
         running = self._thread
