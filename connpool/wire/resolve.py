@@ -9,7 +9,7 @@ import weakref
 from functools import partial
 from typing import Any, Final, TypeAlias
 
-from connpool.clock import shut_gate
+from connpool.clock import shut_gate, wait
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.wire import threads
 from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
@@ -114,7 +114,7 @@ class _Lookup(threading.Thread):
             self._done.release()
 
     def is_done_within(self, seconds: float | None) -> bool:
-        return self._done.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        return wait(self._done, seconds)
 
 
 def _free(place: int, _: object = None) -> None:
