@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "Gate", "SystemClock", "now", "open_gate", "stamp", "wall"]
+__all__ = ["Clock", "Gate", "SystemClock", "now", "open_gate", "shut_gate", "stamp", "wait", "wall"]
 
 
 class Gate(Protocol):
@@ -19,6 +19,13 @@ class Gate(Protocol):
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
 
     def release(self) -> None: ...
+
+
+def shut_gate() -> Gate:
+    """Make one."""
+    gate = threading.Lock()
+    gate.acquire()
+    return gate
 
 
 def open_gate(gate: Gate) -> None:
@@ -66,6 +73,9 @@ class SystemClock:
 def now() -> float:
     """Real monotonic seconds, whatever clock a pool was given: what sockets go by."""
     return time.monotonic()
+
+
+wait = SystemClock().wait  # likewise, real seconds
 
 
 def wall() -> float:

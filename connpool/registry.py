@@ -316,5 +316,4 @@ def _start_clean() -> None:
 _ALL: Final[Flock[Repository]] = Flock()
 _HOMES: Final = Homes()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=undisturbed(_start_clean))
+os.register_at_fork(after_in_child=undisturbed(_start_clean))

@@ -51,11 +51,9 @@ def duration(line: Line, method: Hashable) -> float:
     mean = None if tally is None else tally.mean()
     if mean is None:
         mean = _mean_of([line])
-    return _mean_of_all(line.home()) if mean is None else mean
-
-
-def _mean_of_all(resource: Resource) -> float:
-    return _mean_of(list(resource.members.values())) or 0.0
+    if mean is None:
+        mean = _mean_of(list(line.home().members.values()))
+    return mean or 0.0
 
 
 def _mean_of(lines: list[Line]) -> float | None:

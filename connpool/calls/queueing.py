@@ -18,7 +18,7 @@ from connpool.errors import CallTimeoutError, ChannelClosedError
 from connpool.model.call_events import CallEnded, CallRefused, CallStarted
 from connpool.model.channel import ChannelInfo
 from connpool.model.checks import require_hashable, require_seconds
-from connpool.model.states import POOL_OPEN, CloseReason
+from connpool.model.states import CloseReason
 from connpool.pool.backoff import retry_after
 
 __all__ = ["Where", "answered", "failed", "obtain", "wait"]
@@ -34,8 +34,7 @@ def obtain(
     switch: Switch, name: Hashable, method: Hashable, where: Where | None, timeout: float | None
 ) -> tuple[Key, float | None]:
     """The key of a channel for one call, and the seconds that are left to it."""
-    if switch.is_inside():
-        switch.check_outside()
+    switch.check_outside()
     key = None
     if timeout is not None:
         require_seconds("timeout", timeout, or_zero=True)
@@ -83,7 +82,7 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
     stub = Stub(switch, ticket)
     try:
         with switch._lock:
-            if ticket.line is None and ledger.state is not POOL_OPEN:
+            if ticket.line is None:
                 switch.check_open()
             now = clock.now()
             if ledger.lost or ledger.strays:
@@ -94,11 +93,11 @@ def wait(switch: Switch, ticket: Ticket, deadline: float | None, where: Where | 
                 ticket.wake()
             if resource.idle or resource.resting or ticket.line is not None:
                 ledger.serve(resource, now)
-            if ticket.key is None and ticket.is_waiting():
+            if ticket.is_waiting():
                 ticket.error = objection(ledger.name, ticket, now)
         if ledger.todo:
             switch.carry_out()
-        while ticket.key is None and ticket.is_waiting():
+        while ticket.is_waiting():
             until = ticket.alarm_at if deadline is None else min(deadline, ticket.alarm_at)
             is_woken = clock.wait(ticket.gate, None if until == NEVER else max(0.0, until - now))
             if ticket.is_waiting():

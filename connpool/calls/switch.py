@@ -197,17 +197,17 @@ class Switch:
         if pool is not None and at != NEVER:
             watch(pool, at)
 
-    def sleep_on(self) -> None:
-        """Nothing more is due, unless something is left to be closed."""
-        pool = self.pool()
-        if pool is not None:
-            watch(pool, self.clock.now() if self.ledger.todo else NEVER)
-
     def wink(self) -> None:
         """The same soon, for finalisers: takes no lock."""
         pool = self.pool()
         if pool is not None:
             wink(pool)
+
+    def sleep_on(self) -> None:
+        """Nothing more is due, unless something is left to be closed."""
+        pool = self.pool()
+        if pool is not None:
+            watch(pool, self.clock.now() if self.ledger.todo else NEVER)
 
     def tell(self, kind: Callable[..., Event], *fields: object) -> None:
         """Let those hear of something who listen for it. No lock is held."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
-from connpool.clock import Gate, open_gate
+from connpool.clock import open_gate, shut_gate
 
 if TYPE_CHECKING:
     from connpool.calls.line import Key, Line
@@ -44,8 +44,7 @@ class Ticket:
         self.line = line  # the one that is to be taken out; None: this is a call
         self.thread = threading.get_ident()
         self.verdicts: dict[Line, bool] | None = None  # what its filter said of each; None: it has none
-        self.gate: Gate = threading.Lock()
-        self.gate.acquire()
+        self.gate = shut_gate()
         self.key: Key | None = None
         self.error: BaseException | None = None
         self.has_left = False  # timed out or interrupted

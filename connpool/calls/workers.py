@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.calls.channel import rest_of
 from connpool.calls.line import Key, Line, Phase
-from connpool.clock import SystemClock
+from connpool.clock import Gate, shut_gate, wait
 from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
 from connpool.model.states import CloseReason
 from connpool.pool.backoff import retry_after
@@ -24,8 +24,6 @@ logger = logging.getLogger("connpool.calls")
 
 CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
 MOST: Final = 4  # threads that open channels at a time
-
-_wait = SystemClock().wait
 
 
 class Workers:
@@ -47,8 +45,7 @@ class Workers:
         todo = self._switch.ledger.todo
         while todo:
             left = len(todo)
-            done = threading.Lock()
-            done.acquire()
+            done = shut_gate()
             thread = threading.Thread(
                 target=self._run_apart, args=(done,), name=f"connpool-close-{self._switch.name}", daemon=True
             )
@@ -56,14 +53,14 @@ class Workers:
                 self._close_in_turn(done)
             if apart:
                 break
-            while not _wait(done, CLOSE_GRACE) and len(todo) < left:
+            while not wait(done, CLOSE_GRACE) and len(todo) < left:
                 left = len(todo)  # it is getting on
 
-    def _run_apart(self, done: threading.Lock) -> None:
+    def _run_apart(self, done: Gate) -> None:
         self._close_in_turn(done)
         self._open_in_turn()
 
-    def _close_in_turn(self, done: threading.Lock) -> None:
+    def _close_in_turn(self, done: Gate) -> None:
         todo = self._switch.ledger.todo
         try:
             while todo:
@@ -99,8 +96,7 @@ class Workers:
     def cut_off(self, line: Line) -> None:
         """Close a channel under the call that runs on it."""
         name = f"connpool-close-{self._switch.name}"
-        done = threading.Lock()
-        done.acquire()
+        done = shut_gate()
 
         def close() -> None:
             try:
@@ -111,7 +107,7 @@ class Workers:
 
         if not threads.start(threading.Thread(target=close, name=name, daemon=True)):
             close()
-        _wait(done, CLOSE_GRACE)
+        wait(done, CLOSE_GRACE)
 
     # -- opening again
 

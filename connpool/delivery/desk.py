@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from connpool import clock
-from connpool.clock import Gate, SystemClock, open_gate
+from connpool.clock import Gate, open_gate, shut_gate, wait
 from connpool.delivery.books import Draft
 from connpool.errors import UsageError
 from connpool.pool.piles import look_through
@@ -20,8 +20,6 @@ LONGEST: Final = 0.01  # seconds that who comes waits at most for those who were
 LATE: Final = 0.0002  # seconds for each who was served, by which the next service should have begun
 PATIENCE: Final = 0.1  # seconds after which who was not told looks for itself, and then ever less often
 SELDOM: Final = 1.0  # seconds between two such looks at most
-
-_wait = SystemClock().wait
 
 
 class Job:
@@ -226,14 +224,13 @@ class Desk:
             return True
         until = math.inf if timeout is None else clock.now() + timeout
         patience = PATIENCE
-        job.gate = gate = threading.Lock()
-        gate.acquire()
+        job.gate = gate = shut_gate()
         while not job.is_done:
             if self._may_go(job) and call.has_file():
                 return True
             is_for_those_who_leave = not self.users and self.jobs[0].is_done
             seconds = LONGEST if is_for_those_who_leave else patience
-            if not _wait(gate, min(seconds, until - clock.now())):
+            if not wait(gate, min(seconds, until - clock.now())):
                 if clock.now() >= until:
                     return False
                 patience = min(2 * patience, SELDOM)

@@ -18,7 +18,6 @@ from connpool.delivery.limits import Limits
 from connpool.delivery.mend import mend, open_whole, remove_attached, remove_file
 from connpool.delivery.places import lock_of
 from connpool.delivery.rows import END, Row, up_to
-from connpool.delivery.segment import Segment
 from connpool.errors import SpoolError
 from connpool.wire import disk
 from connpool.wire.disk import FileLock
@@ -74,7 +73,7 @@ def _inherit(keeper: Keeper, path: Path, lock: FileLock) -> None:
     try:
         other.do(nothing)  # it is open and whole now
         _take_all_in(other)  # its owner may have died while it was at this
-        segment = _segment(other)
+        segment = other.ledger.living()
         if other.books.are_worth_noting:
             with Told(path):
                 segment.settle()
@@ -108,7 +107,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
     name = os.fsencode(path.name)
     position = keeper.do(partial(_progress, keeper, name))
     adopted: Counter[str] = Counter()
-    source = open_whole(path, lambda event, why: keeper.news.append((event, why)))
+    source = open_whole(path, keeper.note)
     try:
         while position < END:
             try:
@@ -117,7 +116,7 @@ def _take_in(keeper: Keeper, path: Path) -> Counter[str]:
                     dropped = {note.name: note.number for note in source.notes() if note.kind == "dropped"}
             except Damaged as damage:
                 source.close()
-                source = mend(path, str(damage), lambda event, why: keeper.news.append((event, why)))
+                source = mend(path, str(damage), keeper.note)
                 continue
             position = rows[-1].position + 1 if rows else END
             work = partial(_copy, keeper, name, position, rows, {} if rows else dropped)
@@ -136,22 +135,17 @@ def nothing(draft: Draft) -> None:
     """Just see that the file can be used."""
 
 
-def _segment(keeper: Keeper) -> Segment:
-    assert keeper.ledger.segment is not None
-    return keeper.ledger.segment
-
-
 def _progress(keeper: Keeper, name: bytes, draft: Draft) -> int:
     """From which position on the file *name* is still to be copied."""
     del draft
-    notes = _segment(keeper).notes()
+    notes = keeper.ledger.living().notes()
     return max((note.number for note in notes if (note.kind, note.name) == ("merged", name)), default=0)
 
 
 def _copy(
     keeper: Keeper, name: bytes, position: int, rows: list[Row], dropped: dict[bytes, int], draft: Draft
 ) -> Counter[str]:
-    segment = _segment(keeper)
+    segment = keeper.ledger.living()
     for queue, messages in dropped.items():
         total = draft.books.note_dropped(queue.decode("utf-8", "surrogatepass"), messages)
         segment.write("dropped", queue, total)
@@ -161,4 +155,4 @@ def _copy(
 
 def _forget(keeper: Keeper, name: bytes, draft: Draft) -> None:
     del draft
-    _segment(keeper).erase("merged", name)
+    keeper.ledger.living().erase("merged", name)

@@ -123,7 +123,7 @@ class Keeper:
             assert self.path is not None
             if self._is_bare:
                 return self._begin_anew(self.path)
-            segment = open_whole(self.path, self._note)
+            segment = open_whole(self.path, self.note)
             self.ledger.segment = segment
             self._reread()
         return self.ledger.segment
@@ -164,11 +164,11 @@ class Keeper:
         aside = rescue(segment, self.path, self.ledger.late)
         self.ledger.segment = None
         segment.close() if self.path == segment.path else segment.let_go()
-        self.ledger.segment = open_whole(self.path, self._note)
+        self.ledger.segment = open_whole(self.path, self.note)
         self._reread()
         found = self.books.messages
         event = damage_of(self.path, aside, found, max(0, known - found))
-        self._note(event, "it was removed or replaced while it was in use")
+        self.note(event, "it was removed or replaced while it was in use")
 
     def start_over(self) -> None:
         """Begin a new file if all that is in this one was removed, and a full disk keeps it there."""
@@ -196,7 +196,8 @@ class Keeper:
         self._is_bare = False
         return new
 
-    def _note(self, event: SpoolDamaged, why: str) -> None:
+    def note(self, event: SpoolDamaged, why: str) -> None:
+        """Damage was found, to be told when nobody is at the file."""
         self.news.append((event, why))
 
     # -- jobs
@@ -299,7 +300,7 @@ class Keeper:
         self._unsettled = None
         self.ledger.segment = None
         segment.close()
-        self.ledger.segment = mend(segment.path, why, self._note, self.books.messages)
+        self.ledger.segment = mend(segment.path, why, self.note, self.books.messages)
         self._reread()
 
     def _reread(self) -> None:

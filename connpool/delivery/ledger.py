@@ -115,7 +115,7 @@ class Ledger:
     def _make_good(self, draft: Draft) -> None:
         """Delete what was removed without a change to the file."""
         if self.late:
-            self._living().delete(self.late)
+            self.living().delete(self.late)
             draft.made_good.update(self.late)
 
     def move(self, draft: Draft, source: str, targets: Sequence[str], max_messages: int) -> int:
@@ -147,7 +147,7 @@ class Ledger:
         if self._limits.may_drop:
             self._evict(draft, 0, 0)
         self._make_good(draft)
-        self._living().tidy()
+        self.living().tidy()
 
     # -- limits
 
@@ -235,12 +235,13 @@ class Ledger:
         dropped = self._strike_out(draft, dict(doomed))
         for queue, messages in dropped.items():
             total = draft.books.note_dropped(queue, messages)
-            self._living().write("dropped", queue.encode("utf-8", "surrogatepass"), total)
+            self.living().write("dropped", queue.encode("utf-8", "surrogatepass"), total)
             draft.dropped[queue] = draft.dropped.get(queue, 0) + messages
 
     # -- the file
 
-    def _living(self) -> Segment:
+    def living(self) -> Segment:
+        """The file, which is open."""
         assert self.segment is not None
         return self.segment
 
@@ -254,7 +255,7 @@ class Ledger:
                 books.lane_of(queue)  # or an error, before anything has changed
         if books.serial + len(queues) > books.reserved:
             books.reserved = books.serial + len(queues) + RESERVE
-            self._living().write("serial", b"", books.reserved)
+            self.living().write("serial", b"", books.reserved)
         positions = []
         for queue in queues:
             position = books.grow(queue, size)
@@ -266,9 +267,9 @@ class Ledger:
     def written(self, draft: Draft) -> Segment:
         """The file, with what was added so far written to it."""
         if draft.rows:
-            self._living().insert(draft.rows)
+            self.living().insert(draft.rows)
             draft.rows = []
-        return self._living()
+        return self.living()
 
     def _rows(self, draft: Draft, lane: int) -> Iterator[Row]:
         """The messages of *lane*, the oldest first."""

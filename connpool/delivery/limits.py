@@ -6,13 +6,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from connpool import clock
 from connpool.errors import ConfigError, SpoolFullError
-from connpool.model.checks import count, seconds
+from connpool.model.checks import count, one_of, seconds
 from connpool.model.events import Event, MessagesDropped
 from connpool.pool.listeners import Handler  # with it comes that the log is silent unless somebody reads it
 
@@ -22,11 +22,6 @@ logger = logging.getLogger("connpool.spool")
 
 BURST: Final = 10.0  # seconds in which drops are told in one line of the log
 MOST_UNREPORTED: Final = 100  # events that are kept for the broadcaster that is still to come
-
-
-def _check_on_full(_: object, attribute: Attribute[Any], value: Any) -> None:
-    if value not in ("drop-oldest", "raise"):
-        raise ConfigError(f"{attribute.name} must be 'drop-oldest' or 'raise', got {value!r}")
 
 
 @frozen(kw_only=True)
@@ -43,7 +38,9 @@ class Limits:
     max_messages: int | None = field(default=None, validator=count(1, or_none=True))
     max_bytes: int | None = field(default=None, validator=count(1, or_none=True))
     max_age: float | None = field(default=None, validator=seconds(or_none=True))
-    on_full: Literal["drop-oldest", "raise"] = field(default="drop-oldest", validator=_check_on_full)
+    on_full: Literal["drop-oldest", "raise"] = field(
+        default="drop-oldest", validator=one_of("drop-oldest", "raise")
+    )
 
     @property
     def are_any(self) -> bool:

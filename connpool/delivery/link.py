@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock, open_gate
+from connpool.clock import open_gate, shut_gate, wait
 from connpool.delivery.spool import Spool
 from connpool.delivery.strand import BEHIND, SENT, Claim, Outcome, Parcel, Strand, Unfinished
 from connpool.model.delivery import LinkInfo, LinkState, queue_of
@@ -15,8 +15,6 @@ from connpool.pool.turns import Turns
 from connpool.wire.line import BROKEN
 
 __all__ = ["Link"]
-
-_wait = SystemClock().wait
 
 
 class Link:
@@ -60,8 +58,7 @@ class Link:
         self.taken = 0  # the last position that a worker has taken from the queue
         self.behind = 0  # the last position that its sender has left to a worker
         self._turns = Turns()  # of those who wait to become the holder
-        self._freed: Gate = threading.Lock()  # opened when there is no holder any more
-        self._freed.acquire()
+        self._freed = shut_gate()  # opened when there is no holder any more
 
     def lead_to(self, member: Member) -> None:
         """Be the way to *member* from now on. With the office's lock held."""
@@ -229,7 +226,7 @@ class Link:
                         strand.holder = claim
                         return strand
                 left = None if until is None else until - real.now()
-                if (left is not None and left <= 0) or not _wait(self._freed, left):
+                if (left is not None and left <= 0) or not wait(self._freed, left):
                     return None
         finally:
             turn.end()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock, open_gate
+from connpool.clock import Gate, open_gate, shut_gate, wait
 from connpool.model.delivery import LinkEvent
 from connpool.model.endpoint import Endpoint
 
@@ -27,8 +27,6 @@ A_LOOK: Final = 0.1  # seconds that who does not wait gives the thread that read
 
 ALL: Final = LinkEvent.INPUT | LinkEvent.DEAD | LinkEvent.ALIVE
 NONE: Final = LinkEvent(0)
-
-_wait = SystemClock().wait
 
 logger = logging.getLogger("connpool.delivery")
 
@@ -106,12 +104,6 @@ class Mailbox:
         for gate in self._gates.copy():
             open_gate(gate)
 
-    def let_pass(self, seconds: float) -> None:
-        """Let some time pass, in which more may come."""
-        gate: Gate = threading.Lock()
-        gate.acquire()
-        _wait(gate, seconds)
-
     def wants_input(self, *, is_last: bool = False) -> bool:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
         if is_last and self._was_read:
@@ -179,15 +171,14 @@ class Mailbox:
 
     def _look(self) -> None:
         """Have what has come by now read; who does not wait would find none of it, since nobody wanted it."""
-        gate: Gate = threading.Lock()
-        gate.acquire()
+        gate = shut_gate()
         try:
             with self._lock:
                 self._hasty.append(gate)
                 self._readers.add(gate)
                 self._was_read = True
             if self._on_change():
-                _wait(gate, A_LOOK)
+                wait(gate, A_LOOK)
         finally:
             with self._lock:
                 self._readers.discard(gate)
@@ -215,8 +206,7 @@ class Mailbox:
 
     def _wait_for(self, take_locked: Callable[[], Any], timeout: float | None, *, reads: bool) -> Any:
         until = None if timeout is None else real.now() + timeout
-        gate: Gate = threading.Lock()
-        gate.acquire()
+        gate = shut_gate()
         is_announced = False
         try:
             while True:
@@ -238,7 +228,7 @@ class Mailbox:
                         self._on_change()
                     continue
                 left = None if until is None else until - real.now()
-                if (left is not None and left <= 0) or not _wait(gate, left):
+                if (left is not None and left <= 0) or not wait(gate, left):
                     with self._lock:
                         return take_locked()
         finally:

@@ -316,5 +316,4 @@ def _start_clean() -> None:
         spool._start_clean()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=undisturbed(_start_clean))
+os.register_at_fork(after_in_child=undisturbed(_start_clean))

@@ -76,7 +76,8 @@ class Receiving:
         """
         wanted = _wanted(events, handler)
         self._office.rouse()
-        self._telling.install(wanted, handler)
+        self._office.mailbox.install(wanted, handler)
+        self._telling.want_thread()
 
     def on_any(self, events: LinkEvent, handler: SetHandler) -> None:
         """Call ``handler(broadcaster, events)`` once for all that has happened at a time.
@@ -85,7 +86,8 @@ class Receiving:
         """
         wanted = _wanted(events, handler)
         self._office.rouse()
-        self._telling.install_for_sets(wanted, handler)
+        self._office.mailbox.install_for_sets(wanted, handler)
+        self._telling.want_thread()
 
 
 def _seconds(timeout: float | None) -> float | None:

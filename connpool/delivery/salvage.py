@@ -19,9 +19,7 @@ from connpool.delivery.rows import PAGE_SIZE, Note, Row, note_from, row_from
 __all__ = ["FRAME_SIZE", "LOG_HEADER", "Salvage", "is_whole"]
 
 LOG_HEADER: Final = struct.Struct(">8I")  # magic, version, page size, number, 2 salts, 2 checksums
-FRAME_HEADER: Final = struct.Struct(
-    ">6I"
-)  # page, pages in the file after a commit or 0, 2 salts, 2 checksums
+FRAME_HEADER: Final = struct.Struct(">6I")  # page, after a commit pages in the file, 2 salts, 2 checksums
 FRAME_SIZE: Final = FRAME_HEADER.size + PAGE_SIZE
 BIG_ENDIAN: Final = 0x377F0683  # the magic of logs whose checksums read big-endian words
 LEAF: Final = 13  # the first byte of a page with rows

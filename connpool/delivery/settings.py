@@ -20,15 +20,6 @@ Confirm = Callable[[Connection, bytes], object]
 Heartbeat = tuple[float, bytes | Callable[[], bytes]]
 
 
-def _one_of(*known: str) -> checks.Check:
-    def check(_: object, attribute: Any, value: Any) -> None:
-        if value not in known:
-            names = " or ".join(map(repr, known))
-            raise ConfigError(f"{attribute.name} must be {names}, got {value!r}")
-
-    return check
-
-
 def _framing(_: object, __: object, value: Any) -> None:
     require_framing(value)
 
@@ -72,13 +63,13 @@ class Settings:
     write_ahead: bool = field(default=False, validator=checks.flag)
     failover: bool = field(default=True, validator=checks.flag)
     reconnect: bool = field(default=True, validator=checks.flag)
-    standby: str = field(default="hot", validator=_one_of("hot", "cold"))
+    standby: str = field(default="hot", validator=checks.one_of("hot", "cold"))
     fail_back_after: float = field(default=0.0, validator=checks.seconds(or_zero=True))
     send_timeout: float | None = field(default=30.0, validator=checks.seconds(or_none=True))
     flush_rate: float | None = field(default=None, validator=_rate)
     heartbeat: Heartbeat | None = field(default=None, validator=_heartbeat)
     max_async: int = field(default=10_000, validator=checks.count(1))
-    on_full: str = field(default="wait", validator=_one_of("wait", "raise"))
+    on_full: str = field(default="wait", validator=checks.one_of("wait", "raise"))
 
     @classmethod
     def of(cls, **settings: Any) -> Settings:

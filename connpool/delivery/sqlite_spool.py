@@ -210,8 +210,7 @@ class SQLiteSpool:
 
     def _do(self, work: Callable[[Draft], Any], *, is_durable: bool = False) -> Any:
         keeper = self._keeper
-        if keeper.is_closed:
-            self._require_open()
+        self._require_open()
         try:
             outcome = keeper.do(work, is_durable=is_durable)
         except Exception as error:
@@ -295,9 +294,8 @@ def end() -> None:
             logger.exception("spool %s: it could not be closed", spool.path)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=undisturbed(_after_fork_in_child),
-    )
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=undisturbed(_after_fork_in_child),
+)

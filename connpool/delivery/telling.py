@@ -7,10 +7,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
-from connpool.delivery.mailbox import ALL, Handler, Mailbox, SetHandler
+from connpool.delivery.mailbox import ALL, Handler, Mailbox
 from connpool.delivery.office import Office
 from connpool.delivery.starting import Starter, join
-from connpool.model.delivery import LinkEvent
+from connpool.wire.waiting import pause
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
@@ -36,18 +36,10 @@ class Telling:
         self._office = office
         self._starter: Starter | None = None
 
-    def install(self, mask: LinkEvent, handler: Handler) -> None:
-        self._office.mailbox.install(mask, handler)
-        self._want_thread()
-
-    def install_for_sets(self, mask: LinkEvent, handler: SetHandler) -> None:
-        self._office.mailbox.install_for_sets(mask, handler)
-        self._want_thread()
-
     def resume(self) -> None:
         """In a forked child: those who were told in the parent are told here as well."""
         if self._office.mailbox.has_handlers():
-            self._want_thread()
+            self.want_thread()
 
     def check(self, timeout: float | None, handler: Handler | None) -> int:
         """As ``Broadcaster.check_event``."""
@@ -62,7 +54,8 @@ class Telling:
             return len(news)
         return mailbox.tell(broadcaster, news, handler)
 
-    def _want_thread(self) -> None:
+    def want_thread(self) -> None:
+        """There are handlers to be called, more than before perhaps."""
         mailbox = self._office.mailbox
         with self._office._lock:
             if self._starter is None and not (mailbox.is_polled or mailbox.is_closed):
@@ -70,7 +63,7 @@ class Telling:
                 arguments = (self._broadcaster, mailbox)
                 self._starter = Starter(threading.Thread(target=_run, args=arguments, name=name, daemon=True))
         self.start()
-        mailbox.wake()  # there are more who want something
+        mailbox.wake()  # for what they want, too
 
     def start(self) -> None:
         """See that the thread runs, if there is to be one."""
@@ -93,7 +86,7 @@ def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
     while not (mailbox.is_closed or mailbox.is_polled):
         news = mailbox.take_news(None, None, gives_way=True)
         if news and mailbox.has_set_handlers():
-            mailbox.let_pass(GATHERING)
+            pause(GATHERING)
             news += mailbox.take_news(0, None, gives_way=True)
         broadcaster = ref()
         if broadcaster is None:

@@ -46,6 +46,17 @@ def require_flag(name: str, value: Any) -> bool:
     return value
 
 
+def one_of(*known: str) -> Check:
+    """Accept one of the *known* texts."""
+
+    def check(_: object, attribute: Attribute[Any], value: Any) -> None:
+        if value not in known:
+            names = " or ".join(map(repr, known))
+            raise ConfigError(f"{attribute.name} must be {names}, got {value!r}")
+
+    return check
+
+
 def count(least: int, *, or_none: bool = False) -> Check:
     """Accept a whole number of at least *least*."""
 

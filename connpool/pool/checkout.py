@@ -170,7 +170,7 @@ class Checkout(Fitting):
             self._refuse_locked(f"nothing is free, and {most} wait already, as many as may")
 
     def _refuse_locked(self, why: str) -> None:
-        self._lender.service.fail(self._waiter, exhausted(self._books, why, n_leaving=1))
+        self._lender.service.fail(self._waiter, exhausted(self._books, why))
 
     def _wait(self) -> None:
         """Return when the waiter holds a key; raise what else comes of it."""

@@ -78,12 +78,12 @@ class Chores:
         self._warn(overdue, back, now)
         return n_doomed
 
-    # -- expiry
-
     def take_leave(self) -> None:
         """The pool is closed, and no turn comes after this: tell which of the long loans are back."""
         if self._warned:
             self.turn(apart=True)
+
+    # -- expiry
 
     def _forgive_locked(self, now: float) -> None:
         """Let what is idle count as idle since a moment ago, so that it is looked at and not closed."""

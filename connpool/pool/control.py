@@ -1,4 +1,4 @@
-"""What an operator does to a pool at run time: shut, close, clear, steer, resize."""
+"""What an operator does to a pool at run time: clear, steer, configure, listen, add what is open."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Control:
             )
         return [hosts[endpoint]]
 
-    # -- transports from outside, and out
+    # -- transports from outside
 
     @keeping_no_key
     def adopt(self, raw: Any, endpoint: Endpoint | None) -> None:
@@ -216,8 +216,7 @@ class Control:
                 if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
                     raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
             host = books.fleet.adopting_host(endpoint, now)
-            most = books.config.max_per_endpoint
-            if books.fleet.is_full or (most is not None and len(host.records) >= most):
+            if books.fleet.is_full or books.is_at_limit(host):
                 raise PoolExhaustedError(
                     f"pool {self._name!r}: no place is free ({books.summary()})", pool=self._name
                 )

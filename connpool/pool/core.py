@@ -16,7 +16,6 @@ from connpool.model.config import PoolConfig
 from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
 from connpool.model.states import POOL_CLOSED, CloseReason, PoolState
-from connpool.pool.board import Board
 from connpool.pool.fleet import Fleet
 from connpool.pool.hosts import Host, Underway
 from connpool.pool.jobs import Todo
@@ -293,15 +292,14 @@ class Books:
         """After a place was taken or freed."""
         size, most = self.size(), self.config.max_size
         self.fleet.weigh(size, most)
-        self.is_oversized = size > most and sum(r.phase is not Phase.CLOSING for r in self.records()) > most
+        self.is_oversized = size > most and sum(host.n_staying() for host in self.fleet.hosts.values()) > most
         is_open = self.state is PoolState.OPEN
         self._all_returns_are_long = self._has_reset or not is_open or self.is_oversized
         self.is_strict = self.config.max_uses is not None or not is_open or self.is_oversized
 
     def publish_queue(self) -> None:
         """The part of the board that depends on who waits."""
-        board: Board = self.pool
-        oldest = self.queue.oldest
+        board, oldest = self.pool, self.queue.oldest
         is_closed = self.state is POOL_CLOSED  # what slips past the closing is closed by who returns it
         board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)
         board._brief_for = math.inf if oldest is None else self.pace.brief

@@ -32,8 +32,6 @@ logger = logging.getLogger("connpool.pool")
 CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
 JOIN_GRACE: Final = 0.25  # seconds ``join`` gives threads whose dials were cancelled
 
-_wait = real.SystemClock().wait
-
 
 class EitherCancel:
     """Set as soon as one of two flags is."""
@@ -223,13 +221,12 @@ class Dialler:
         pending = deque(keys)
         while pending:
             left = len(pending)
-            done: real.Gate = threading.Lock()  # an Event may turn Ctrl-C into a RuntimeError
-            done.acquire()
+            done = real.shut_gate()  # an Event may turn Ctrl-C into a RuntimeError
             if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
                 self._close_apart(pending, done)
             if apart:
                 break
-            while not _wait(done, CLOSE_GRACE) and len(pending) < left:
+            while not real.wait(done, CLOSE_GRACE) and len(pending) < left:
                 left = len(pending)  # it is getting on
         return [], None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
 from typing import Final
 
+from connpool.clock import shut_gate
 from connpool.errors import ConfigError, PoolClosedError, PoolPausedError, UsageError
 from connpool.model.checks import require_flag, require_seconds
 from connpool.model.events import PoolClosed, PoolPaused, PoolResumed
@@ -151,8 +151,7 @@ class Doors:
 
     def _drain(self, deadline: float) -> int:
         """Wait until nothing is lent, or until *deadline*. Returns how many are lent then."""
-        gate = threading.Lock()
-        gate.acquire()
+        gate = shut_gate()
         with self._lock:
             self._books.drains.append(gate)
         while (lent := self._books.n_lent()) > 0:

@@ -164,10 +164,10 @@ def drop_frames(error: BaseException) -> None:
         chain = chain.__cause__ or chain.__context__
 
 
-def exhausted(books: Books, why: str, n_leaving: int) -> PoolExhaustedError:
-    """The error of a checkout that may not wait. *n_leaving*: of those in the queue, it is one itself."""
+def exhausted(books: Books, why: str) -> PoolExhaustedError:
+    """The error of a checkout that may not wait, and still stands in the queue."""
     name = books.pool.name
-    return PoolExhaustedError(f"pool {name!r}: {why} ({books.summary(n_leaving)})", pool=name)
+    return PoolExhaustedError(f"pool {name!r}: {why} ({books.summary(n_leaving=1)})", pool=name)
 
 
 def not_sharable(pool: str) -> NotSharableError:
@@ -211,8 +211,6 @@ REASONS: Final[tuple[tuple[type[ConnPoolError], FailReason], ...]] = (
     (PoolPausedError, FailReason.PAUSED),
     (PoolClosedError, FailReason.CLOSED),
     (CancelledError, FailReason.CANCELLED),
-    (NoEndpointError, FailReason.CONNECT),
-    (ConnectError, FailReason.CONNECT),
 )
 
 

@@ -7,6 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from operator import is_
 from typing import Final, TypeAlias
 
 from connpool.model.endpoint import Endpoint
@@ -18,10 +19,7 @@ __all__ = ["Fleet", "Missed", "Take"]
 
 Take: TypeAlias = Callable[[], Key]
 
-NOTHING: Final[deque[Key]] = (
-    deque()
-)  # a stack that is always empty: its turn sends a checkout to the long way
-
+NOTHING: Final[deque[Key]] = deque()  # a stack that is always empty: its turn is one for the long way
 NOBODY: Final[frozenset[Host]] = frozenset()  # each empty one would be 200 bytes of its own
 
 
@@ -156,7 +154,7 @@ class Fleet:
 
     def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
         self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING
-        same = len(stacks) == len(self._stacks) and all(map(_is, stacks, self._stacks))
+        same = len(stacks) == len(self._stacks) and all(map(is_, stacks, self._stacks))
         if same:
             return
         self._stacks = stacks
@@ -198,7 +196,3 @@ class Fleet:
             if host.idle:
                 return True
         return False
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other

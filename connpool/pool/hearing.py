@@ -16,7 +16,7 @@ import logging
 import sys
 from collections.abc import Callable
 from threading import TIMEOUT_MAX, get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from connpool.model.checks import PLAIN_NUMBERS
 from connpool.model.endpoint import Endpoint
@@ -42,20 +42,11 @@ __all__ = ["keep_origin", "lend_aloud", "receive_aloud"]
 logger = logging.getLogger("connpool.events")
 
 
-class Lend(Protocol):
-    """As ``ConnectionPool.try_connect``. *connect*: what is done in its stead."""
+def lend_aloud(lender: Lender) -> Callable[..., Connection]:
+    """What lends a connection of *lender*'s pool, and tells how it went: its ``try_connect``.
 
-    def __call__(
-        self,
-        req: Request | Endpoint | str | None = None,
-        *,
-        timeout: float | None = None,
-        connect: Callable[[], Connection] | None = None,
-    ) -> Connection: ...
-
-
-def lend_aloud(lender: Lender) -> Lend:
-    """What lends a connection of *lender*'s pool, and tells how it went."""
+    It may be given *connect*: what is done in place of the pool's own.
+    """
     pool, ask = lender.pool, lender.now
     name, is_tracked = pool.name, lender.config.track_origin
 

@@ -68,11 +68,15 @@ class Lender(Desk):
         record = key.record
         if record.phase is not OPEN:
             record.check_may_return()
-        stream, has_reset = record.stream, self.connector.has_reset
-        if record.fate is None and (has_reset or (stream is not None and not stream.is_clean())):
+        stream = record.stream
+        if record.fate is None and stream is not None and not stream.is_clean():
+            record.condemn(CloseReason.DIRTY if stream.rest else CloseReason.BROKEN)
+        if record.fate is None and self.connector.has_reset:
             try:
-                self._make_ready(record)
+                if not self.dialler.reset(record):
+                    record.condemn(CloseReason.DIRTY)
             except BaseException:  # a reset that was interrupted has its connection closed, not forgotten
+                record.condemn(CloseReason.DIRTY)
                 self._settle(key, at)
                 raise
         self._settle(key, at)
@@ -90,19 +94,6 @@ class Lender(Desk):
             else:
                 host.idle.append(key)
                 self.serve()
-
-    def _make_ready(self, record: Record) -> None:
-        """Reset what comes back, or condemn it if it cannot serve a next holder."""
-        if record.stream is not None and not record.stream.is_clean():
-            record.condemn(CloseReason.DIRTY if record.stream.rest else CloseReason.BROKEN)
-        if record.fate is None and self.connector.has_reset:
-            try:
-                is_ready = self.dialler.reset(record)
-            except BaseException:
-                record.condemn(CloseReason.DIRTY)
-                raise
-            if not is_ready:
-                record.condemn(CloseReason.DIRTY)
 
     def look_at(self, key: Key) -> None:
         """Look at an idle connection on this very thread; condemn it if it is dead."""

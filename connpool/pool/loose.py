@@ -1,4 +1,4 @@
-"""Loans out of the ordinary: over a file, and for one piece of work that may be repeated."""
+"""Loans out of the ordinary: over a file, for one piece of work that may be repeated, to be shared."""
 
 from __future__ import annotations
 

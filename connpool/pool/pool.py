@@ -72,7 +72,7 @@ class ConnectionPool(Steering):
     """
 
     # What every loan reads. In a dictionary it would have to be searched for: that of a listened-to pool
-    # holds what the class does not know.
+    # holds what the class does not know. The board is read without the lock, and written by ``Books`` alone.
     __slots__ = (
         "_brief_for",
         "_fresh_for",
@@ -90,13 +90,13 @@ class ConnectionPool(Steering):
     name: str
     _lender: Lender
     _now: Callable[[], float]
-    _take: Take
     _receive: Callable[[Key, float], None]
-    _fresh_for: float
-    _lend_until: float
-    _return_until: float
-    _brief_for: float
-    _is_awaited: bool
+    _take: Take  # board: an idle key of the next host, or IndexError
+    _fresh_for: float  # seconds of idleness after which a connection is looked at
+    _lend_until: float  # from this instant on a checkout takes the long way
+    _return_until: float  # from this instant on a return takes the long way
+    _brief_for: float  # who held a connection longer lets nobody overtake the oldest waiter
+    _is_awaited: bool  # somebody sleeps who must hear of every return
     _shares_at_hand: bool  # a share may be had without the long way
     _when_closed: Callable[[], object] | None = None  # told with no lock held
 

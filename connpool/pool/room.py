@@ -1,14 +1,14 @@
-"""Which idle connections are closed: their time is up, or another endpoint needs the place."""
+"""Which idle connections are closed: there are too many, or another endpoint needs the place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import Key, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
 __all__ = [
@@ -23,13 +23,8 @@ __all__ = [
 
 def evict_surplus(books: Books, todo: Todo) -> None:
     """Let what is idle and more than ``max_size`` be closed. What is being closed already makes room."""
-    n_staying = sum(record.phase is not Phase.CLOSING for record in books.records())
-    surplus = n_staying - books.config.max_size
-    while surplus > 0 and (found := longest_idle(books.fleet.hosts.values())) is not None:
-        key, host = found
-        if host.withdraw(key):
-            books.doom(key, CloseReason.SURPLUS, todo)
-            surplus -= 1
+    hosts = books.fleet.hosts.values()
+    _evict_oldest(books, hosts, sum(host.n_staying() for host in hosts) - books.config.max_size, todo)
 
 
 def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:
@@ -38,13 +33,17 @@ def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:
     if most is None:
         return []
     staying = [record for record in host.records if record.fate is None]
-    surplus = len(staying) - most
-    while surplus > 0 and (found := longest_idle([host])) is not None:
-        key, _ = found
+    _evict_oldest(books, [host], len(staying) - most, todo)
+    return sorted((record for record in staying if record.fate is None), key=lambda record: record.id)[most:]
+
+
+def _evict_oldest(books: Books, hosts: Collection[Host], surplus: int, todo: Todo) -> None:
+    """Let as many as that be closed of what is idle at *hosts*, as far as there are so many."""
+    while surplus > 0 and (found := longest_idle(hosts)) is not None:
+        key, host = found
         if host.withdraw(key):
             books.doom(key, CloseReason.SURPLUS, todo)
             surplus -= 1
-    return sorted((record for record in staying if record.fate is None), key=lambda record: record.id)[most:]
 
 
 def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:

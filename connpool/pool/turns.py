@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from contextlib import suppress
 
 from connpool import clock as real
-from connpool.clock import Gate, SystemClock
+from connpool.clock import Gate, shut_gate, wait
 
 __all__ = ["Turn", "Turns"]
-
-_wait = SystemClock().wait
 
 
 class Turns:
@@ -49,7 +46,7 @@ class Turns:
         try:
             while self._gates[0] is not turn.gate:
                 left = None if until is None else max(0.0, until - real.now())  # so not a number is 0, too
-                if left == 0 or not _wait(turn.gate, left):
+                if left == 0 or not wait(turn.gate, left):
                     if self._gates[0] is turn.gate:  # it came at the last moment
                         break
                     turn.end()
@@ -66,8 +63,7 @@ class Turn:
     __slots__ = ("_gates", "gate")
 
     def __init__(self, gates: deque[Gate]) -> None:
-        self.gate: Gate = threading.Lock()
-        self.gate.acquire()
+        self.gate = shut_gate()
         self._gates = gates
         try:
             gates.append(self.gate)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import enum
-import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from connpool.clock import Gate
+from connpool.clock import open_gate, shut_gate
 from connpool.errors import ConnectError
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
@@ -87,9 +86,7 @@ class Waiter:
         self.may_wait = True  # for a place, or for an endpoint to come back
         self.is_fresh_only = fresh_only  # nothing that was lent before will do
         self.is_plain = self.pinned is None and not fresh_only  # any idle one of the active group will do
-        gate: Gate = threading.Lock()
-        gate.acquire()
-        self.gate = gate
+        self.gate = shut_gate()
         self.handed_at: float | None = None  # when what came back was given to it, past the stack
         self.outcome = WAITING
         self.key: Key | None = None
@@ -149,10 +146,7 @@ class Waiter:
 
     def wake(self) -> None:
         """Open its gate; harmless when it is open already."""
-        try:
-            self.gate.release()
-        except RuntimeError:
-            pass
+        open_gate(self.gate)
 
 
 class WaitQueue:

@@ -16,13 +16,13 @@ from connpool.model.checks import is_number, is_whole, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.testing.door import Door, Reception
 from connpool.testing.relay import Line, Relay, Way, hang_up
-from connpool.testing.served import GUARD
+from connpool.testing.served import GUARD, Watched
 from connpool.testing.transport import CHUNK, LONGEST_NAP, Ending
 
 __all__ = ["FaultProxy"]
 
 
-class FaultProxy:
+class FaultProxy(Watched):
     """A proxy that passes bytes on to *target* until it is told to misbehave.
 
     Use it as a context manager: it starts on entering and stops on leaving. What
@@ -113,16 +113,6 @@ class FaultProxy:
         """Bytes passed on to clients since the first start."""
         with self._changed:
             return self._lines[Way.DOWN].passed
-
-    def until(self, predicate: Callable[[], object], timeout: float = GUARD) -> None:
-        """Wait until *predicate*, looked at after each change on the proxy's side, is true.
-
-        Raises:
-            AssertionError: it is not within *timeout* seconds.
-        """
-        with self._changed:
-            if not self._changed.wait_for(predicate, timeout):
-                raise AssertionError(f"still not so after {timeout:g} s: {self!r}")
 
     def until_accepts(self, n: int, timeout: float = GUARD) -> None:
         """Wait until *n* connections have been accepted in all."""

@@ -35,7 +35,23 @@ def record_names(context: ssl.SSLContext) -> None:
         context.sni_callback = NameRecorder(context)
 
 
-class ServedConnection:
+class Watched:
+    """What a test may wait for."""
+
+    _changed: threading.Condition  # guards, and reports, what its threads change
+
+    def until(self, predicate: Callable[[], object], timeout: float = GUARD) -> None:
+        """Wait until *predicate*, looked at after each change on its side, is true.
+
+        Raises:
+            AssertionError: it is not within *timeout* seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(predicate, timeout):
+                raise AssertionError(f"still not so after {timeout:g} s: {self!r}")
+
+
+class ServedConnection(Watched):
     """One accepted connection.
 
     The script calls ``receive``, ``request``, ``send``, ``pause`` and ``start_tls``; they
@@ -138,16 +154,6 @@ class ServedConnection:
         self._end(Ending.OUR_RESET)
 
     # -- for the test ----------------------------------------------------------
-
-    def until(self, predicate: Callable[[], object], timeout: float = GUARD) -> None:
-        """Wait until *predicate*, looked at after each change, is true.
-
-        Raises:
-            AssertionError: it is not within *timeout* seconds.
-        """
-        with self._changed:
-            if not self._changed.wait_for(predicate, timeout):
-                raise AssertionError(f"still not so after {timeout:g} s: {self!r}")
 
     def until_received(self, data: bytes, timeout: float = GUARD) -> None:
         """Wait until *data* is among the bytes received."""

@@ -9,14 +9,13 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Final
 
 from connpool.model.endpoint import Endpoint
 from connpool.testing.door import fill_queue
-from connpool.testing.served import GUARD, Ending, ServedConnection, record_names
+from connpool.testing.served import GUARD, Ending, ServedConnection, Watched, record_names
 from connpool.testing.steps import Echo, NoHandshake, Script, Step, steps_of
 
 __all__ = ["ScriptedServer"]
@@ -34,7 +33,7 @@ class Mode(enum.Enum):
     BLACK_HOLE = "a black hole"  # listening, with its queue full
 
 
-class ScriptedServer:
+class ScriptedServer(Watched):
     """A server whose behaviour is a script; see ``connpool.testing`` for the steps.
 
     Use it as a context manager: it starts on entering, and on leaving it stops
@@ -134,16 +133,6 @@ class ScriptedServer:
         """How each connection ended, in the order of acceptance; None: it is open."""
         with self._changed:
             return [connection.ending for connection in self.connections]
-
-    def until(self, predicate: Callable[[], object], timeout: float = GUARD) -> None:
-        """Wait until *predicate*, looked at after each change on the server's side, is true.
-
-        Raises:
-            AssertionError: it is not within *timeout* seconds.
-        """
-        with self._changed:
-            if not self._changed.wait_for(predicate, timeout):
-                raise AssertionError(f"still not so after {timeout:g} s: {self!r}")
 
     def until_accepts(self, n: int, timeout: float = GUARD) -> ServedConnection:
         """Wait until *n* connections have been accepted in all, and return the *n*-th."""

@@ -21,5 +21,4 @@ def _start_clean() -> None:
         REAPER.hold_back(is_held=False)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=undisturbed(_start_clean))
+os.register_at_fork(after_in_child=undisturbed(_start_clean))

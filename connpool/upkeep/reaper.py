@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Final, TypeAlias
 
-from connpool.clock import Gate, SystemClock
+from connpool.clock import SystemClock, shut_gate
 from connpool.pool.census import Kept
 from connpool.wire import threads
 
@@ -45,8 +45,7 @@ class Reaper:
 
     def start_clean(self) -> None:
         """Begin anew: in a forked child the thread and the turns are the parent's."""
-        self._gate: Gate = threading.Lock()
-        self._gate.acquire()
+        self._gate = shut_gate()
         self._asked: deque[tuple[Ref, float]] = deque()  # and not yet seen by the thread
         self._gone: deque[Ref] = deque()  # who is no more
         self._thread: threading.Thread | None = None
@@ -104,7 +103,7 @@ class Reaper:
     def _wake(self) -> None:
         try:
             self._gate.release()
-        except RuntimeError:  # it is open
+        except RuntimeError:  # it is open; not ``open_gate``: at the very end of a program that is gone
             pass
 
     def _is_running(self) -> bool:

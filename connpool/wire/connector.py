@@ -228,7 +228,6 @@ class FullConnector:
     """A connector with nothing left to ask for: every method is there.
 
     Attributes:
-        connector: What was adapted.
         has_reset: Whether ``reset`` does anything.
         prompt: Whether ``is_usable`` and ``close`` may run on a user's own thread.
         looks_promptly: Whether ``is_usable`` may, at least.
@@ -238,7 +237,6 @@ class FullConnector:
         would_trust: Whether an upgrade to TLS has verified as much as this connector would.
     """
 
-    connector: Connector
     open: Callable[[Endpoint, float | None, Cancel | None], Any]
     close: Callable[[Any], object]
     is_usable: Callable[[Any], bool]
@@ -266,7 +264,6 @@ def adapt(connector: Connector) -> FullConnector:
     is_usable = getattr(connector, "is_usable", None) or look.is_usable
     prompt = bool(getattr(connector, "prompt", False))
     return FullConnector(
-        connector=connector,
         open=connector.open,
         close=getattr(connector, "close", None) or look.close,
         is_usable=is_usable,

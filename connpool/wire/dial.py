@@ -25,7 +25,6 @@ __all__ = ["ATTEMPT_DELAY", "DialOptions", "interleave", "open_tcp", "open_unix"
 # RFC 8305, section 5: seconds before the next address is tried beside the ones under way.
 ATTEMPT_DELAY: Final = 0.25
 
-# What fails on this machine, whatever the address.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EINTR, errno.EALREADY})
 _KEEP_IDLE: Final[int] = getattr(socket, "TCP_KEEPIDLE", 0) or getattr(socket, "TCP_KEEPALIVE", 0)  # macOS
 

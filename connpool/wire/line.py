@@ -98,7 +98,7 @@ class Line:
         except BlockingIOError:
             return 0
         except OSError as error:
-            self._break(error)
+            self.spoil(error)
             return BROKEN
 
     def push(self, data: bytes | memoryview) -> int:
@@ -120,7 +120,7 @@ class Line:
             self._wanted = select.POLLIN
             return done
         except (OSError, ValueError) as error:
-            self._break(error)
+            self.spoil(error)
             return BROKEN
 
     def push_all(
@@ -156,7 +156,7 @@ class Line:
             if is_heeding and wait_until_ready(self._raw.fileno(), _INPUT, 0.0):
                 break
             if patience is not None and now() >= patience:
-                self._break(TimeoutError(f"the peer took nothing for {timeout:g} s"))
+                self.spoil(TimeoutError(f"the peer took nothing for {timeout:g} s"))
                 break
             wait_until_ready(self._raw.fileno(), self._wanted | (_INPUT if is_heeding else 0), SLICE)
         return done
@@ -174,7 +174,7 @@ class Line:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return b""
         except (OSError, ValueError) as error:
-            self._break(error)
+            self.spoil(error)
             return None
 
     def drain(self) -> None:
@@ -197,22 +197,17 @@ class Line:
 
     def spoil(self, error: Exception) -> None:
         """Count as broken from now on, because of *error*."""
-        self._break(error)
-
-    def _find_error(self) -> None:
-        if self.error is not None or self.is_over:
-            return
-        with contextlib.suppress(OSError):
-            code = self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                self._break(OSError(code, "the connection broke"))
-                return
-        self._break(ConnectionResetError("the peer has ended the connection"))
-
-    def _break(self, error: Exception) -> None:
         if self.error is None and not self.is_over:
             why = self._stream.interrupted  # our own shutdown looks like the peer's doing
             self.error = error if why is None else ConnectionAbortedError(why)
+
+    def _find_error(self) -> None:
+        with contextlib.suppress(OSError):
+            code = self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self.spoil(OSError(code, "the connection broke"))
+                return
+        self.spoil(ConnectionResetError("the peer has ended the connection"))
 
 
 class Poller:

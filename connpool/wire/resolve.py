@@ -9,6 +9,7 @@ import weakref
 from functools import partial
 from typing import Any, Final, TypeAlias
 
+from connpool.clock import shut_gate, wait
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.wire import threads
 from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
@@ -82,8 +83,7 @@ class _Lookup(threading.Thread):
         self._query = host, port
         self._claim: tuple[int, weakref.ref[_Lookup]] | None = None
         # A plain lock as a one-shot signal: a Ctrl-C inside Event.wait could leave the event locked.
-        self._done = threading.Lock()
-        self._done.acquire()
+        self._done = shut_gate()
         self.answer: list[AddressInfo] = []
         self.error: BaseException | None = None
 
@@ -114,7 +114,7 @@ class _Lookup(threading.Thread):
             self._done.release()
 
     def is_done_within(self, seconds: float | None) -> bool:
-        return self._done.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        return wait(self._done, seconds)
 
 
 def _free(place: int, _: object = None) -> None:

@@ -47,8 +47,8 @@ _TICKS: Final = 0.02  # seconds; the system ends a read some ticks of its clock 
 _timeval: Final = struct.Struct("ll").pack
 
 _main_thread: Final = [threading.main_thread().ident]  # to ask for it would be half of the price of a read
-if hasattr(os, "register_at_fork"):  # in a child it is the one that has forked
-    os.register_at_fork(after_in_child=lambda: _main_thread.__setitem__(0, get_ident()))
+# In a forked child it is the one that has forked.
+os.register_at_fork(after_in_child=lambda: _main_thread.__setitem__(0, get_ident()))
 
 
 class Cancel(Protocol):

@@ -1,4 +1,4 @@
-"""The other end of a scripted server: plain client sockets."""
+"""The other end of a scripted server: plain client sockets, and loans."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from connpool import Connection
 from connpool.testing import ScriptedServer
 
 LIMIT: Final = 10.0  # seconds
@@ -32,3 +33,9 @@ def read_all(client: socket.socket) -> bytes:
     while more := client.recv(65_536):
         data += more
     return data
+
+
+def ask(conn: Connection, text: bytes = b"ping") -> bytes:
+    """Have a server that echoes answer *text*. Returns its answer."""
+    conn.sendall(text, timeout=5)
+    return conn.recv_exactly(len(text), timeout=5)

@@ -17,7 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
-from connpool import Broadcaster, Connection, ConnectionPool, Lines, LinkEvent, MemorySpool, SocketConnector
+from connpool import (
+    Broadcaster,
+    Connection,
+    ConnectionPool,
+    Lines,
+    LinkEvent,
+    LinkState,
+    MemorySpool,
+    SocketConnector,
+)
 from connpool.testing import ScriptedServer, ServedConnection
 from tests.helpers.switchboard import until
 
@@ -108,6 +117,17 @@ def acknowledged(conn: Connection, message: bytes) -> None:
     """A ``confirm`` for sinks that answer; checks that the answer is the one to *message*."""
     answer = conn.recv_until(b"\n", 1_000_000, timeout=GUARD)
     assert answer == b"got %b\n" % message, (answer, message)
+
+
+def all_alive(sender: Broadcaster) -> None:
+    """Wait until each link of *sender* is connected."""
+    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+
+
+def kill(server: Sink) -> None:
+    """Let it vanish: connections are reset, with what is unread in them, and who dials is refused."""
+    server.refuse()
+    server.kill()
 
 
 def established(port: int) -> int:

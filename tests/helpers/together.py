@@ -56,3 +56,15 @@ def whereabouts(thread: threading.Thread) -> str:
     frame = sys._current_frames().get(thread.ident or 0)
     stack = "".join(traceback.format_stack(frame, limit=None)[-4:]) if frame else "  (gone)"
     return f"{thread.name}:\n{stack}"
+
+
+def in_threads(*jobs: Callable[[], None]) -> list[threading.Thread]:
+    """A thread for each of *jobs*, still to be started."""
+    return [threading.Thread(target=job, daemon=True) for job in jobs]
+
+
+def join_all(threads: list[threading.Thread]) -> None:
+    """Wait for the end of *threads*, which is near."""
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()

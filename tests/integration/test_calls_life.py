@@ -46,13 +46,6 @@ def pool() -> Iterator[CallPool]:
         yield made
 
 
-@pytest.fixture
-def still(clock) -> Iterator[CallPool]:
-    """A pool on a clock that the test moves, swept by hand."""
-    with CallPool("still", clock=clock, reap_interval=None) as made:
-        yield made
-
-
 # -- coming
 
 

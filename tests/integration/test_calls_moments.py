@@ -40,13 +40,6 @@ def pool() -> Iterator[CallPool]:
         yield made
 
 
-@pytest.fixture
-def still(clock) -> Iterator[CallPool]:
-    """A pool on a clock that the test moves, swept by hand."""
-    with CallPool("still", clock=clock, reap_interval=None) as made:
-        yield made
-
-
 class Shelf(deque):
     """Where idle keys lie, with things that happen just before and after the first is laid down."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
@@ -26,13 +25,6 @@ from connpool import (
 from connpool.testing import Answer, FakeClock, ScriptedServer
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, TextChannel, n_waiting, queue_up, text_server
 from tests.helpers.switchboard import until
-
-
-@pytest.fixture
-def still(clock) -> Iterator[CallPool]:
-    """A pool on a clock that the test moves, swept by hand."""
-    with CallPool("still", clock=clock, reap_interval=None) as made:
-        yield made
 
 
 def busy(pool: CallPool, payload: object, **options: object) -> tuple[Tape, Held, Caller]:

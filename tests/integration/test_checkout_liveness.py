@@ -13,12 +13,8 @@ from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
 from connpool.testing import Close, Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
 from connpool.wire import stream
 from tests.helpers.certificates import Certificates
+from tests.helpers.clients import ask
 from tests.helpers.wire import taking
-
-
-def ask(conn: Connection, text: bytes = b"ping") -> bytes:
-    conn.sendall(text, timeout=5)
-    return conn.recv_exactly(len(text), timeout=5)
 
 
 def until_readable(raw: socket.socket) -> None:

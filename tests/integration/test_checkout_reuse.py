@@ -18,6 +18,7 @@ from connpool import (
 )
 from connpool.testing import Ending, FakeClock, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.clients import ask
 from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, taking
@@ -25,11 +26,6 @@ from tests.helpers.wire import answer_names_with, taking
 
 def port(conn: Connection) -> int:
     return int(conn.socket.getsockname()[1])
-
-
-def ask(conn: Connection, text: bytes = b"ping") -> bytes:
-    conn.sendall(text, timeout=5)
-    return conn.recv_exactly(len(text), timeout=5)
 
 
 def lend(pool: ConnectionPool, n: int) -> list[Connection]:

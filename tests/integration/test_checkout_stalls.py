@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -18,18 +17,8 @@ from connpool import (
 )
 from connpool.testing import NoHandshake, ScriptedServer, Silence
 from tests.helpers.certificates import Certificates
-from tests.helpers.together import together
+from tests.helpers.together import in_threads, join_all, together
 from tests.helpers.wire import later, stuck_resolver, taking
-
-
-def in_threads(*jobs: Callable[[], None]) -> list[threading.Thread]:
-    return [threading.Thread(target=job, daemon=True) for job in jobs]
-
-
-def join_all(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("phase", ["dns", "connect", "tls"])

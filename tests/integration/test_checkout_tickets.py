@@ -16,14 +16,9 @@ import pytest
 from connpool import CloseReason, Connection, ConnectionPool, PoolClosedError, UsageError
 from connpool.pool import drops
 from connpool.testing import Ending, FakeClock, ScriptedServer
+from tests.helpers.clients import ask
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
-
-
-def ask(conn: Connection, text: bytes = b"ping") -> bytes:
-    conn.sendall(text, timeout=5)
-    return conn.recv_exactly(len(text), timeout=5)
-
 
 USES: dict[str, Callable[[Connection], object]] = {
     "release": lambda conn: conn.release(),

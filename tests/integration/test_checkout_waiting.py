@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -21,18 +20,8 @@ from connpool import (
 )
 from connpool.testing import FakeClock, NoHandshake, ScriptedServer
 from tests.helpers.certificates import Certificates
-from tests.helpers.together import together
+from tests.helpers.together import in_threads, join_all, together
 from tests.helpers.wire import answer_names_with, later, taking
-
-
-def in_threads(*jobs: Callable[[], None]) -> list[threading.Thread]:
-    return [threading.Thread(target=job, daemon=True) for job in jobs]
-
-
-def join_all(threads: list[threading.Thread]) -> None:
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def test_waiters_are_served_in_the_order_of_their_coming(clock: FakeClock) -> None:

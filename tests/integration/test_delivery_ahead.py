@@ -36,12 +36,6 @@ from tests.helpers.together import together
 
 
 @pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
 def answering() -> Iterator[Sink]:
     with Sink(answers=True) as server:
         yield server

@@ -11,16 +11,10 @@ import pytest
 
 from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError, SQLiteSpool
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import GUARD, Sink, broadcasting, numbered, refused
+from tests.helpers.sinks import GUARD, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import later, taking
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 class Gate:

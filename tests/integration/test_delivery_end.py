@@ -6,7 +6,6 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +35,7 @@ from tests.helpers.sinks import (
     QUICK,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     fill,
     narrow,
@@ -50,18 +50,6 @@ from tests.helpers.wire import taking
 PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
 
 
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
 class Lasting(MemorySpool):
     """Can be looked at after its close."""
 
@@ -71,10 +59,6 @@ class Lasting(MemorySpool):
         if self.left < 0:
             self.left = sum(count.messages for count in self.counts().values())
         super().close()
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 # -- close

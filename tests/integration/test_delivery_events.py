@@ -6,7 +6,6 @@ import os
 import resource
 import select
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
 from connpool.delivery.link import Link
 from connpool.testing import ScriptedServer, Send, Silence
-from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused
+from tests.helpers.sinks import GUARD, Diary, Sink, all_alive, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import later, taking
@@ -24,30 +23,8 @@ ALL = INPUT | DEAD | ALIVE
 
 
 @pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def c() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
 def diary() -> Diary:
     return Diary()
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 def until_dead(sender: Broadcaster, n: int) -> None:

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from connpool import Broadcaster, LinkState, NoEndpointError
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
-from tests.helpers.sinks import Sink, broadcasting, established, narrow, numbered, refused
+from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
 from tests.helpers.switchboard import until
 
 NARROW = {"connector": narrow()}
 NEVER = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def c() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def d() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-def kill(server: Sink) -> None:
-    """Let it vanish: every connection is reset, and who dials is refused."""
-    server.refuse()
-    server.kill()
 
 
 def end_silently(connection: ServedConnection) -> None:
@@ -62,10 +32,6 @@ def until_dead(sender: Broadcaster, server: Sink) -> None:
 
 def until_alive(sender: Broadcaster, server: Sink) -> None:
     until(lambda: str(server.endpoint) in living(sender), f"the life of {server}")
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: len(living(sender)) == len(sender.links()), "the life of all")
 
 
 def test_a_group_of_which_one_member_lives_stays_the_active_one(a, b, c, d):

@@ -6,11 +6,10 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from connpool import Broadcaster, Connection, LinkEvent, LinkState, MemorySpool, SocketConnector
+from connpool import Connection, LinkEvent, LinkState, MemorySpool, SocketConnector
 from connpool.testing import FakeClock, ScriptedServer, ServedConnection
 from connpool.wire import line as line_of_link
 from tests.helpers.sinks import (
@@ -18,6 +17,7 @@ from tests.helpers.sinks import (
     Diary,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     fill,
     narrow,
@@ -31,22 +31,6 @@ from tests.helpers.upkeep import let_pass
 from tests.helpers.wire import taking
 
 PATIENT = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 # -- flush

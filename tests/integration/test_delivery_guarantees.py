@@ -19,7 +19,7 @@ from tests.helpers import guarantees
 from tests.helpers.architecture import ROOT
 from tests.helpers.guarantees import arguments
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import MUCH, Sink, broadcasting, fill, first_comings, numbered
+from tests.helpers.sinks import MUCH, Sink, all_alive, broadcasting, fill, first_comings, kill, numbered
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -43,19 +43,9 @@ def b() -> Iterator[Sink]:
         yield server
 
 
-def kill(server: Sink) -> None:
-    """Let it vanish: what its system holds for it is gone, and who dials is refused."""
-    server.refuse()
-    server.kill()
-
-
 def bring_back(server: Sink) -> None:
     server.is_deaf = False
     server.start()
-
-
-def until_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 def until_dead(sender: Broadcaster) -> None:
@@ -73,7 +63,7 @@ def test_what_a_killed_peer_had_not_read_is_lost(a, path, setting):
         kill(a)
         until_dead(sender)
         bring_back(a)
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"next")
         a.until_has(b"next")
         assert a.lines == [b"next"]
@@ -100,7 +90,7 @@ def test_what_a_killed_peer_had_not_read_is_sent_again_if_it_has_to_confirm(a, p
 @pytest.mark.parametrize("setting", guarantees.SPOOLED)
 def test_what_is_for_a_dead_peer_arrives_in_order_when_it_is_back(a, b, path, setting):
     with broadcasting(a, b, **arguments(setting, path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"m-0")
         a.until_has(b"m-0")
         kill(a)
@@ -131,7 +121,7 @@ def test_a_peer_that_reads_nothing_gets_all_in_order_once_it_reads_and_delays_no
     a.is_deaf = True
     a.answers = b.answers = False
     with broadcasting(a, b, **arguments(setting, path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         n = fill(sender, lambda: sender.unsent()[a.endpoint])
         for message in numbered(20):
             sender.broadcast(message)
@@ -161,7 +151,7 @@ def test_without_a_spool_the_sender_waits_for_a_peer_that_reads_nothing(a, path)
         a.is_deaf = False
 
     with broadcasting(a, **arguments("no spool", path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         together(send, hear)
         assert a.until_lines(200) == messages
 
@@ -187,14 +177,14 @@ def test_a_peer_that_hangs_for_longer_than_confirm_waits_gets_its_message_twice(
 @pytest.mark.parametrize("setting", guarantees.UNCONFIRMED)
 def test_what_is_sent_into_a_network_that_drops_it_is_lost_until_that_is_noticed(a, path, setting):
     with FaultProxy(a.endpoint) as proxy, broadcasting(proxy, **arguments(setting, path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"m-0")
         a.until_has(b"m-0")
         proxy.forget()
         assert sender.broadcast(b"void").sent
         proxy.reset()  # how a firewall says at last that it knows of no such connection
         until(lambda: proxy.accepts == 2, "another connection")
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"m-1")
         a.until_has(b"m-1")
         assert a.lines == numbered(2)
@@ -202,7 +192,7 @@ def test_what_is_sent_into_a_network_that_drops_it_is_lost_until_that_is_noticed
 
 def test_what_is_sent_into_a_network_that_drops_it_is_sent_again_if_it_has_to_be_confirmed(a, path):
     with FaultProxy(a.endpoint) as proxy, broadcasting(proxy, **arguments("confirm", path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"m-0")
         proxy.forget()
         future = sender.broadcast_async(b"m-1")
@@ -338,7 +328,7 @@ def fill_disk(spool: SQLiteSpool) -> None:
 
 def test_with_a_full_disk_those_who_live_get_it_and_the_answer_names_those_who_do_not(a, b, path):
     with broadcasting(a, b, **arguments("SQLiteSpool", path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         kill(a)
         until(lambda: sum(link.state is LinkState.DEAD for link in sender.links()) == 1)
         sender.broadcast(b"m-0")
@@ -357,7 +347,7 @@ def test_with_a_full_disk_those_who_live_get_it_and_the_answer_names_those_who_d
 @pytest.mark.parametrize("setting", guarantees.AHEAD)
 def test_with_a_full_disk_write_ahead_refuses_and_sends_nothing(a, path, setting):
     with broadcasting(a, **arguments(setting, path)) as sender:
-        until_alive(sender)
+        all_alive(sender)
         sender.broadcast(b"m-0")
         fill_disk(sender._spool)
         with pytest.raises(SpoolError, match="full"):

@@ -39,24 +39,6 @@ NEVER = 1_000.0  # seconds: a back-off that no test lives to see the end of
 PATIENT = {"blacklist_initial": NEVER, "blacklist_max": NEVER}
 
 
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def c() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
 def state_of(broadcaster: Broadcaster, endpoint: Any) -> LinkState:
     wanted = str(getattr(endpoint, "endpoint", endpoint))
     (found,) = [link.state for link in broadcaster.links() if str(link.endpoint) == wanted]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import pytest
 
 from connpool import Broadcaster, MemorySpool, Spooled
 from connpool.delivery.link import Link
-from tests.helpers.sinks import GUARD, Sink, broadcasting, numbered
+from tests.helpers.sinks import GUARD, broadcasting, numbered
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -35,12 +33,6 @@ class Paced(MemorySpool):
         if wait is not None:
             wait()
         return found
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 def link_of(sender: Broadcaster) -> Link:

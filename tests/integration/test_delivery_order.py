@@ -22,6 +22,7 @@ from tests.helpers.sinks import (
     Sink,
     SinkProcess,
     acknowledged,
+    all_alive,
     broadcasting,
     by_sender,
     check_ascending,
@@ -37,25 +38,9 @@ NARROW = {"connector": narrow()}
 
 
 @pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
 def answering() -> Iterator[Sink]:
     with Sink(answers=True) as server:
         yield server
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 def check_per_sender(lines: list[bytes], senders: str, n: int) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, LinkEvent, LinkState, MemorySpool, SQLiteSpool
-from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, route_of
+from connpool import LinkEvent, LinkState, MemorySpool, SQLiteSpool
+from tests.helpers.sinks import GUARD, Diary, Sink, all_alive, broadcasting, numbered, route_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -24,10 +24,6 @@ def sinks() -> Iterator[dict[str, Sink]]:
 
 def route(sinks: dict[str, Sink], *members: str) -> str:
     return route_of(*(sinks.get(member, member) for member in members))
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 def down(sinks: dict[str, Sink]) -> None:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,6 @@ from tests.helpers.sinks import (
     refused,
 )
 from tests.helpers.switchboard import until
-
-
-@pytest.fixture
-def a() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
-
-
-@pytest.fixture
-def b() -> Iterator[Sink]:
-    with Sink() as server:
-        yield server
 
 
 @pytest.fixture

@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 
 from connpool import (
-    Broadcaster,
     ConnPoolError,
     LinkEvent,
-    LinkState,
     MemorySpool,
     NoEndpointError,
     SocketConnector,
@@ -28,6 +26,7 @@ from tests.helpers.sinks import (
     Diary,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     check_ascending,
     fill,
@@ -50,10 +49,6 @@ def trusting(certificates: Certificates, **options: Any) -> dict[str, Any]:
 
 def narrowly(certificates: Certificates) -> dict[str, Any]:
     return trusting(certificates, handshake=narrow().handshake)
-
-
-def all_alive(sender: Broadcaster) -> None:
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
 
 
 def test_messages_arrive_over_tls_from_many_threads(secure, certificates):

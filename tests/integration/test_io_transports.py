@@ -23,13 +23,8 @@ from connpool import (
 )
 from connpool.testing import Answer, Echo, NoHandshake, ScriptedServer, Send, StartTls
 from tests.helpers.certificates import Certificates
+from tests.helpers.clients import ask
 from tests.helpers.wire import answer_names_with, refused_port, taking
-
-
-def ask(conn: Connection, text: bytes = b"ping") -> bytes:
-    conn.sendall(text, timeout=5)
-    return conn.recv_exactly(len(text), timeout=5)
-
 
 # -- kinds
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
-import select
-import signal
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -25,37 +21,10 @@ from connpool import (
 from connpool.pool import core
 from connpool.testing import ScriptedServer
 from tests.helpers.certificates import Certificates
-from tests.helpers.forks import fork_quietly
+from tests.helpers.forks import in_child
 from tests.helpers.switchboard import Switchboard, until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-
-LIMIT = 10.0  # seconds a child may take
-
-
-def in_child(job: Callable[[], Any]) -> Any:
-    """Fork, do *job* in the child, and return its result; its failure is ours."""
-    ours, theirs = os.pipe()
-    pid = fork_quietly()
-    if pid == 0:
-        try:
-            result = (True, job())
-        except BaseException as error:
-            result = (False, f"{type(error).__name__}: {error}")
-        try:
-            os.write(theirs, pickle.dumps(result))
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as answer:
-        if not select.select([answer], [], [], LIMIT)[0]:
-            os.kill(pid, signal.SIGKILL)
-        data = answer.read()
-    os.waitpid(pid, 0)
-    assert data, f"the child hung for {LIMIT:g} s, or died"
-    is_good, value = pickle.loads(data)
-    assert is_good, value
-    return value
 
 
 def ask(conn: Connection, text: bytes = b"hello") -> bytes:

@@ -12,13 +12,14 @@ import pytest
 
 import connpool.delivery
 import connpool.wire.line
-from connpool import Broadcaster, LinkEvent, LinkState, NoEndpointError
+from connpool import Broadcaster, LinkEvent, NoEndpointError
 from tests.helpers.preemption import preempting
 from tests.helpers.sinks import (
     GUARD,
     Diary,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     by_sender,
     check_ascending,
@@ -41,7 +42,7 @@ MODULES = [
 
 def check_rest(sender: Broadcaster) -> None:
     """Check that nothing is held, begun or claimed any more, and that events and links agree."""
-    until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+    all_alive(sender)
     assert sender.flush(GUARD) == 0
     links = list(sender._office.roster.links.values())
     until(lambda: not any(link.is_tended for link in links), "the rest of all workers")
@@ -166,7 +167,7 @@ def test_routes_that_change_while_threads_send_and_give_way_lose_no_member(seed)
         Sink(answers=True) as c,
         broadcasting(a, b, confirm=acknowledged) as sender,
     ):
-        until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+        all_alive(sender)
         with preempting(*MODULES, chance=0.1, seed=seed):
             together(lambda: send("s"), lambda: send("t"), change, limit=30)
         sender.flush()

@@ -8,6 +8,7 @@ import gc
 import importlib
 import pkgutil
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -24,7 +25,9 @@ from connpool.pool import drops
 from connpool.pool.connection import HAS_GIL
 from connpool.pool.core import Books
 from connpool.pool.dialing import Dialler
+from connpool.pool.lending import Lender
 from connpool.pool.record import Record
+from connpool.wire.io import Stream
 from tests.helpers.interrupts import (
     Place,
     SignalStrike,
@@ -265,6 +268,33 @@ def test_an_interrupt_of_a_wait_for_a_close_is_that_interrupt(monkeypatch):
         works.until(lambda: works.n_open == 0)
     until(lambda: pool.stats().size == 0)
     assert_ended(pool, works)
+
+
+@needs_monitoring
+@pytest.mark.parametrize("is_refused", [False, True], ids=["bytes are left unread", "its reset says no"])
+def test_an_interrupt_of_a_return_has_nothing_lie_idle_that_is_not_to_be_lent(is_refused):
+    peers = []
+
+    def open_one() -> socket.socket:
+        ours, theirs = socket.socketpair()
+        peers.append(theirs)
+        return ours
+
+    reset = (lambda raw: False) if is_refused else None
+    pool = ConnectionPool.of(open_one, reset=reset, max_size=1, reap_interval=None, dial_in_caller=True)
+    for strike in at_every_bytecode(Lender, Dialler.reset, Record, Stream.is_clean, kind=SignalStrike):
+        conn = pool.try_connect(timeout=5)
+        if not is_refused:
+            conn._record.stream.rest = b"for nobody else"
+        with strike:
+            conn.release()
+        strike._raised = None
+        del conn
+        gc.collect(0)
+        pool.sweep()
+        assert pool.stats().size == 0, strike
+        peers.pop().close()
+    pool.close()
 
 
 @pytest.mark.parametrize("prompt", [True, False])

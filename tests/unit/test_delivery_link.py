@@ -334,7 +334,7 @@ def test_who_was_interrupted_while_it_waited_for_its_turn_holds_up_nobody_though
     link = link_over(Wire())
     strand = link.strand
     assert link.try_hold(Claim()) is strand
-    monkeypatch.setattr("connpool.delivery.link._wait", interrupted)
+    monkeypatch.setattr("connpool.delivery.link.wait", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         link.hold(Claim())
     monkeypatch.undo()

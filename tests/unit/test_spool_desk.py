@@ -406,7 +406,7 @@ def test_who_waits_looks_for_itself_ever_less_often_and_at_last_every_second(mon
         job.is_done = len(waits) == 6
         return False
 
-    monkeypatch.setattr(desks, "_wait", wait)
+    monkeypatch.setattr(desks, "wait", wait)
     keeps = Sitter(desk, 1, is_done=False)
     assert keeps.call.has_file()
     assert desk._wait(Call(desk, job), job, None)
@@ -423,7 +423,7 @@ def test_who_comes_and_waits_for_those_who_were_served_soon_looks_for_itself(mon
         desk._leave_until = clock.now()
         return False
 
-    monkeypatch.setattr(desks, "_wait", wait)
+    monkeypatch.setattr(desks, "wait", wait)
     stuck = Sitter(desk, 1)
     desk._leave_until = clock.now() + 60
     assert desk._wait(Call(desk, job), job, None)

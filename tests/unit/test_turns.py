@@ -28,7 +28,7 @@ def test_who_is_interrupted_while_it_waits_holds_up_nobody_though_its_error_is_k
     turns = Turns()
     first = turns.take(None)
     with monkeypatch.context() as patch:
-        patch.setattr(connpool.pool.turns, "_wait", strike)
+        patch.setattr(connpool.pool.turns, "wait", strike)
         with pytest.raises(KeyboardInterrupt) as caught:
             turns.take(None)
     first.end()

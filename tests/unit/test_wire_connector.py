@@ -29,9 +29,7 @@ class OnlyOpens:
 
 
 def test_everything_but_open_is_filled_in() -> None:
-    plain = OnlyOpens()
-    full = adapt(plain)
-    assert full.connector is plain
+    full = adapt(OnlyOpens())
     assert full.open(HERE, 1.0, None) == (HERE, 1.0, None)
     assert full.is_usable(object())
     full.close(object())
