@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from io import UnsupportedOperation
 from typing import Any, TypeVar
 
 from connpool.errors import (
@@ -237,6 +238,11 @@ class Control:
 
 def _descriptor(raw: Any) -> int | None:
     """The descriptor of *raw*, -1 if it is closed, None if it has none."""
-    fileno = getattr(raw, "fileno", None)
-    number = fileno() if callable(fileno) else None
+    try:
+        fileno = getattr(raw, "fileno", None)
+        number = fileno() if callable(fileno) else None
+    except UnsupportedOperation:
+        return None
+    except Exception:  # noqa: BLE001 - foreign code: so database drivers say that it is closed
+        return -1
     return number if isinstance(number, int) else None

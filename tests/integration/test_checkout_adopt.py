@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 
@@ -211,6 +212,46 @@ def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket])
             pool.add_connection(mine)
         assert pool.stats().size == 0
         peer.close()
+
+
+class Driver:
+    """A connection of a database driver, whose descriptor nobody may ask for once it is closed."""
+
+    def __init__(self) -> None:
+        self._ends = socket.socketpair()
+        self._is_open = True
+
+    def fileno(self) -> int:
+        if not self._is_open:
+            raise RuntimeError("the connection is closed")
+        return self._ends[0].fileno()
+
+    def close(self) -> None:
+        self._is_open = False
+        for end in self._ends:
+            end.close()
+
+
+def test_what_is_closed_and_says_so_by_an_error_is_not_added_and_keeps_nobody_out() -> None:
+    with ConnectionPool.of(Driver, max_size=3) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            conn.raw.close()
+            other = Driver()
+            pool.add_connection(other)
+        assert pool.take() is not None
+        assert pool.stats().size == 1
+        other.close()
+        with pytest.raises(UsageError, match="is closed already"):
+            pool.add_connection(other)
+
+
+def test_what_has_no_descriptor_is_added() -> None:
+    raw = io.BytesIO()
+    with ConnectionPool() as pool:
+        pool.add_connection(raw)
+        with pytest.raises(UsageError, match="is in it already"):
+            pool.add_connection(raw)
+        assert pool.take() is raw
 
 
 def test_what_is_no_transport_is_not_added(pair: tuple[socket.socket, socket.socket]) -> None:
