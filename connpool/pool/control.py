@@ -231,7 +231,12 @@ class Control:
             self._lender.take_back(key)
             raise
         with self._lock:
-            host.idle.append(key)
+            now = self._lender.now()
+            reason = self._lender.fate_locked(key.record, now)  # the pool may be another since then
+            if reason is None:
+                host.idle.append(key)
+            else:
+                books.doom(key, reason, todo)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)
 

@@ -123,7 +123,7 @@ class Lender(Desk):
             return
         with self._lock:
             now = self.now()
-            service, reason = self.service, self._fate_locked(record, now)
+            service, reason = self.service, self.fate_locked(record, now)
             held, pace = (now if at is None else at) - record.since, self.books.pace
             is_brisk = held < pace.brief
             if held > LONG and self.books.queue:
@@ -154,7 +154,7 @@ class Lender(Desk):
             wink(self.pool)
         self.nudge()
 
-    def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
+    def fate_locked(self, record: Record, now: float) -> CloseReason | None:
         """Why a connection that is on nobody's hands must be closed; None: it is kept."""
         books = self.books
         if now < record.expires_at and not books.is_strict:
@@ -270,7 +270,7 @@ class Lender(Desk):
     def _keep_locked(self, dial: Dial, waiter: Waiter | None, now: float, todo: Todo) -> None:
         """What was opened, or found in order, goes to who waited for it, or lies idle."""
         record = dial.key.record
-        reason = self._fate_locked(record, now)
+        reason = self.fate_locked(record, now)
         if dial.is_look and dial.number == 0:
             record.noted().looked_at = now  # and it has been idle all the time
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -12,8 +13,10 @@ from connpool import (
     CheckoutTimeoutError,
     CloseReason,
     ConnectionInfo,
+    ConnectionOpened,
     ConnectionPool,
     ConnState,
+    Endpoint,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
@@ -21,7 +24,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock, ScriptedServer
-from tests.helpers.switchboard import Switchboard
+from tests.helpers.switchboard import Line, Switchboard
 from tests.helpers.wire import taking
 
 
@@ -123,6 +126,23 @@ def test_an_interrupt_while_take_looks_loses_no_place_though_it_is_kept() -> Non
             pool.take()
         pool.try_connect(timeout=0.5).release()
         assert caught.value
+
+
+@pytest.mark.parametrize("way", ["take", "try_connect"])
+def test_what_is_cleared_while_where_is_asked_is_closed_if_that_says_no(way: str) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, max_size=1, reap_interval=None) as pool:
+        pool.try_connect(timeout=5).release()
+
+        def turn_down(info: ConnectionInfo) -> bool:
+            if info.uses:
+                pool.clear()
+            return not info.uses
+
+        found = getattr(pool, way)(Request(where=turn_down, timeout=5))
+        assert (found is None) is (way == "take")
+        assert not board.lines[0].is_open
+        assert pool.stats().closed == {CloseReason.STALE: 1}
 
 
 def test_what_take_passes_over_stays_in_its_order() -> None:
@@ -252,6 +272,28 @@ def test_what_has_no_descriptor_is_added() -> None:
         with pytest.raises(UsageError, match="is in it already"):
             pool.add_connection(raw)
         assert pool.take() is raw
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda pool: pool.clear(), CloseReason.STALE),
+        (lambda pool: setattr(pool, "route", "b:1"), CloseReason.STALE),
+        (lambda pool: pool.resize(1), CloseReason.SURPLUS),
+        (lambda pool: pool.configure(max_per_endpoint=1), CloseReason.SURPLUS),
+    ],
+)
+def test_what_is_added_while_the_pool_is_changed_is_closed(
+    change: Callable[[ConnectionPool], object], reason: CloseReason
+) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, reap_interval=None) as pool, pool.try_connect(timeout=5):
+        pool.listen(lambda event: change(pool), ConnectionOpened)
+        line = Line(Endpoint("a", 1))
+        pool.add_connection(line, "a:1")
+        assert not line.is_open
+        assert (pool.stats().idle, pool.stats().size) == (0, 1)
+        assert pool.stats().closed == {reason: 1}
 
 
 def test_what_is_no_transport_is_not_added(pair: tuple[socket.socket, socket.socket]) -> None:
