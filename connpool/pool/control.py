@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from io import UnsupportedOperation
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
 from connpool.pool.observed import observe
-from connpool.pool.record import Phase
+from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.room import evict_from_crowd, evict_surplus
 from connpool.pool.stock import Stock
 from connpool.pool.unwinding import keeping_no_key
@@ -108,9 +108,9 @@ class Control:
             self._lender.condemn_locked(records, CloseReason.STALE)
             for host in hosts:
                 self._books.drain_idle(host, CloseReason.STALE, todo)
-            cut = [record for record in records if record.phase is Phase.OPENING]
+            cut = in_phase(records, Phase.OPENING)
             if interrupt:
-                cut += [record for record in records if record.phase is Phase.OPEN]
+                cut += in_phase(records, Phase.OPEN)
             self._lender.service.serve(self._lender.now(), todo)
         try:
             self._lender.flush()  # before its consequences are heard of
@@ -179,9 +179,7 @@ class Control:
     @keeping_no_key
     def unblacklist(self, endpoint: Endpoint) -> None:
         with self._lock:
-            for host in self._known_locked(endpoint):
-                if not host.is_up():
-                    host.lift(self._lender.now())
+            _lift(self._known_locked(endpoint), self._lender.now())
             for waiter in self._books.queue:
                 waiter.may_retry([endpoint])
         self._lender.serve()
@@ -213,9 +211,8 @@ class Control:
             number = _descriptor(raw)
             if number == -1:
                 raise UsageError(f"pool {self._name!r}: {raw!r} is closed already", pool=self._name)
-            for record in books.records():
-                if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
-                    raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
+            if _is_among(books.records(), raw, number):
+                raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
             host = books.fleet.adopting_host(endpoint, now)
             most = books.config.max_per_endpoint
             if books.fleet.is_full or (most is not None and len(host.records) >= most):
@@ -239,6 +236,20 @@ class Control:
                 books.doom(key, reason, todo)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)
+
+
+def _lift(hosts: list[Host], now: float) -> None:
+    for host in hosts:
+        if not host.is_up():
+            host.lift(now)
+
+
+def _is_among(records: Iterable[Record], raw: Any, number: int | None) -> bool:
+    """Whether one of *records* has *raw*, or another object of the same descriptor."""
+    for record in records:
+        if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
+            return True
+    return False
 
 
 def _descriptor(raw: Any) -> int | None:

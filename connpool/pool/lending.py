@@ -200,8 +200,7 @@ class Lender(Desk):
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             notes = record.noted()
             notes.peer = name or ""
-            others = [other.notes.peer for other in host.records if other.notes is not None]
-            if any(peer not in (None, notes.peer) for peer in others):  # who asks could get either
+            if _others_differ(host, notes.peer):  # who asks could get either
                 record.condemn(CloseReason.DIRTY)
                 return
             host.records.add(record)
@@ -313,3 +312,9 @@ class Lender(Desk):
         underway = record.host.opening.get(record) or record.host.hung.get(record)
         if underway is not None:
             underway.cancel.set()
+
+
+def _others_differ(host: Host, peer: str) -> bool:
+    """Whether others went to *host* under another name than *peer*."""
+    others = [other.notes.peer for other in host.records if other.notes is not None]
+    return any(name not in (None, peer) for name in others)
