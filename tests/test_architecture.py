@@ -55,10 +55,8 @@ def test_the_time_and_the_wire_have_one_owner_each(module: str, path: Path) -> N
     assert list(architecture.broken_monopolies(module, parse(path))) == []
 
 
-@pytest.mark.parametrize(
-    "path", sorted((architecture.PACKAGE / "pool").glob("*.py")), ids=lambda path: path.stem
-)
-def test_no_interrupt_leaves_a_pools_lock_held(path: Path) -> None:
+@MODULES
+def test_no_interrupt_leaves_a_lock_held(module: str, path: Path) -> None:
     assert list(architecture.unguarded_jumps(path.read_text())) == []
 
 
