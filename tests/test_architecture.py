@@ -56,6 +56,11 @@ def test_the_time_and_the_wire_have_one_owner_each(module: str, path: Path) -> N
 
 
 @MODULES
+def test_no_interrupt_leaves_a_lock_held(module: str, path: Path) -> None:
+    assert list(architecture.unguarded_jumps(path.read_text())) == []
+
+
+@MODULES
 def test_nothing_slow_or_foreign_runs_under_a_lock(module: str, path: Path) -> None:
     assert list(architecture.lock_offences(parse(path))) == []
 

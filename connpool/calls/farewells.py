@@ -60,7 +60,9 @@ def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
     stubs: list[Stub] = []
     try:
         with switch._lock:
-            taken = [line for line in lines if line.leaving is not None]  # its call is still to have its time
+            taken = tuple(
+                line for line in lines if line.leaving is not None
+            )  # its call is still to have its time
             _say_farewell(switch, lines, stubs, is_polite=True)
             numbers = switch.ledger.numbers
             stubs += [Stub(switch, Ticket(each.home(), None, next(numbers), each)) for each in taken]
@@ -95,10 +97,14 @@ def _think_better(switch: Switch, stubs: list[Stub]) -> None:
     """What the caller has not got stays in the pool, or is closed if it has left it."""
     with switch._lock:
         for stub in stubs:
-            if stub.ticket is not None:
-                withdraw(switch.ledger, stub.ticket, switch.clock.now())
-                stub.ticket = None
+            _tear_up(switch, stub)
     switch.carry_out()
+
+
+def _tear_up(switch: Switch, stub: Stub) -> None:
+    if stub.ticket is not None:
+        withdraw(switch.ledger, stub.ticket, switch.clock.now())
+        stub.ticket = None
 
 
 def _await_key(switch: Switch, ticket: Ticket, deadline: float | None) -> None:

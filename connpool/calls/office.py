@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 from connpool.calls.changes import Change, check
 from connpool.calls.channel import Channel, methods_of, rest_of
 from connpool.calls.farewells import drain, take_out
+from connpool.calls.ledger import Ledger
 from connpool.calls.line import Key, Line, Phase
 from connpool.calls.queueing import Where
 from connpool.calls.recovery import recover
+from connpool.calls.resource import Resource
 from connpool.calls.snapshots import describe, describe_all
 from connpool.calls.switch import Switch
 from connpool.errors import ConfigError, UnknownChannelError, UsageError
@@ -129,8 +131,8 @@ class Office:
         self._switch.check_outside()
         with self._lock:
             now = self._clock.now()
-            lines = [x for x in self.known(name) if x.phase is not Phase.OPEN or x.is_live(now)]
-            infos = describe_all(lines, now)
+            lines = tuple(x for x in self.known(name) if x.phase is not Phase.OPEN or x.is_live(now))
+            infos = describe_all(list(lines), now)
         return infos  # noqa: RET504 - no signal is looked for between a store and the end of a locked section
 
     def resources(self) -> list[Hashable]:
@@ -138,7 +140,7 @@ class Office:
         with self._lock:
             now = self._clock.now()
             found = self._ledger.resources.values()
-            return [each.name for each in found if any(line.is_live(now) for line in each.members.values())]
+            return list(_names_of_live(found, now))
 
     def known(self, name: Hashable) -> list[Line]:
         require_hashable("resource", name)
@@ -171,8 +173,8 @@ class Office:
         deadline = self.deadline(timeout)
         wanted = {info.id for info in self.describe_all(name) if where is None or where(info)}
         with self._lock:
-            lines = [line for line in self.known(name) if line.id in wanted]
-        return take_out(self._switch, lines, deadline, is_polite=False)
+            lines = tuple(line for line in self.known(name) if line.id in wanted)
+        return take_out(self._switch, list(lines), deadline, is_polite=False)
 
     # -- changing
 
@@ -204,7 +206,7 @@ class Office:
 
         def stop() -> None:
             with self._lock:
-                while calls:  # once: who calls us again finds none
+                if calls:  # who calls us again finds none
                     self._switch.listeners.remove(calls.pop(), kinds)
                     self._attend_locked()
 
@@ -226,21 +228,16 @@ class Office:
         ledger = self._ledger
         with self._lock:
             ledger.state = PoolState.CLOSED
-            lines = [line for line in ledger.lines.values() if line.phase is Phase.OPEN]
+            lines = tuple(line for line in ledger.lines.values() if line.phase is Phase.OPEN)
         if deadline is not None:
-            drain(self._switch, lines, deadline)
+            drain(self._switch, list(lines), deadline)
         with self._lock:
             now = self._clock.now()
             recover(ledger, now)
             ledger.fail_all()
             for line in list(ledger.down):
                 ledger.part(line)
-            running = []
-            for line in list(ledger.lines.values()):
-                if line.phase is Phase.OPEN:
-                    ledger.condemn(line, CloseReason.POOL_CLOSED, now)
-                    if line.phase is Phase.OPEN:
-                        running.append(line)
+            running = _condemn_all(ledger, now)
         if deadline is not None:
             for line in running:
                 self._switch.workers.cut_off(line)
@@ -252,3 +249,20 @@ class Office:
         self._switch.check_outside()
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return None if timeout is None else self._clock.now() + timeout
+
+
+def _names_of_live(resources: Iterable[Resource], now: float) -> Iterator[Hashable]:
+    for each in resources:
+        if any(line.is_live(now) for line in each.members.values()):
+            yield each.name
+
+
+def _condemn_all(ledger: Ledger, now: float) -> list[Line]:
+    """Let all that is open be closed. Returns what a call is still running on."""
+    running = []
+    for line in list(ledger.lines.values()):
+        if line.phase is Phase.OPEN:
+            ledger.condemn(line, CloseReason.POOL_CLOSED, now)
+            if line.phase is Phase.OPEN:
+                running.append(line)
+    return running

@@ -81,8 +81,8 @@ class Keeping:
         office.refresh()
         office.kick_all()
         with office._lock:
-            retries = [link.retry_at for link in office.roster.links.values() if not link.is_tended]
-            due = [at for at in retries if at is not None]
+            retries = tuple(link.retry_at for link in office.roster.links.values() if not link.is_tended)
+            due = tuple(at for at in retries if at is not None)
             at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
             office.settled.notify_all()  # who was torn away may have told nobody that all is sent
         kept = office.kept
@@ -146,7 +146,7 @@ class Keeping:
             return
         message = bytes_of(heartbeat[1]() if callable(heartbeat[1]) else heartbeat[1])
         with office._lock:
-            links = [link for link in office.roster.links.values() if link.state is LinkState.ALIVE]
+            links = tuple(link for link in office.roster.links.values() if link.state is LinkState.ALIVE)
         for link in links:
             self._writing.write_once(link, message)
 
@@ -161,7 +161,7 @@ class Keeping:
                 pool=office.name,
             )
         with office._lock:
-            dead = [link for link in office.roster.links.values() if link.state is not LinkState.ALIVE]
+            dead = tuple(link for link in office.roster.links.values() if link.state is not LinkState.ALIVE)
         for link in dead:
             office.want(link)
         office.kick_all()

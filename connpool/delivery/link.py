@@ -243,9 +243,9 @@ class Link:
         if self.is_inside():  # that sender only pauses
             return None
         with self.writing:
-            for position, claim in list(self.own.items()):
-                if claim.is_given_up:
-                    del self.own[position]
+            own = list(self.own.items())
+            for position in tuple(position for position, claim in own if claim.is_given_up):
+                del self.own[position]
             if any(claim.is_given_up for claim in self.done.values()):
                 self.is_flushing = True  # a worker clears it up
             strand = self.strand

@@ -152,11 +152,8 @@ class MemorySpool:
         self._require_outside()
         with self._lock:
             self._require_open()
-            return {
-                name: SpoolCount(backlog.messages, backlog.bytes, backlog.dropped)
-                for name, backlog in self._queues.items()
-                if backlog.messages or backlog.dropped
-            }
+            known = tuple(item for item in self._queues.items() if item[1].messages or item[1].dropped)
+            return {name: SpoolCount(each.messages, each.bytes, each.dropped) for name, each in known}
 
     def adopt(self) -> Mapping[str, int]:
         """Nothing: nobody else has been here. What has grown too old is dropped."""

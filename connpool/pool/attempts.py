@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable
 
 from connpool.errors import ConnectError, ConnectTimeoutError
+from connpool.model.states import CloseReason
 from connpool.pool.backoff import pause_after
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
@@ -135,6 +136,13 @@ class Attempts:
             books.publish(now)
         return is_news
 
+    def asker_of(self, dial: Dial) -> Waiter | None:
+        """Who waits, and had *dial* begun."""
+        for waiter in self._queue:
+            if waiter.number == dial.number and waiter.is_waiting():
+                return waiter
+        return None
+
     def attempt_is_over(self, record: Record) -> Waiter | None:
         """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
         for waiter in self._queue:
@@ -146,7 +154,9 @@ class Attempts:
         return None
 
     def eviction_is_over(self, record: Record) -> None:
-        """*record* was closed to make room: who may not wait for more leaves, unless there is room now."""
+        """*record* is closed. If that was to make room, who may not wait for more leaves, unless there is."""
+        if record.fate is not CloseReason.EVICTED:
+            return
         for waiter in self._queue:
             if waiter.eviction is record and not waiter.may_wait:
                 waiter.wake()

@@ -109,7 +109,11 @@ class Checkout(Fitting):
                 key = None
         except BaseException:
             key = conn = None  # an interrupt may have struck with it in our hands: its finaliser sees to it
-            self._leave()
+            try:
+                self._leave()
+            except BaseException:  # Ctrl-C twice: nobody else would do it
+                self._leave()
+                raise
             raise
 
     # -- an idle one in hand

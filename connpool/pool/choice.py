@@ -34,13 +34,30 @@ def _may_serve(books: Books, host: Host, waiter: Waiter, now: float) -> bool:
 
 
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
-    """Who waits for an endpoint to come back may see it dialled more than once."""
-    if now < waiter.again_at:
+    """Who waits for an endpoint to come back may see it dialled more than once, but first all others."""
+    if now < waiter.again_at or not waiter.tried:
         return
     hosts = books.fleet.hosts
-    due = [e for e in waiter.tried if e not in hosts or hosts[e].is_up() or hosts[e].is_due(now)]
+    due = [e for e in waiter.tried if e not in hosts or hosts[e].is_up()]
+    if waiter.may_wait and not _has_others_to_try(books, waiter, now):
+        due += [e for e in waiter.tried if e in hosts and hosts[e].is_due(now)]
     if due:
         waiter.may_retry(due)
+
+
+def _has_others_to_try(books: Books, waiter: Waiter, now: float) -> bool:
+    """Whether there is a host that *waiter* has not tried, and may, be it when its patience is at an end."""
+    if waiter.attempt is not None and now < waiter.patience_at:
+        return True
+    out = waiter.tried.keys() | waiter.dialled
+    return any(
+        host.endpoint not in out
+        and books.has_place(host, now)
+        and not any(record in host.opening for record in waiter.attempts)
+        for group in books.fleet.groups
+        for host in group
+        if waiter.pinned is None
+    )
 
 
 def pop_idle(waiter: Waiter, host: Host, *, only_new: bool) -> Key | None:

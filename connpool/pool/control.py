@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from io import UnsupportedOperation
 from typing import Any, TypeVar
 
 from connpool.errors import (
@@ -24,7 +25,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.listeners import Handler
 from connpool.pool.loan_events import LOAN_EVENTS
 from connpool.pool.observed import observe
-from connpool.pool.record import Phase
+from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.room import evict_from_crowd, evict_surplus
 from connpool.pool.stock import Stock
 from connpool.pool.unwinding import keeping_no_key
@@ -107,9 +108,9 @@ class Control:
             self._lender.condemn_locked(records, CloseReason.STALE)
             for host in hosts:
                 self._books.drain_idle(host, CloseReason.STALE, todo)
-            cut = [record for record in records if record.phase is Phase.OPENING]
+            cut = in_phase(records, Phase.OPENING)
             if interrupt:
-                cut += [record for record in records if record.phase is Phase.OPEN]
+                cut += in_phase(records, Phase.OPEN)
             self._lender.service.serve(self._lender.now(), todo)
         try:
             self._lender.flush()  # before its consequences are heard of
@@ -178,9 +179,7 @@ class Control:
     @keeping_no_key
     def unblacklist(self, endpoint: Endpoint) -> None:
         with self._lock:
-            for host in self._known_locked(endpoint):
-                if not host.is_up():
-                    host.lift(self._lender.now())
+            _lift(self._known_locked(endpoint), self._lender.now())
             for waiter in self._books.queue:
                 waiter.may_retry([endpoint])
         self._lender.serve()
@@ -212,9 +211,8 @@ class Control:
             number = _descriptor(raw)
             if number == -1:
                 raise UsageError(f"pool {self._name!r}: {raw!r} is closed already", pool=self._name)
-            for record in books.records():
-                if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
-                    raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
+            if _is_among(books.records(), raw, number):
+                raise UsageError(f"pool {self._name!r}: {raw!r} is in it already", pool=self._name)
             host = books.fleet.adopting_host(endpoint, now)
             if books.fleet.is_full or books.is_at_limit(host):
                 raise PoolExhaustedError(
@@ -229,13 +227,37 @@ class Control:
             self._lender.take_back(key)
             raise
         with self._lock:
-            host.idle.append(key)
+            now = self._lender.now()
+            reason = self._lender.fate_locked(key.record, now)  # the pool may be another since then
+            if reason is None:
+                host.idle.append(key)
+            else:
+                books.doom(key, reason, todo)
             self._lender.service.serve(now, todo)
         self._lender.carry_out(todo)
 
 
+def _lift(hosts: list[Host], now: float) -> None:
+    for host in hosts:
+        if not host.is_up():
+            host.lift(now)
+
+
+def _is_among(records: Iterable[Record], raw: Any, number: int | None) -> bool:
+    """Whether one of *records* has *raw*, or another object of the same descriptor."""
+    for record in records:
+        if record.raw is raw or (number is not None and _descriptor(record.raw) == number):
+            return True
+    return False
+
+
 def _descriptor(raw: Any) -> int | None:
     """The descriptor of *raw*, -1 if it is closed, None if it has none."""
-    fileno = getattr(raw, "fileno", None)
-    number = fileno() if callable(fileno) else None
+    try:
+        fileno = getattr(raw, "fileno", None)
+        number = fileno() if callable(fileno) else None
+    except UnsupportedOperation:
+        return None
+    except Exception:  # noqa: BLE001 - foreign code: so database drivers say that it is closed
+        return -1
     return number if isinstance(number, int) else None

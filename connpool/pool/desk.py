@@ -140,11 +140,11 @@ class Desk:
     def _send_on_errand(self, dial: Dial, todo: Todo) -> None:
         """No thread can be had for *dial*: the waiter it was begun for runs it on its own, or nobody."""
         with self._lock:
-            for waiter in self.books.queue:
-                if waiter.number == dial.number and waiter.is_waiting():
-                    waiter.errands += (dial,)
-                    waiter.wake()
-                    return
+            waiter = self.service.asker_of(dial)
+            if waiter is not None:
+                waiter.errands += (dial,)
+                waiter.wake()
+                return
             self.service.call_off(dial)
             self.service.serve(self.now(), todo)
             if dial.replaces is not None:
@@ -165,8 +165,7 @@ class Desk:
         with self._lock:
             for key in keys:
                 self.books.forget(key.record)
-                if key.record.fate is CloseReason.EVICTED:
-                    self.service.eviction_is_over(key.record)
+                self.service.eviction_is_over(key.record)
             self.service.serve(self.now(), todo)
         _strike(blows)
 

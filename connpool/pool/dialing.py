@@ -219,25 +219,36 @@ class Dialler:
             finally:
                 del blows  # their tracebacks lead back here
         pending = deque(keys)
-        while pending:
-            left = len(pending)
-            done = real.shut_gate()  # an Event may turn Ctrl-C into a RuntimeError
-            if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
-                self._close_apart(pending, done)
-            if apart:
-                break
-            while not real.wait(done, CLOSE_GRACE) and len(pending) < left:
-                left = len(pending)  # it is getting on
+        if pending and not apart:
+            self._begin_closes(pending)
+        if pending and not self._spawn(f"connpool-close-{self._name}", self._close_in_turn, pending):
+            self._close_in_turn(pending)
         return [], None
 
-    def _close_apart(self, pending: deque[Key], done: real.Gate) -> None:
+    def _close_in_turn(self, pending: deque[Key]) -> None:
+        """Close all of *pending*: while one hangs another thread goes on with the others."""
+        while len(pending) > 1:
+            self._begin_closes(pending)
+        self._close_apart(pending)
+
+    def _begin_closes(self, pending: deque[Key]) -> None:
+        """Have *pending* closed on a thread. Returns when they are, or when one of them takes long."""
+        left = len(pending)
+        done = real.shut_gate()  # an Event may turn Ctrl-C into a RuntimeError
+        if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
+            self._close_apart(pending, done)
+        while not real.wait(done, CLOSE_GRACE) and len(pending) < left:
+            left = len(pending)  # it is getting on
+
+    def _close_apart(self, pending: deque[Key], done: real.Gate | None = None) -> None:
         try:
             while pending:
                 self._close_one(pending.popleft())
         except IndexError:  # another thread took the last one
             pass
         finally:
-            done.release()
+            if done is not None:
+                done.release()
 
     def _close_one(self, key: Key) -> None:
         """Close and report it; what interrupts that (a listener's SystemExit) ends nobody's thread."""

@@ -13,7 +13,7 @@ from connpool.model.states import POOL_MOVES, CloseReason, PoolState
 from connpool.pool.census import inherit
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
-from connpool.pool.record import Phase
+from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.snapshots import idle_ones
 from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import DIRECTIONS, SHUT_RDWR
@@ -87,10 +87,7 @@ class Doors:
             if self._books.state is not PoolState.SHUT_DOWN:
                 self._go_locked(PoolState.SHUT_DOWN)
             self._lender.service.fail_all(PoolClosedError(why, pool=self._name))
-            idle = idle_ones(self._books)
-            busy = [
-                r for r in self._books.records() if r.phase in (Phase.OPEN, Phase.OPENING) and r not in idle
-            ]
+            busy = self._busy_ones_locked()
             self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
         for record in busy:
             self._lender.interrupt(record, how, why)
@@ -119,7 +116,7 @@ class Doors:
                 self._lender.sleep_on()
                 error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
                 self._lender.service.fail_all(error)
-            opening = [r for r in self._books.records() if r.phase is Phase.OPENING]
+            opening = in_phase(self._books.records(), Phase.OPENING)
             self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
             self._lender.service.serve(self._lender.now(), todo)
         for record in opening:
@@ -162,9 +159,15 @@ class Doors:
 
     def _interrupt_loans(self) -> None:
         with self._lock:
-            lent = [record for record in self._books.records() if record.phase is Phase.OPEN]
+            lent = in_phase(self._books.records(), Phase.OPEN)
         for record in lent:
             self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+
+    def _busy_ones_locked(self) -> list[Record]:
+        """What is lent, looked at, or being opened."""
+        idle = idle_ones(self._books)
+        busy = in_phase(self._books.records(), Phase.OPEN, Phase.OPENING)
+        return [record for record in busy if record not in idle]
 
     def _go_locked(self, to: PoolState) -> None:
         if to not in POOL_MOVES[self._books.state]:

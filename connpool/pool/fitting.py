@@ -120,5 +120,8 @@ class Fitting:
 
     def _put_back(self, key: Key) -> None:
         """As it was: nobody used it."""
+        if key.record.fate is not None:  # cleared while the filter was asked
+            self._lender.take_back(key)
+            return
         key.record.host.idle.append(key)
         self._lender.serve()

@@ -114,7 +114,7 @@ class Lender(Desk):
             return
         with self._lock:
             now = self.now()
-            service, reason = self.service, self._fate_locked(record, now)
+            service, reason = self.service, self.fate_locked(record, now)
             held, pace = (now if at is None else at) - record.since, self.books.pace
             is_brisk = held < pace.brief
             if held > LONG and self.books.queue:
@@ -145,7 +145,7 @@ class Lender(Desk):
             wink(self.pool)
         self.nudge()
 
-    def _fate_locked(self, record: Record, now: float) -> CloseReason | None:
+    def fate_locked(self, record: Record, now: float) -> CloseReason | None:
         """Why a connection that is on nobody's hands must be closed; None: it is kept."""
         books = self.books
         if now < record.expires_at and not books.is_strict:
@@ -191,8 +191,7 @@ class Lender(Desk):
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             notes = record.noted()
             notes.peer = name or ""
-            others = [other.notes.peer for other in host.records if other.notes is not None]
-            if any(peer not in (None, notes.peer) for peer in others):  # who asks could get either
+            if _others_differ(host, notes.peer):  # who asks could get either
                 record.condemn(CloseReason.DIRTY)
                 return
             host.records.add(record)
@@ -261,7 +260,7 @@ class Lender(Desk):
     def _keep_locked(self, dial: Dial, waiter: Waiter | None, now: float, todo: Todo) -> None:
         """What was opened, or found in order, goes to who waited for it, or lies idle."""
         record = dial.key.record
-        reason = self._fate_locked(record, now)
+        reason = self.fate_locked(record, now)
         if dial.is_look and dial.number == 0:
             record.noted().looked_at = now  # and it has been idle all the time
         else:
@@ -304,3 +303,9 @@ class Lender(Desk):
         underway = record.host.opening.get(record) or record.host.hung.get(record)
         if underway is not None:
             underway.cancel.set()
+
+
+def _others_differ(host: Host, peer: str) -> bool:
+    """Whether others went to *host* under another name than *peer*."""
+    others = [other.notes.peer for other in host.records if other.notes is not None]
+    return any(name not in (None, peer) for name in others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from connpool.errors import UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
     from connpool.pool.sharing import Hold
 
-__all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record", "Tenure"]
+__all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record", "Tenure", "in_phase"]
 
 #: One loan: since when, by the thread of which number (or name, if it may end), taken where, if that is kept.
 Tenure: TypeAlias = tuple[float, int | str, Origin | None]
@@ -238,3 +238,8 @@ class Key:
         record = getattr(self, "record", None)  # None: interrupted before it was anybody's
         if record is not None and record.phase is not CLOSED:
             record.pool._key_dropped(record)
+
+
+def in_phase(records: Iterable[Record], *phases: Phase) -> list[Record]:
+    """Those of *records* that are in one of *phases*."""
+    return [record for record in records if record.phase in phases]

@@ -123,7 +123,10 @@ class Stock:
             return None
         finally:
             for key in reversed(aside):
-                key.record.host.idle.append(key)
+                if key.record.fate is None:
+                    key.record.host.idle.append(key)
+                else:  # cleared while the filter was asked
+                    self._lender.take_back(key)
             if aside:
                 self._lender.serve()
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dis
 import socket
 import ssl
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
@@ -188,6 +190,35 @@ def lock_offences(tree: ast.Module) -> Iterator[str]:
                     yield f"{where} calls {name} without the lock"
                 if is_locked and name in SLOW and not _is_harmless(node):
                     yield f"{where} calls {ast.unparse(node.func)} under the lock"
+
+
+def unguarded_jumps(source: str) -> Iterator[str]:
+    """Rounds of loops in locked sections, and conditions of comprehensions, whose interrupt would not unlock.
+
+    The compiler of Python 3.12 and 3.13 leaves a conditional jump backwards out of ``with``, and there
+    signals are looked for. In a function of its own such a loop does no harm.
+    """
+    locked = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.With) and _takes_lock(node)
+        for line in range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
+    }
+    for code in _codes(compile(source, "module", "exec")):
+        guarded = [range(entry.start, entry.end) for entry in dis.Bytecode(code).exception_entries]
+        for jump in dis.get_instructions(code):
+            line = jump.positions.lineno if jump.positions else None
+            is_free = not any(jump.offset in offsets for offsets in guarded)
+            if jump.opname == "JUMP_BACKWARD" and is_free and line in locked:
+                yield f"line {line}: {code.co_qualname} goes round a loop"
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Functions, without the comprehensions of theirs that have code of their own."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType) and not const.co_name.startswith("<"):
+            yield from _codes(const)
 
 
 def _with_lock(node: ast.AST, is_locked: bool) -> Iterator[tuple[ast.AST, bool]]:

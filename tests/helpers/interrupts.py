@@ -138,7 +138,7 @@ def signal_points(code: CodeType) -> frozenset[int]:
             points.add(instruction.offset)
         looked = instruction.opname in LOOKING
         if instruction.opname == "JUMP_BACKWARD" or instruction.opname.startswith("POP_JUMP_BACKWARD"):
-            points.add(instruction.argval)
+            points |= {instruction.offset, instruction.argval}
     return frozenset(points)
 
 

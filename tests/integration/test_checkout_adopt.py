@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -11,8 +13,10 @@ from connpool import (
     CheckoutTimeoutError,
     CloseReason,
     ConnectionInfo,
+    ConnectionOpened,
     ConnectionPool,
     ConnState,
+    Endpoint,
     NoEndpointError,
     PoolClosedError,
     PoolExhaustedError,
@@ -20,7 +24,7 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock, ScriptedServer
-from tests.helpers.switchboard import Switchboard
+from tests.helpers.switchboard import Line, Switchboard
 from tests.helpers.wire import taking
 
 
@@ -124,6 +128,24 @@ def test_an_interrupt_while_take_looks_loses_no_place_though_it_is_kept() -> Non
         assert caught.value
 
 
+@pytest.mark.parametrize("way", ["take", "try_connect"])
+def test_what_is_cleared_while_where_is_asked_is_closed_if_that_says_no(way: str) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, max_size=1, reap_interval=None) as pool:
+        pool.try_connect(timeout=5).release()
+
+        def turn_down(info: ConnectionInfo) -> bool:
+            if info.uses:
+                pool.clear()
+            return not info.uses
+
+        found = getattr(pool, way)(Request(where=turn_down, timeout=5))
+        assert not board.lines[0].is_open
+        assert pool.stats().closed == {CloseReason.STALE: 1}
+        if way == "try_connect":
+            found.release()
+
+
 def test_what_take_passes_over_stays_in_its_order() -> None:
     with ConnectionPool("a:1", connector=Switchboard()) as pool:
         loans = [pool.try_connect() for _ in range(4)]
@@ -211,6 +233,68 @@ def test_a_closed_socket_is_not_added(pair: tuple[socket.socket, socket.socket])
             pool.add_connection(mine)
         assert pool.stats().size == 0
         peer.close()
+
+
+class Driver:
+    """A connection of a database driver, whose descriptor nobody may ask for once it is closed."""
+
+    def __init__(self) -> None:
+        self._ends = socket.socketpair()
+        self._is_open = True
+
+    def fileno(self) -> int:
+        if not self._is_open:
+            raise RuntimeError("the connection is closed")
+        return self._ends[0].fileno()
+
+    def close(self) -> None:
+        self._is_open = False
+        for end in self._ends:
+            end.close()
+
+
+def test_what_is_closed_and_says_so_by_an_error_is_not_added_and_keeps_nobody_out() -> None:
+    with ConnectionPool.of(Driver, max_size=3) as pool:
+        with pool.try_connect(timeout=5) as conn:
+            conn.raw.close()
+            other = Driver()
+            pool.add_connection(other)
+        assert pool.take() is not None
+        assert pool.stats().size == 1
+        other.close()
+        with pytest.raises(UsageError, match="is closed already"):
+            pool.add_connection(other)
+
+
+def test_what_has_no_descriptor_is_added() -> None:
+    raw = io.BytesIO()
+    with ConnectionPool() as pool:
+        pool.add_connection(raw)
+        with pytest.raises(UsageError, match="is in it already"):
+            pool.add_connection(raw)
+        assert pool.take() is raw
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda pool: pool.clear(), CloseReason.STALE),
+        (lambda pool: setattr(pool, "route", "b:1"), CloseReason.STALE),
+        (lambda pool: pool.resize(1), CloseReason.SURPLUS),
+        (lambda pool: pool.configure(max_per_endpoint=1), CloseReason.SURPLUS),
+    ],
+)
+def test_what_is_added_while_the_pool_is_changed_is_closed(
+    change: Callable[[ConnectionPool], object], reason: CloseReason
+) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, reap_interval=None) as pool, pool.try_connect(timeout=5):
+        pool.listen(lambda event: change(pool), ConnectionOpened)
+        line = Line(Endpoint("a", 1))
+        pool.add_connection(line, "a:1")
+        assert not line.is_open
+        assert (pool.stats().idle, pool.stats().size) == (0, 1)
+        assert pool.stats().closed == {reason: 1}
 
 
 def test_what_is_no_transport_is_not_added(pair: tuple[socket.socket, socket.socket]) -> None:

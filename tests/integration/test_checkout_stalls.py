@@ -9,6 +9,7 @@ import pytest
 
 from connpool import (
     CancelledError,
+    CheckoutTimeoutError,
     ConnectionPool,
     Endpoint,
     PoolExhaustedError,
@@ -77,6 +78,34 @@ def test_a_close_that_hangs_holds_up_nobody_and_keeps_its_place() -> None:
         pool.close()
     let_go.set()
     join_all([terminator])
+
+
+@pytest.mark.parametrize("by_whom", ["a checkout", "clear", "resize", "close"])
+def test_however_many_closes_hang_nobody_waits_for_each_of_them(by_whom: str) -> None:
+    let_go, n = threading.Event(), 40
+    pool = ConnectionPool.of(object, close=lambda _: let_go.wait(20), max_size=n, reap_interval=None)
+    loans = [pool.try_connect() for _ in range(n)]
+    for loan in loans:
+        loan.release()
+
+    def ask() -> None:
+        pool.configure(look_after_idle=0, max_lifetime=1e-6)
+        with pytest.raises(CheckoutTimeoutError):
+            pool.try_connect(timeout=0.1)
+
+    ways: dict[str, Callable[[], object]] = {
+        "a checkout": ask,
+        "clear": pool.clear,
+        "resize": lambda: pool.resize(1),
+        "close": pool.close,
+    }
+    try:
+        with taking(0, 1.0):
+            ways[by_whom]()
+        assert pool.stats().closing >= n - 1
+    finally:
+        let_go.set()
+        pool.close(5)
 
 
 def test_fifty_dials_at_once_never_exceed_the_limit() -> None:

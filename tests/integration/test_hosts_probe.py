@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, EndpointState, NoEndpointError, Request
+from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, EndpointState, NoEndpointError, Request
 from connpool.testing import FakeClock
-from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
+from tests.helpers.switchboard import Line, Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 
@@ -146,6 +148,43 @@ def test_not_failing_fast_goes_on_trying_until_one_lives(clock: FakeClock) -> No
                 assert str(conn.endpoint) == "b:1"
 
         together(wait, move)
+
+
+class Slow(Switchboard):
+    """Finds out only after the whole ``connect_timeout`` that an endpoint is down."""
+
+    def __init__(self, clock: FakeClock, *down: str) -> None:
+        super().__init__(*down)
+        self._clock = clock
+
+    def open(self, endpoint: Endpoint, timeout: float | None, cancel: Any) -> Line:
+        try:
+            return super().open(endpoint, timeout, cancel)
+        except ConnectionRefusedError:
+            self._clock.advance(timeout or 0.0)
+            raise
+
+
+@pytest.mark.parametrize("timeout", [0, 1_000])
+@pytest.mark.parametrize("sign", [",", "&&", "||"])
+def test_not_failing_fast_tries_each_endpoint_once_before_any_of_them_again(
+    sign: str, timeout: float, clock: FakeClock
+) -> None:
+    board = Slow(clock, "a:1", "b:1")
+    options: dict[str, Any] = {"fail_fast": False, "dial_in_caller": True, "reap_interval": None}
+    with ConnectionPool(f"a:1 {sign} b:1 {sign} c:1", connector=board, clock=clock, **options) as pool:
+        with pool.try_connect(timeout=timeout) as conn:
+            assert str(conn.endpoint) == "c:1"
+        assert board.dialled == ["a:1", "b:1", "c:1"], "though a was due again before c was tried"
+
+
+def test_who_may_not_wait_tries_each_endpoint_once_at_most(clock: FakeClock) -> None:
+    board = Slow(clock, "a:1", "b:1")
+    options: dict[str, Any] = {"fail_fast": False, "dial_in_caller": True, "reap_interval": None}
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, **options) as pool:
+        with pytest.raises(NoEndpointError):
+            pool.try_connect(timeout=0)
+        assert board.dialled == ["a:1", "b:1"], "though a was due again when b had failed"
 
 
 def test_lifting_a_blacklist_wakes_who_waits_for_it(clock: FakeClock) -> None:

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,25 @@ def test_a_close_that_hangs_holds_up_no_other_turn() -> None:
         assert first.stats().closing == 3
         go_on.set()
         until(lambda: slow.n_open == 0)
+
+
+def test_a_close_that_hangs_keeps_no_other_of_its_turn_from_being_closed() -> None:
+    go_on = threading.Event()
+
+    class First(Switchboard):
+        prompt = False
+        n_closes = count(1)
+
+        def close(self, line: Line) -> None:
+            assert next(self.n_closes) > 1 or go_on.wait(20)
+            super().close(line)
+
+    board = First()
+    with ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN) as pool:
+        fill(pool, 4)
+        until(lambda: pool.stats().closing == 1 and board.n_open == 1, "the end of all others")
+        go_on.set()
+        until(lambda: board.n_open == 0)
 
 
 def test_a_handler_called_in_a_turn_may_close_the_pool() -> None:

@@ -22,11 +22,15 @@ import pytest
 import connpool.pool
 from connpool import Connection, ConnectionPool, ConnPoolError, PoolState, UsageError
 from connpool.pool import drops
+from connpool.pool.attempts import Attempts
+from connpool.pool.checkout import Checkout
 from connpool.pool.connection import HAS_GIL
 from connpool.pool.core import Books
 from connpool.pool.dialing import Dialler
 from connpool.pool.lending import Lender
 from connpool.pool.record import Record
+from connpool.pool.service import Service
+from connpool.pool.waiters import WaitQueue
 from connpool.wire.io import Stream
 from tests.helpers.interrupts import (
     Place,
@@ -419,3 +423,21 @@ def test_a_loan_that_is_dropped_is_found_though_the_thread_that_had_it_dialled_s
         sleeper.join(20)
     assert_whole(pool, works)
     assert_ended(pool, works)
+
+
+@needs_monitoring
+def test_a_second_interrupt_while_the_first_is_seen_to_loses_no_place(monkeypatch):
+    def strike_at_once(checkout: Checkout) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkout, "_run_errand", strike_at_once)
+    for strike in at_every_bytecode(
+        Checkout._leave, Attempts, Service.leave, WaitQueue.leave, kind=SignalStrike
+    ):
+        works = Works(prompt=True)
+        pool = ConnectionPool(A, connector=works, dial_in_caller=True, max_size=1, reap_interval=None)
+        with strike, contextlib.suppress(KeyboardInterrupt):
+            pool.try_connect(timeout=5)
+        pool.sweep()
+        assert (pool.stats().waiting, pool.stats().size) == (0, 0), strike
+        pool.close()
