@@ -42,7 +42,7 @@ class PoolStats:
 
     Attributes:
         idle: Connections that are ready to be lent.
-        closing: Those that are being closed, or whose time is up: nobody gets them any more.
+        closing: Those that are being closed, or are about to be, since their time is up.
         waiting: Threads queued in ``try_connect``.
         checkouts: Loans made.
         opened: Connections opened, adopted ones included.

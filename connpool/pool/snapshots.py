@@ -48,7 +48,9 @@ def describe_tenure(tenure: Tenure) -> str:
 
 
 def worn_out_ones(books: Books) -> set[Record]:
-    """The idle records that nobody will have any more, though they are still open."""
+    """The idle records whose time is up, and for which upkeep comes any moment; by hand it may never."""
+    if books.pool._pace() is None:
+        return set()
     return {key.record for key, _, _ in books.warm_reserve.worn_out(books.pool._now())}
 
 

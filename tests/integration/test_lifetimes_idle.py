@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from connpool import CloseReason, ConnectionPool
+from connpool.clock import SystemClock
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
@@ -32,30 +33,56 @@ def test_a_turn_closes_what_has_been_idle_too_long_though_nobody_asks(clock: Fak
         assert pool.stats().closed == {CloseReason.IDLE: 3}
 
 
-@pytest.mark.parametrize("limit", [{"idle_timeout": 10}, {"max_lifetime": 10, "lifetime_jitter": 0}])
+class Ahead(SystemClock):
+    """The system's clock, but that it may leap."""
+
+    seconds = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.seconds
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"idle_timeout": 900},
+        {"max_lifetime": 900, "lifetime_jitter": 0, "idle_timeout": None},
+    ],
+)
 def test_what_has_had_its_time_is_counted_as_idle_no_more_though_no_turn_has_come(
-    clock: FakeClock, limit: dict[str, Any]
+    limit: dict[str, Any],
 ) -> None:
-    works = Works()
-    with ConnectionPool("a:1 && b:1", connector=works, clock=clock, **limit) as pool:
+    clock = Ahead()
+    with ConnectionPool("a:1 && b:1", connector=Works(), clock=clock, reap_interval=600, **limit) as pool:
         pool.try_connect("a:1").release()
-        clock.advance(9)
+        clock.seconds += 800
         pool.try_connect("b:1").release()
         assert states_of(pool) == {"a:1": "IDLE", "b:1": "IDLE"}
-        clock.advance(1)
+        clock.seconds += 100
         assert states_of(pool) == {"a:1": "CLOSING", "b:1": "IDLE"}
         assert pool.sweep() == 1
         until(lambda: states_of(pool) == {"b:1": "IDLE"})
 
 
-def test_what_is_kept_ready_is_idle_however_long(clock: FakeClock) -> None:
-    with ConnectionPool("a:1", connector=Works(), clock=clock, idle_timeout=10, min_idle=2) as pool:
+def test_what_is_kept_ready_is_idle_however_long() -> None:
+    settings: dict[str, Any] = {"max_size": 3, "idle_timeout": 900, "min_idle": 2, "reap_interval": 600}
+    clock = Ahead()
+    with ConnectionPool("a:1", connector=Works(), clock=clock, **settings) as pool:
         fill(pool, 3)
-        clock.advance(10)
-        assert Counter(info.state.name for info in pool.connections()) == {"IDLE": 2, "CLOSING": 1}
-        assert (pool.stats().idle, pool.stats().closing) == (2, 1)
+        clock.seconds += 900
+        assert Counter(info.state.name for info in pool.connections())["IDLE"] == pool.stats().idle == 2
         pool.sweep()
-        assert (pool.stats().idle, pool.stats().size) == (2, 2)
+        until(lambda: pool.stats().size == 2)
+        assert pool.stats().idle == 2
+
+
+def test_without_a_thread_it_is_idle_until_somebody_sweeps(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Works(), clock=clock, idle_timeout=10) as pool:
+        fill(pool, 1)
+        clock.advance(10)
+        assert states_of(pool) == {"a:1": "IDLE"}
+        assert pool.sweep() == 1
+        until(lambda: states_of(pool) == {})
 
 
 def states_of(pool: ConnectionPool) -> dict[str, str]:
