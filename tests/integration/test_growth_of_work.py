@@ -1,0 +1,136 @@
+"""What there is much of costs in proportion: endpoints, waiters, loans."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, Request
+from connpool.testing import FakeClock
+from tests.helpers.switchboard import Switchboard
+from tests.helpers.work import grows_no_faster_than_n, n_steps
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def pool_of(n: int, stack: ExitStack, route: str = "a:1", **settings: object) -> ConnectionPool:
+    """A pool of *n* places, to be closed with *stack*."""
+    settings = {"max_size": n, "reap_interval": None, "dial_in_caller": True} | settings
+    return stack.enter_context(ConnectionPool(route, connector=Switchboard(), **settings))
+
+
+def route_of(n: int) -> str:
+    return ", ".join(f"h{number}:1" for number in range(n))
+
+
+@contextmanager
+def waiting(pool: ConnectionPool, *requests: Request) -> Iterator[None]:
+    """Have a thread wait for each of *requests* in turn; at the end let each have it."""
+    threads = [threading.Thread(target=lambda r=r: pool.try_connect(r).release()) for r in requests]
+    before = pool.stats().waiting
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        while pool.stats().waiting < before + number:
+            pass
+    yield
+    for thread in threads:
+        thread.join()
+
+
+def test_an_endpoint_that_goes_or_comes_back_costs_in_proportion_to_the_endpoints(stack: ExitStack) -> None:
+    def going(n: int) -> Callable[[], object]:
+        pool = pool_of(n, stack, route_of(n))
+        return lambda: pool.blacklist(Endpoint("h0", 1))
+
+    grows_no_faster_than_n(going)
+
+
+def test_the_text_of_a_time_out_costs_in_proportion_to_the_loans_and_the_threads(stack: ExitStack) -> None:
+    def timing_out(n: int) -> Callable[[], object]:
+        pool = pool_of(n, stack)
+        held_by_threads(pool, n, stack)
+
+        def time_out() -> None:
+            with pytest.raises(CheckoutTimeoutError):
+                pool.try_connect(timeout=1e-3)
+
+        return time_out
+
+    grows_no_faster_than_n(timing_out)
+
+
+def test_connections_names_the_holders_at_a_cost_in_proportion_to_them(stack: ExitStack) -> None:
+    def listing(n: int) -> Callable[[], object]:
+        pool = pool_of(n, stack)
+        held_by_threads(pool, n, stack)
+        return pool.connections
+
+    grows_no_faster_than_n(listing)
+
+
+def held_by_threads(pool: ConnectionPool, n: int, stack: ExitStack) -> None:
+    """Have each of *n* threads hold a connection until *stack* ends."""
+    is_over = threading.Event()
+    gate = threading.Barrier(n + 1)
+
+    def hold() -> None:
+        with pool.try_connect():
+            gate.wait()
+            is_over.wait()
+
+    threads = [threading.Thread(target=hold, name=f"holder {number}") for number in range(n)]
+    for thread in threads:
+        thread.start()
+        stack.callback(thread.join)
+    stack.callback(is_over.set)
+    gate.wait()
+    assert {info.holder for info in pool.connections()} == {thread.name for thread in threads}
+
+
+def test_long_loans_are_reviewed_at_a_cost_in_proportion_to_them(
+    stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "connpool")
+
+    def reviewing(n: int) -> Callable[[], object]:
+        clock = FakeClock()
+        pool = pool_of(n, stack, warn_after=1.0, clock=clock)
+        loans = [pool.try_connect() for _ in range(n)]
+        clock.advance(2.0)
+        pool.sweep()
+
+        def review() -> None:
+            pool.sweep()  # they are all known, and last
+            for loan in loans:
+                loan.release()
+            pool.sweep()  # they are all back
+
+        return review
+
+    grows_no_faster_than_n(reviewing, n=200)
+
+
+def test_of_many_who_pin_a_busy_endpoint_one_looks_for_all(stack: ExitStack) -> None:
+    pool = pool_of(1, stack, "a:1, b:1")
+    loan = pool.try_connect("a:1")
+    request = Request(endpoint=Endpoint("b", 1))
+
+    def serve() -> None:
+        pool.unblacklist(Endpoint("a", 1))
+
+    n_steps(serve)  # what is done once
+    steps = []
+    with ExitStack() as queue:
+        for _ in range(2):
+            queue.enter_context(waiting(pool, *[request] * 10))
+            steps.append(n_steps(serve))
+        loan.release()
+    assert steps[1] - steps[0] < 10 * 150, "a look is a thousand steps; to see it is needless, a hundred"
