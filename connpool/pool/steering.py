@@ -16,7 +16,7 @@ from connpool.model.stats import ConnectionInfo, EndpointInfo, PoolStats
 from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
 from connpool.pool.lifetimes import pause_of
-from connpool.pool.snapshots import connection_info, endpoint_infos, idle_ones, pool_stats
+from connpool.pool.snapshots import Names, connection_info, endpoint_infos, idle_ones, pool_stats
 from connpool.wire.io import SHUT_RDWR
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ class Steering(Uncopied):
     def connections(self) -> tuple[ConnectionInfo, ...]:
         """Every connection, those being opened and closed included."""
         records, idle = self._control.picture(lambda books: (list(books.records()), idle_ones(books)))
-        infos = [connection_info(record, is_idle=record in idle) for record in records]
+        names = Names()
+        infos = [connection_info(record, is_idle=record in idle, names=names) for record in records]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
 
     # -- who sends over its route
