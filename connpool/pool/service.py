@@ -64,19 +64,19 @@ class Service(Attempts):
         books.publish_queue()
 
     def _serve_queue(self, now: float, todo: Todo) -> None:
+        is_dry, in_vain = False, set[Endpoint]()  # nobody plain gets anything, nor who wants one of these
         for waiter in self._queue:
             if not waiter.is_waiting() or waiter.key is not None:
                 self._finish(waiter, now)  # an interrupt cut this short the last time
-            elif waiter.is_busy:
+            elif waiter.is_busy or (is_dry and waiter.is_plain) or waiter.sole_wish() in in_vain:
                 continue
-            elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain:
-                break  # nobody plain gets anything after that
-        else:
-            return
-        if self._queue.has_special():
-            for waiter in self._queue:
-                if waiter.is_waiting() and not waiter.is_plain and not waiter.is_busy:
-                    self._attend(waiter, now, todo)
+            elif self._attend(waiter, now, todo) is Answer.NOTHING:
+                if (wish := waiter.sole_wish()) is not None:
+                    in_vain.add(wish)
+                elif waiter.is_plain:
+                    is_dry = True
+                    if not self._queue.has_special():
+                        return
 
     def stands_behind(self, waiter: Waiter) -> bool:
         """Whether *waiter*, who has just queued up, need not look: who is first would take what it finds.
