@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, Request
+from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, MemorySpool, Request, Route
+from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock
 from tests.helpers.switchboard import Switchboard
 from tests.helpers.work import grows_no_faster_than_n, n_steps
@@ -134,3 +135,34 @@ def test_of_many_who_pin_a_busy_endpoint_one_looks_for_all(stack: ExitStack) -> 
             steps.append(n_steps(serve))
         loan.release()
     assert steps[1] - steps[0] < 10 * 150, "a look is a thousand steps; to see it is needless, a hundred"
+
+
+def links_of(n: int, net: int, each: int = 1) -> Route:
+    """A route of *n* members with *each* endpoints, of their own for each *net*."""
+    members = (", ".join(f"h{net}.{number}:{port}" for port in range(1, each + 1)) for number in range(n))
+    return Route.parse(" && ".join(members))
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_broadcaster_takes_another_route_at_a_cost_in_proportion_to_the_members(each: int) -> None:
+    def following(n: int) -> Callable[[], object]:
+        before, after = links_of(n, 0, each), links_of(n, 1, each)
+        roster = Roster(MemorySpool(), fail_back_after=0.0, failover=True)
+        roster.follow(before, 0.0)
+
+        def follow() -> None:
+            roster.follow(after, 1.0)
+            roster.follow(after, 2.0)  # nobody comes or goes
+
+        return follow
+
+    grows_no_faster_than_n(following)
+
+
+def test_messages_for_members_of_another_route_are_looked_through_once() -> None:
+    def beginning(n: int) -> Callable[[], object]:
+        route, waiting = links_of(n, 0), [f"h1.{number}:1" for number in range(n)]
+        roster = Roster(MemorySpool(), fail_back_after=0.0, failover=True)
+        return lambda: roster.follow(route, 0.0, waiting)
+
+    grows_no_faster_than_n(beginning)
