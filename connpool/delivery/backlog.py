@@ -96,6 +96,8 @@ class Backlog:
         """Take *positions* out as far as they are the oldest, in order; returns the others."""
         while self._chunks and positions:
             chunk = self._chunks[0]
+            if chunk.positions[0] != positions[0]:
+                break  # as a rule, where there are many queues
             n = min(len(chunk.sizes), len(positions))
             if chunk.positions[:n] != positions[:n]:
                 break
@@ -103,10 +105,9 @@ class Backlog:
             positions = positions[n:]
         return positions
 
-    def remove(self, positions: Set[int]) -> None:
-        """Take *positions* out, wherever they are; those that are not here do nothing."""
-        last = max(positions)
-        index = bisect_left(self._chunks, min(positions), key=_last_of)
+    def remove(self, positions: Set[int], first: int, last: int) -> None:
+        """Take *positions*, which go from *first* to *last*, out, wherever they are; others do nothing."""
+        index = bisect_left(self._chunks, first, key=_last_of)
         while index < len(self._chunks) and self._chunks[index].positions[0] <= last:
             stays = self._chunks[index].without(positions)
             self._replace(index, stays or None)

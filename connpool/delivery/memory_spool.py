@@ -301,9 +301,9 @@ class MemorySpool:
         for backlog in self._queues.values():
             positions = backlog.shift(positions)
         if positions:
-            gone = frozenset(positions)
+            gone, first, last = frozenset(positions), min(positions), max(positions)
             for backlog in self._queues.values():
-                backlog.remove(gone)
+                backlog.remove(gone, first, last)
 
 
 _NOTHING: Final = Backlog()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
 from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, MemorySpool, Request, Route
+from connpool.delivery import backlog, memory_spool
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock
 from tests.helpers.switchboard import Switchboard
@@ -166,3 +169,22 @@ def test_messages_for_members_of_another_route_are_looked_through_once() -> None
         return lambda: roster.follow(route, 0.0, waiting)
 
     grows_no_faster_than_n(beginning)
+
+
+def test_what_a_full_spool_drops_of_many_queues_is_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def counted(find: Callable[..., Any]) -> Callable[..., Any]:
+        def found(*values: Any, **settings: Any) -> Any:
+            compared.append(len(values[0]) if isinstance(values[0], Sized) else len(values))
+            return find(*values, **settings)
+
+        return found
+
+    for module, find in itertools.product((backlog, memory_spool), (min, max)):
+        monkeypatch.setattr(module, find.__name__, counted(find), raising=False)
+    spool, queues = MemorySpool(max_messages=200), [f"h{number}:1" for number in range(100)]
+    for number in range(3):
+        spool.put(queues, b"hello", bytes([number] * 16))
+    assert {count.dropped for count in spool.counts().values()} == {1}
+    assert sum(compared) < 100 * 10
