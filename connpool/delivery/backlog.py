@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import accumulate, chain
 from typing import Final
 
@@ -58,6 +59,26 @@ class Backlog:
             return found
         ends = list(accumulate(found.sizes))
         return found.part(0, max(1, bisect_right(ends, max_bytes)))
+
+    def oldest_but(
+        self, is_left_out: Callable[[Spooled], bool], max_messages: int, max_bytes: float
+    ) -> Batch:
+        """The same, of those that are not left out."""
+        found = Batch.empty()
+        for item in self:
+            if is_left_out(item):
+                continue
+            if found and (len(found) >= max_messages or len(found.data) + len(item.message) > max_bytes):
+                break
+            found.append(item.position, item.id, item.message, item.spooled_at)
+        return found
+
+    def begun_at(self, unsure: Set[int]) -> float:
+        """When the oldest was spooled; inf: there is none; -inf: it is *unsure*, look at each."""
+        if not self._chunks:
+            return math.inf
+        first = self._chunks[0]
+        return -math.inf if first.positions[0] in unsure else first.times[0]
 
     def _begins_with_batch(self, most: int, max_bytes: float) -> bool:
         """Whether the first chunk is just the oldest within these limits: then it is lent as it is."""

@@ -188,3 +188,14 @@ def test_what_a_full_spool_drops_of_many_queues_is_gone_through_once(monkeypatch
         spool.put(queues, b"hello", bytes([number] * 16))
     assert {count.dropped for count in spool.counts().values()} == {1}
     assert sum(compared) < 100 * 10
+
+
+@pytest.mark.parametrize(("limits", "most"), [({"max_age": 60.0}, 100), ({"max_messages": 10_000}, 40)])
+def test_a_spool_with_nothing_to_drop_hardly_looks_at_its_queues(limits: dict[str, Any], most: int) -> None:
+    def steps(n: int) -> int:
+        spool, queues = MemorySpool(**limits), [f"h{number}:1" for number in range(n)]
+        spool.put(queues, b"hello", b"x" * 16)
+        return n_steps(lambda: spool.put(queues[:1], b"hello", b"y" * 16))
+
+    n_steps(lambda: steps(1))
+    assert steps(300) - steps(100) < 200 * most, "it would be more to go to the messages of each"
