@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, MemorySpool, Request, Route
+from connpool import CallPool, CheckoutTimeoutError, ConnectionPool, Endpoint, MemorySpool, Request, Route
+from connpool.calls.forecast import n_queued
+from connpool.calls.tickets import Ticket
 from connpool.delivery import backlog, memory_spool
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock
+from tests.helpers.channels import RESOURCE, Tape
 from tests.helpers.switchboard import Switchboard
 from tests.helpers.work import grows_no_faster_than_n, n_steps
 
@@ -199,3 +202,22 @@ def test_a_spool_with_nothing_to_drop_hardly_looks_at_its_queues(limits: dict[st
 
     n_steps(lambda: steps(1))
     assert steps(300) - steps(100) < 200 * most, "it would be more to go to the messages of each"
+
+
+@pytest.mark.parametrize("is_called_before", [True, False])
+def test_many_calls_that_wait_for_many_channels_are_foreseen_in_one_go(
+    stack: ExitStack, *, is_called_before: bool
+) -> None:
+    def foreseeing(n: int) -> Callable[[], object]:
+        pool = stack.enter_context(CallPool())
+        for _ in range(n):
+            pool.init(Tape())
+            if is_called_before:
+                pool.call(RESOURCE, "get")
+        resource = pool._switch.ledger.resources[RESOURCE]
+        for number in range(n):
+            resource.enqueue(Ticket(resource, "get", number))
+        assert set(n_queued(resource, 0.0).values()) == {1}
+        return lambda: n_queued(resource, 0.0)
+
+    grows_no_faster_than_n(foreseeing)
