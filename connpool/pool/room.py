@@ -8,6 +8,7 @@ from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
@@ -25,11 +26,12 @@ def evict_surplus(books: Books, todo: Todo) -> None:
     """Let what is idle and more than ``max_size`` be closed. What is being closed already makes room."""
     n_staying = sum(record.phase is not Phase.CLOSING for record in books.records())
     surplus = n_staying - books.config.max_size
-    while surplus > 0 and (found := longest_idle(books.fleet.hosts.values())) is not None:
-        key, host = found
-        if host.withdraw(key):
-            books.doom(key, CloseReason.SURPLUS, todo)
-            surplus -= 1
+    while surplus > 0 and books.fleet.has_idle():
+        idle = [(key, host) for host in books.fleet.hosts.values() for key in look_through(host.idle)]
+        for key, host in sorted(idle, key=lambda found: found[0].record.since)[:surplus]:
+            if host.withdraw(key):
+                books.doom(key, CloseReason.SURPLUS, todo)
+                surplus -= 1
 
 
 def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:

@@ -60,6 +60,24 @@ def test_an_endpoint_that_goes_or_comes_back_costs_in_proportion_to_the_endpoint
     grows_no_faster_than_n(going)
 
 
+@pytest.mark.parametrize(
+    "close",
+    [ConnectionPool.clear, lambda pool: pool.resize(max_size=pool.config.max_size // 2)],
+    ids=["clear", "resize"],
+)
+def test_many_connections_to_many_endpoints_are_closed_in_proportion_to_them(
+    stack: ExitStack, close: Callable[[ConnectionPool], object]
+) -> None:
+    def closing(n: int) -> Callable[[], object]:
+        pool = pool_of(n, stack, route_of(n))
+        for loan in [pool.try_connect() for _ in range(n)]:
+            loan.release()
+        assert [info.size for info in pool.endpoints()] == [1] * n
+        return lambda: close(pool)
+
+    grows_no_faster_than_n(closing)
+
+
 def test_the_text_of_a_time_out_costs_in_proportion_to_the_loans_and_the_threads(stack: ExitStack) -> None:
     def timing_out(n: int) -> Callable[[], object]:
         pool = pool_of(n, stack)
