@@ -219,9 +219,7 @@ class MemorySpool:
         if self._limits.max_age is None or not self._limits.is_expired(min(oldest.times, default=now), now):
             return oldest
 
-        def is_left_out(
-            item: Spooled,
-        ) -> bool:  # moved here when it was old, and not at the head yet
+        def is_left_out(item: Spooled) -> bool:  # moved here when it was old, and not at the head yet
             return self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed
 
         return backlog.oldest_but(is_left_out, max_messages, max_bytes)
