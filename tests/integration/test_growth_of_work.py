@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from connpool import CallPool, CheckoutTimeoutError, ConnectionPool, Endpoint, MemorySpool, Request, Route
+from connpool import (
+    CallPool,
+    CheckoutTimeoutError,
+    ConnectionPool,
+    Endpoint,
+    MemorySpool,
+    PoolExhaustedError,
+    Request,
+    Route,
+)
 from connpool.calls.forecast import n_queued
 from connpool.calls.tickets import Ticket
 from connpool.delivery import backlog, memory_spool
@@ -58,6 +67,16 @@ def test_an_endpoint_that_goes_or_comes_back_costs_in_proportion_to_the_endpoint
         return lambda: pool.blacklist(Endpoint("h0", 1))
 
     grows_no_faster_than_n(going)
+
+
+@pytest.mark.parametrize("timeout", [0, 1e-3])
+def test_endpoints_that_were_pinned_in_vain_are_not_kept_in_mind(stack: ExitStack, timeout: float) -> None:
+    pool = pool_of(1, stack, "a:1")
+    with pool.try_connect():
+        for number in range(3):
+            with pytest.raises((PoolExhaustedError, CheckoutTimeoutError)):
+                pool.try_connect(f"h{number}:1", timeout=timeout)
+        assert [str(info.endpoint) for info in pool.endpoints()] == ["a:1"]
 
 
 @pytest.mark.parametrize(
