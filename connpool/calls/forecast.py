@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from heapq import heapify, heappop, heappush, heapreplace
 
 from connpool.calls.line import Line
 from connpool.calls.resource import Resource
@@ -13,10 +14,11 @@ __all__ = ["n_queued"]
 class Outlook:
     """The calls that one channel has before it, if every waiting one goes where it waits least."""
 
-    __slots__ = ("line", "n_calls", "n_queued", "wait")
+    __slots__ = ("line", "n_calls", "n_queued", "usual", "wait")
 
-    def __init__(self, line: Line, now: float) -> None:
+    def __init__(self, line: Line, now: float, usual: float) -> None:
         self.line = line
+        self.usual = usual  # seconds that a call takes on any of them
         self.wait = max(0.0, line.rest_until - now)  # seconds until a further call could begin
         self.n_calls = self.n_queued = 0
         run = line.run  # looked at once: a call may end meanwhile
@@ -24,7 +26,8 @@ class Outlook:
             self.add(run[1])
 
     def add(self, method: Hashable) -> None:
-        self.wait += duration(self.line, method)
+        seconds = duration(self.line, method)
+        self.wait += self.usual if seconds is None else seconds
         self.n_calls += 1
 
 
@@ -35,25 +38,31 @@ def n_queued(resource: Resource, now: float) -> dict[Line, int]:
     """
     if not resource.queue:
         return {}
-    outlooks = {each: Outlook(each, now) for each in resource.open_lines()}
+    usual = _mean_of(list(resource.members.values())) or 0.0
+    outlooks = [Outlook(line, now, usual) for line in resource.open_lines()]
+    order = [(each.wait, each.n_calls, number) for number, each in enumerate(outlooks)]
+    heapify(order)  # the least wait first: as a rule it suits whoever is next
     for ticket in resource.queue:
-        suiting = [outlooks[each] for each in outlooks if ticket.line is None and ticket.suits(each)]
-        if suiting:
-            best = min(suiting, key=lambda outlook: (outlook.wait, outlook.n_calls))
-            best.add(ticket.method)
-            best.n_queued += 1
-    return {each: outlook.n_queued for each, outlook in outlooks.items()}
+        unsuited = []
+        while order and ticket.line is None:
+            *_, number = order[0]
+            if ticket.suits(outlooks[number].line):
+                best = outlooks[number]
+                best.add(ticket.method)
+                best.n_queued += 1
+                heapreplace(order, (best.wait, best.n_calls, number))
+                break
+            unsuited.append(heappop(order))
+        for each in unsuited:
+            heappush(order, each)
+    return {each.line: each.n_queued for each in outlooks}
 
 
-def duration(line: Line, method: Hashable) -> float:
+def duration(line: Line, method: Hashable) -> float | None:
     """Seconds that *method* takes on *line*; of what was never called there: what others take."""
     tally = line.took.get(method)
     mean = None if tally is None else tally.mean()
-    if mean is None:
-        mean = _mean_of([line])
-    if mean is None:
-        mean = _mean_of(list(line.home().members.values()))
-    return mean or 0.0
+    return _mean_of([line]) if mean is None else mean
 
 
 def _mean_of(lines: list[Line]) -> float | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from itertools import accumulate, chain
 from typing import Final
 
@@ -59,6 +60,26 @@ class Backlog:
         ends = list(accumulate(found.sizes))
         return found.part(0, max(1, bisect_right(ends, max_bytes)))
 
+    def oldest_but(
+        self, is_left_out: Callable[[Spooled], bool], max_messages: int, max_bytes: float
+    ) -> Batch:
+        """The same, of those that are not left out."""
+        found = Batch.empty()
+        for item in self:
+            if is_left_out(item):
+                continue
+            if found and (len(found) >= max_messages or len(found.data) + len(item.message) > max_bytes):
+                break
+            found.append(item.position, item.id, item.message, item.spooled_at)
+        return found
+
+    def begun_at(self, unsure: Set[int]) -> float:
+        """When the oldest was spooled; inf: there is none; -inf: it is *unsure*, look at each."""
+        if not self._chunks:
+            return math.inf
+        first = self._chunks[0]
+        return -math.inf if first.positions[0] in unsure else first.times[0]
+
     def _begins_with_batch(self, most: int, max_bytes: float) -> bool:
         """Whether the first chunk is just the oldest within these limits: then it is lent as it is."""
         if not self._chunks:
@@ -96,6 +117,8 @@ class Backlog:
         """Take *positions* out as far as they are the oldest, in order; returns the others."""
         while self._chunks and positions:
             chunk = self._chunks[0]
+            if chunk.positions[0] != positions[0]:
+                break  # as a rule, where there are many queues
             n = min(len(chunk.sizes), len(positions))
             if chunk.positions[:n] != positions[:n]:
                 break
@@ -103,10 +126,9 @@ class Backlog:
             positions = positions[n:]
         return positions
 
-    def remove(self, positions: Set[int]) -> None:
-        """Take *positions* out, wherever they are; those that are not here do nothing."""
-        last = max(positions)
-        index = bisect_left(self._chunks, min(positions), key=_last_of)
+    def remove(self, positions: Set[int], first: int, last: int) -> None:
+        """Take *positions*, which go from *first* to *last*, out, wherever they are; others do nothing."""
+        index = bisect_left(self._chunks, first, key=_last_of)
         while index < len(self._chunks) and self._chunks[index].positions[0] <= last:
             stays = self._chunks[index].without(positions)
             self._replace(index, stays or None)

@@ -199,7 +199,8 @@ class MemorySpool:
             return []
         return [
             head
-            for name in self._queues
+            for name, backlog in self._queues.items()
+            if self._limits.is_expired(backlog.begun_at(self._claimed), now)
             for head in itertools.takewhile(
                 lambda head: self._limits.is_expired(head[2], now), self._unclaimed_locked(name)
             )
@@ -214,20 +215,19 @@ class MemorySpool:
         oldest = backlog.oldest(max_messages, max_bytes)
         if self._limits.max_age is None or not self._limits.is_expired(min(oldest.times, default=now), now):
             return oldest
-        fresh = Batch.empty()  # what was moved here when it was old is left out, until it comes to the head
-        for item in backlog:
-            if self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed:
-                continue
-            if fresh and (len(fresh) >= max_messages or len(fresh.data) + len(item.message) > max_bytes):
-                break
-            fresh.append(item.position, item.id, item.message, item.spooled_at)
-        return fresh
+
+        def is_left_out(item: Spooled) -> bool:  # moved here when it was old, and not at the head yet
+            return self._limits.is_expired(item.spooled_at, now) and item.position not in self._claimed
+
+        return backlog.oldest_but(is_left_out, max_messages, max_bytes)
 
     def _evicted_locked(self, doomed: Sequence[Head], copies: int, each: int) -> list[Head] | None:
         """What must go, besides the *doomed*, for *copies* of *each* bytes; None: there cannot be room."""
         messages, size = self._held_locked()
         messages += copies - len(doomed)
         size += copies * each - sum(head[1] for head in doomed)
+        if self._limits.holds(messages, size):
+            return []
         gone = {head[0] for head in doomed}
         oldest = (
             head for head in heapq.merge(*map(self._unclaimed_locked, self._queues)) if head[0] not in gone
@@ -298,9 +298,9 @@ class MemorySpool:
         for backlog in self._queues.values():
             positions = backlog.shift(positions)
         if positions:
-            gone = frozenset(positions)
+            gone, first, last = frozenset(positions), min(positions), max(positions)
             for backlog in self._queues.values():
-                backlog.remove(gone)
+                backlog.remove(gone, first, last)
 
 
 _NOTHING: Final = Backlog()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import suppress
+from typing import TypeVar
 
 from connpool.delivery.link import Link
 from connpool.delivery.spool import Spool
@@ -16,15 +17,26 @@ from connpool.model.route import Member, Route
 
 __all__ = ["Roster"]
 
+T = TypeVar("T")
+
 
 def _is_astray(link: Link) -> bool:
     strand = link.strand
     return strand is not None and strand.endpoint not in link.member
 
 
-def overlap(one: Member | None, other: Member) -> bool:
-    """Whether both have an endpoint in common."""
-    return one is not None and any(endpoint in other for endpoint in one)
+def kin_of(members: Mapping[T, Member | None]) -> Callable[[Member | None], list[T]]:
+    """What tells which of *members* have an endpoint in common with another, in their order."""
+    places: dict[Endpoint, list[tuple[int, T]]] = {}
+    for place, (whose, member) in enumerate(members.items()):
+        for endpoint in member or ():
+            places.setdefault(endpoint, []).append((place, whose))
+
+    def find(member: Member | None) -> list[T]:
+        found = dict(at for endpoint in member or () for at in places.get(endpoint, ()))
+        return [found[place] for place in sorted(found)]
+
+    return find
 
 
 class Roster:
@@ -59,17 +71,19 @@ class Roster:
             waiting: The queues in which messages wait. What no member of the route has is for the first
                 that has an endpoint in common with it, if there is one.
         """
-        before = list(self.links.values())
+        before = dict.fromkeys(self.links.values())
         members = {queue_of(member): member for group in (route.groups if route else ()) for member in group}
         after = self._kept_for(members)
-        gone = [link for link in before if link not in after.values()]
+        staying = set(after.values())
+        gone = [link for link in before if link not in staying]
         owned = {link.queue for link in after.values()}
         full = dict.fromkeys(queue for queue in waiting if queue not in owned)
         fresh = members.keys() - after.keys()
         left = {queue: member_of(queue) for queue in full if queue not in fresh}
+        formers = kin_of(left)
         for name, member in members.items():
             if name not in after:
-                queue = self._queue_for(member, owned, left if name not in full else {})
+                queue = self._queue_for(member, owned, formers(member) if name not in full else [])
                 owned.add(queue)
                 after[name] = Link(member, now, self._spool, queue)
         self.route, self.links = route, {name: after[name] for name in members}
@@ -77,8 +91,12 @@ class Roster:
             tuple(after[queue_of(member)] for member in group) for group in (route.groups if route else ())
         )
         self._bequeath({queue: member for queue, member in left.items() if queue not in owned})
-        for link in (*after.values(), *gone):
-            link.groups = tuple(number for number, links in enumerate(self.groups) if link in links)
+        numbers: dict[Link, list[int]] = {link: [] for link in (*after.values(), *gone)}
+        for number, links in enumerate(self.groups):
+            for link in links:
+                numbers[link].append(number)
+        for link, its in numbers.items():
+            link.groups = tuple(its)
         new = [link for link in self.links.values() if link not in before]
         astray = [link for link in after.values() if _is_astray(link)]
         return [*new, *astray], [*gone, *astray]
@@ -86,11 +104,12 @@ class Roster:
     def _kept_for(self, members: Mapping[str, Member]) -> dict[str, Link]:
         """The links that stay, by the names of the *members* to which they lead from now on."""
         kept = {name: self.links[name] for name in members if name in self.links}
-        free = [link for name, link in self.links.items() if name not in kept]
+        free = {link: link.member for name, link in self.links.items() if name not in kept}
+        formers = kin_of(free)
         for name, member in members.items():
-            link = next((link for link in free if name not in kept and overlap(link.member, member)), None)
+            link = next((link for link in formers(member) if name not in kept and link in free), None)
             if link is not None:
-                free.remove(link)
+                del free[link]
                 link.lead_to(member)
                 kept[name] = link
         return kept
@@ -111,10 +130,9 @@ class Roster:
         return dict(totals)
 
     @staticmethod
-    def _queue_for(member: Member, owned: Set[str], left: Mapping[str, Member | None]) -> str:
+    def _queue_for(member: Member, owned: Set[str], left: Iterable[str]) -> str:
         """The queue of a new link: that of its name, unless one that is *left* is to be its."""
-        fitting = (queue for queue, former in left.items() if queue not in owned and overlap(former, member))
-        queue = next(fitting, queue_of(member))
+        queue = next((queue for queue in left if queue not in owned), queue_of(member))
         while queue in owned:
             queue += f", {member.endpoints[0]}"  # has its name from earlier times, when this was part of it
         return queue
@@ -123,9 +141,9 @@ class Roster:
         """Give the messages in queues of nobody's to who may send them."""
         for link in self.links.values():
             link.heirlooms = ()
+        heirs = kin_of({link: link.member for link in self.links.values()})
         for queue, former in left.items():
-            heir = next((link for link in self.links.values() if overlap(former, link.member)), None)
-            if heir is not None:
+            for heir in heirs(former)[:1]:
                 heir.heirlooms += (queue,)
 
     def refresh(self, now: float) -> None:

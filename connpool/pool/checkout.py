@@ -298,6 +298,8 @@ class Checkout(Fitting):
                 given, key = key, None
             elif key is not None:
                 key.record.host.idle.append(key)
+            if self._waiter.pinned is not None:
+                self._books.fleet.forget_empty()  # its host may have been made for it alone
             self._lender.service.serve(self._lender.now(), todo)
         self._lender.carry_out(todo)
         if given is not None:

@@ -20,7 +20,7 @@ from connpool.pool.record import Key, Phase, Record, Tenure
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_surplus, longest_idle
 from connpool.pool.sharing import loans_of
-from connpool.pool.snapshots import describe_tenure, idle_ones, is_held, thread_name
+from connpool.pool.snapshots import Names, describe_tenure, idle_ones, is_held, thread_name
 from connpool.pool.unwinding import keeping_no_key
 from connpool.wire.io import SHUT_RDWR
 
@@ -40,7 +40,7 @@ class Chores:
         self._lender = lender
         self._lock = lender._lock
         self._books = lender.books
-        self._warned: list[tuple[Loan, float]] = []  # loans that last long, and since when
+        self._warned: dict[Loan, float] = {}  # loans that last long, and since when
 
     @keeping_no_key
     def turn(self, *, apart: bool = False, is_leap: bool = False) -> int:
@@ -213,20 +213,21 @@ class Chores:
         for record in self._books.records() if limit is not None or self._warned else ():
             if is_held(record, idle):
                 held |= {(record, number): tenure for number, tenure in loans_of(record).items()}
-        back = [(loan, since) for loan, since in self._warned if loan not in held or held[loan][0] != since]
-        self._warned = [known for known in self._warned if known not in back]
+        warned = self._warned
+        back = [(loan, t) for loan, t in warned.items() if loan not in held or held[loan][0] != t]
+        for loan, _ in back:
+            del warned[loan]
         overdue = []
         if limit is not None:
-            known = {loan for loan, _ in self._warned}
-            overdue = [loan for loan in held if now - held[loan][0] >= limit and loan not in known]
-        self._warned += [(loan, held[loan][0]) for loan in overdue]
+            overdue = [loan for loan in held if now - held[loan][0] >= limit and loan not in warned]
+        warned |= {loan: held[loan][0] for loan in overdue}
         return [(loan[0], held[loan]) for loan in overdue], back
 
     def _warn(
         self, overdue: list[tuple[Record, Tenure]], back: list[tuple[Loan, float]], seen_at: float
     ) -> None:
         """Tell of loans, as they were when they were reviewed: some may be back by now."""
-        name, now = self._lender.pool.name, self._lender.now()
+        name, now, names = self._lender.pool.name, self._lender.now(), Names()
         for record, tenure in overdue:
             since, thread, _ = tenure
             logger.warning(
@@ -234,11 +235,11 @@ class Chores:
                 name,
                 record.id,
                 seen_at - since,
-                describe_tenure(tenure),
+                describe_tenure(tenure, names),
                 describe_thread(thread),
             )
             if self._lender.listeners.by_kind[LoanHeldLong]:
-                where = thread_name(thread)
+                where = thread_name(thread, names)
                 self._lender.listeners.tell(LoanHeldLong(name, now, record.id, seen_at - since, where))
         for (record, _), since in back:
             logger.warning(
@@ -277,9 +278,9 @@ class Chores:
             due = now + self._books.horizon
             if config.warn_after is None:
                 return due
-            known = {number for (held, number), _ in self._warned if held is record}
-            loans = [tenure for number, tenure in loans_of(record).items() if number not in known]
-            return min([due, *(since + config.warn_after for since, _, _ in loans)])
+            loans = loans_of(record).items()
+            unknown = (tenure for number, tenure in loans if (record, number) not in self._warned)
+            return min([due, *(since + config.warn_after for since, _, _ in unknown)])
         due = record.expires_at
         if config.idle_timeout is not None:
             due = min(due, (record.since if is_spare else now) + config.idle_timeout)

@@ -189,18 +189,18 @@ class Books:
         record.move(Phase.CLOSING)
         todo.doomed.append(key)
 
-    def forget(self, record: Record) -> None:
-        """Free the place of *record*: it is closed, was never opened, or has left the pool."""
-        is_first_time = record in record.host.records  # recovered records may come twice
-        was = record.phase
-        record.host.opening.pop(record, None)
-        record.host.hung.pop(record, None)
-        record.host.looks.pop(record, None)
-        record.host.records.discard(record)  # this frees the place; what follows is bookkeeping
+    def forget(self, *records: Record) -> None:
+        """Free the places of *records*: they are closed, were never opened, or have left the pool."""
+        for record in records:
+            is_first_time = record in record.host.records  # recovered records may come twice
+            was = record.phase
+            for noted in (record.host.opening, record.host.hung, record.host.looks):
+                noted.pop(record, None)
+            record.host.records.discard(record)  # this frees the place; what follows is bookkeeping
+            record.phase = Phase.CLOSED
+            if is_first_time:
+                self._count_parting(record, was)
         self.count_places()
-        record.phase = Phase.CLOSED
-        if is_first_time:
-            self._count_parting(record, was)
         self.fleet.forget_empty()
         if self.drains and self.n_lent() == 0:
             while self.drains:

@@ -163,8 +163,8 @@ class Desk:
         for key in keys:
             _do(blows, self.tell_closed, key.record)
         with self._lock:
+            self.books.forget(*[key.record for key in keys])
             for key in keys:
-                self.books.forget(key.record)
                 self.service.eviction_is_over(key.record)
             self.service.serve(self.now(), todo)
         _strike(blows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from operator import is_
 from typing import Final, TypeAlias
@@ -109,10 +109,10 @@ class Fleet:
             if rota:
                 break
         self.rota = rota  # in one go, for ``turn_of`` is asked without the lock
+        besides = [host for host in self.beside() if host.is_up()] if lends and self.given else []
         stacks = [host.idle if host.is_up() else NOTHING for host in rota]
-        if lends and self.given:
-            stacks += [host.idle for host in self.beside() if host.is_up()]
-        self._publish(tuple(stacks) or (NOTHING,))
+        stacks += [host.idle for host in besides]
+        self._publish(tuple(stacks) or (NOTHING,), itertools.chain(filter(Host.is_up, rota), besides))
         waits = (h.retry_at for h in self.hosts.values() if h.retry_at is not None and h.retry_at > now)
         return min(waits, default=math.inf)
 
@@ -152,17 +152,17 @@ class Fleet:
         rota = self.rota  # looked at once: it may be exchanged meanwhile
         return rota.index(host) if host in rota else None
 
-    def _publish(self, stacks: tuple[deque[Key], ...]) -> None:
+    def _publish(self, stacks: tuple[deque[Key], ...], lending: Iterable[Host]) -> None:
         self.is_single = len(stacks) == 1 and stacks[0] is not NOTHING
         same = len(stacks) == len(self._stacks) and all(map(is_, stacks, self._stacks))
         if same:
             return
-        self._stacks = stacks
-        self.lending = frozenset(h for h in self.hosts.values() if any(h.idle is s for s in stacks))
+        self.lending = frozenset(lending)
         if len(stacks) == 1:
             self.take = stacks[0].pop
         else:
             self.take = self._rotation(stacks)
+        self._stacks = stacks  # last: what an interrupt cuts short is done again
 
     def _rotation(self, stacks: tuple[deque[Key], ...]) -> Take:
         """Take from the stack whose turn it is. ``next`` and ``pop`` are one C call each.

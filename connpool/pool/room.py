@@ -8,6 +8,7 @@ from connpool.model.states import CloseReason
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
+from connpool.pool.piles import look_through
 from connpool.pool.record import Key, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
@@ -39,11 +40,12 @@ def evict_from_crowd(books: Books, host: Host, todo: Todo) -> list[Record]:
 
 def _evict_oldest(books: Books, hosts: Collection[Host], surplus: int, todo: Todo) -> None:
     """Let as many as that be closed of what is idle at *hosts*, as far as there are so many."""
-    while surplus > 0 and (found := longest_idle(hosts)) is not None:
-        key, host = found
-        if host.withdraw(key):
-            books.doom(key, CloseReason.SURPLUS, todo)
-            surplus -= 1
+    while surplus > 0 and any(host.idle for host in hosts):
+        idle = [(key, host) for host in hosts for key in look_through(host.idle)]
+        for key, host in sorted(idle, key=lambda found: found[0].record.since)[:surplus]:
+            if host.withdraw(key):
+                books.doom(key, CloseReason.SURPLUS, todo)
+                surplus -= 1
 
 
 def longest_idle(hosts: Iterable[Host]) -> tuple[Key, Host] | None:

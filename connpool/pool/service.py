@@ -1,7 +1,6 @@
 """Serving the queue: which waiter gets what, who must be dialled, who cannot be served.
 
-After every change of the books ``serve`` is called. It is the one place that
-decides, so that freed capacity cannot be forgotten in one of twenty others.
+``serve`` is called after every change of the books: one place decides, so that nothing freed is forgotten.
 """
 
 from __future__ import annotations
@@ -64,19 +63,22 @@ class Service(Attempts):
         books.publish_queue()
 
     def _serve_queue(self, now: float, todo: Todo) -> None:
+        is_dry = False  # nobody plain gets anything any more
+        in_vain: set[Endpoint] = set()  # nor does who wants one of these
         for waiter in self._queue:
             if not waiter.is_waiting() or waiter.key is not None:
                 self._finish(waiter, now)  # an interrupt cut this short the last time
-            elif waiter.is_busy:
+            elif (
+                waiter.is_busy or (is_dry and waiter.is_plain) or (in_vain and waiter.sole_wish() in in_vain)
+            ):
                 continue
-            elif self._attend(waiter, now, todo) is Answer.NOTHING and waiter.is_plain:
-                break  # nobody plain gets anything after that
-        else:
-            return
-        if self._queue.has_special():
-            for waiter in self._queue:
-                if waiter.is_waiting() and not waiter.is_plain and not waiter.is_busy:
-                    self._attend(waiter, now, todo)
+            elif self._attend(waiter, now, todo) is Answer.NOTHING:
+                if waiter.is_plain:
+                    is_dry = True
+                    if not self._queue.has_special():
+                        return
+                elif (wish := waiter.sole_wish()) is not None:
+                    in_vain.add(wish)
 
     def stands_behind(self, waiter: Waiter) -> bool:
         """Whether *waiter*, who has just queued up, need not look: who is first would take what it finds.

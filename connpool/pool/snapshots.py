@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from connpool.pool.hosts import Host
 
 __all__ = [
+    "Names",
     "connection_info",
     "describe_loans",
     "describe_tenure",
@@ -29,22 +30,27 @@ __all__ = [
     "thread_name",
 ]
 
+Names = dict[int | None, str]  # of threads, by their numbers
 
-def thread_name(ident: int | str) -> str:
-    """The name of a running thread; one that has ended is named by its number, if its name is not known."""
+
+def thread_name(ident: int | str, known: Names | None = None) -> str:
+    """The name of a running thread; one that has ended is named by its number, if its name is not known.
+
+    *known*: names to look among first. All are found on the way to one, and are kept there for the next.
+    """
     if isinstance(ident, str):
         return ident
-    for thread in threading.enumerate():
-        if thread.ident == ident:
-            return thread.name
-    return f"ended thread {ident}"
+    known = Names() if known is None else known
+    if ident not in known:
+        known |= {thread.ident: thread.name for thread in threading.enumerate()}
+    return known.setdefault(ident, f"ended thread {ident}")
 
 
-def describe_tenure(tenure: Tenure) -> str:
-    """Which thread took it, and from where, if that is tracked."""
+def describe_tenure(tenure: Tenure, known: Names | None = None) -> str:
+    """Which thread took it, and from where, if that is tracked. *known*: as for ``thread_name``."""
     _, thread, origin = tenure
     taken = "" if origin is None else f", taken at {origin}"
-    return f"thread {thread_name(thread)!r}{taken}"
+    return f"thread {thread_name(thread, known)!r}{taken}"
 
 
 def worn_out_ones(books: Books) -> set[Record]:
@@ -76,8 +82,13 @@ def state_of(record: Record, *, is_idle: bool, is_worn_out: bool = False) -> Con
     return ConnState[phase.name]
 
 
-def connection_info(record: Record, *, is_idle: bool, is_worn_out: bool = False) -> ConnectionInfo:
-    """What there is to say of *record*. Asks the socket for its addresses: not under the lock."""
+def connection_info(
+    record: Record, *, is_idle: bool, is_worn_out: bool = False, names: Names | None = None
+) -> ConnectionInfo:
+    """What there is to say of *record*. Asks the socket for its addresses: not under the lock.
+
+    *names*: of threads, as for ``thread_name``.
+    """
     state = state_of(record, is_idle=is_idle, is_worn_out=is_worn_out)
     is_out = state in (ConnState.IN_USE, ConnState.SHARED)
     # One on its way to its first holder has none, and one that is looked at has none any more.
@@ -98,7 +109,7 @@ def connection_info(record: Record, *, is_idle: bool, is_worn_out: bool = False)
         tls=tls,
         extra=None if record.notes is None else record.notes.extra,
         origin=None if origin is None else origin.stack(),
-        holder=None if thread is None else thread_name(thread),
+        holder=None if thread is None else thread_name(thread, names),
         since=record.since,
     )
 
@@ -188,8 +199,9 @@ def describe_loans(books: Books, now: float) -> str:
         for tenure in loans_of(record).values()
     ]
     lent.sort(key=lambda loan: loan[0][0])
+    names = Names()
     return "; ".join(
         f"connection {record.id} to {record.host.endpoint} for {now - tenure[0]:.1f} s"
-        f" by {describe_tenure(tenure)}"
+        f" by {describe_tenure(tenure, names)}"
         for tenure, record in lent
     )

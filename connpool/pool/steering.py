@@ -17,6 +17,7 @@ from connpool.model.uncopied import Uncopied
 from connpool.pool.flock import Flock
 from connpool.pool.lifetimes import pause_of
 from connpool.pool.snapshots import (
+    Names,
     connection_info,
     endpoint_infos,
     idle_ones,
@@ -250,7 +251,10 @@ class Steering(Uncopied):
         records, idle, worn_out = self._control.picture(
             lambda books: (list(books.records()), idle_ones(books), worn_out_ones(books))
         )
-        infos = [connection_info(r, is_idle=r in idle, is_worn_out=r in worn_out) for r in records]
+        names = Names()
+        infos = [
+            connection_info(r, is_idle=r in idle, is_worn_out=r in worn_out, names=names) for r in records
+        ]
         return tuple(info for info in infos if info.state is not ConnState.CLOSED)  # closed meanwhile
 
     # -- who sends over its route

@@ -136,6 +136,12 @@ class Waiter:
         dial, self.errands = self.errands[0], self.errands[1:]
         return dial
 
+    def sole_wish(self) -> Endpoint | None:
+        """The endpoint that is all it asks for, while nothing was begun: all such may have the same."""
+        if self.is_fresh_only or self.attempts or self.eviction is not None:
+            return None
+        return None if self.tried or self.request.shared or self.request.where is not None else self.pinned
+
     def has_something_coming(self) -> bool:
         """Whether a dial, a look or a close is under way on its behalf."""
         return self.attempt is not None or self.is_evicting()
