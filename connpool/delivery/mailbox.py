@@ -80,6 +80,7 @@ class Mailbox:
         self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
         self.is_closed = False
+        self.is_over = False  # nobody waits for the thread of ours that tells: it calls no handler more
 
     # -- what comes
 
@@ -249,11 +250,19 @@ class Mailbox:
 
     # -- telling
 
-    def tell(self, broadcaster: Broadcaster, news: list[News], handler: Handler | None = None) -> int:
+    def tell(
+        self,
+        broadcaster: Broadcaster,
+        news: list[News],
+        handler: Handler | None = None,
+        *,
+        ours: bool = False,
+    ) -> int:
         """Call the handlers for each of *news*, then those for sets. No lock is held.
 
         Args:
             handler: Called instead of all that are installed.
+            ours: The thread is ours: when it is over, the rest is told to nobody.
 
         Returns:
             How many of *news* somebody was called for.
@@ -267,10 +276,11 @@ class Mailbox:
             )
             n_handled += bool(handlers) or any(mask & each.kind for mask, _ in self._sets)
             for found in handlers:
-                self._tell_one(broadcaster, found, each)
+                if not (ours and self.is_over):
+                    self._tell_one(broadcaster, found, each)
         if handler is None:
             for mask, for_set in self._sets:
-                if mask & everything:
+                if mask & everything and not (ours and self.is_over):
                     try:
                         for_set(broadcaster, mask & everything)
                     except Exception:

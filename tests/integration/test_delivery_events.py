@@ -421,6 +421,32 @@ def test_a_handler_may_close(event):
         a.until_open(0)
 
 
+@pytest.mark.parametrize("who", ["another", "the handler"])
+def test_after_the_end_no_handler_is_called_though_more_has_come(who):
+    told: list[LinkEvent] = []
+    is_called, is_closed = threading.Event(), threading.Event()
+
+    def handler(sender: Broadcaster, event: LinkEvent, _: Endpoint) -> None:
+        told.append(event)
+        is_called.set()
+        if who == "the handler":
+            sender.close(GUARD)
+        else:
+            is_closed.wait(GUARD)
+
+    with ScriptedServer(script=[Send(b"one\ntwo\nthree\n"), Silence()]) as a, broadcasting(a) as sender:
+        sender.on(INPUT, handler)
+        sender.on_any(INPUT, lambda _, events: told.append(events))
+        assert is_called.wait(GUARD)
+        sender.close(0.1)
+        is_closed.set()
+        until(
+            lambda: not any(thread.name == "connpool-events-sensors" for thread in threading.enumerate()),
+            "the end of the thread that calls handlers",
+        )
+        assert told == [INPUT]
+
+
 def test_two_closes_at_once_one_of_them_in_a_handler_both_end_soon(a):
     begun = threading.Event()
 
