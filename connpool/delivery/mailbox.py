@@ -21,7 +21,7 @@ __all__ = ["Handler", "Letter", "Mailbox", "News", "SetHandler"]
 Handler = Callable[["Broadcaster", LinkEvent, Endpoint], object]
 SetHandler = Callable[["Broadcaster", LinkEvent], object]
 
-MOST_NEWS: Final = 1_000  # events that are kept for a handler that may come
+MOST_NEWS: Final = 1_000  # events, beside those of messages, that are kept for a handler that may come
 MOST_LETTERS: Final = 1_000  # messages that are read before somebody takes them
 A_LOOK: Final = 0.1  # seconds that who does not wait gives the thread that reads for one look
 
@@ -86,8 +86,9 @@ class Mailbox:
 
     def post_locked(self, kind: LinkEvent, endpoint: Endpoint) -> None:
         """Something has happened on a link."""
-        if len(self._news) >= MOST_NEWS and not self._mask() & kind:
-            self._news.popleft()
+        old = [] if self._mask() & kind else [each for each in self._news if each.letter is None]
+        if len(old) >= MOST_NEWS:  # of messages that wait, each has its event
+            self._news.remove(old[0])
         self._news.append(News(kind, endpoint))
 
     def deliver(self, endpoint: Endpoint, messages: list[bytes]) -> None:

@@ -337,6 +337,29 @@ def test_a_handler_that_falls_far_behind_gets_all_that_comes_when_it_takes_it_at
         assert [message for _, message in got] == messages
 
 
+def test_who_polls_is_told_of_each_message_however_many_have_come_when_a_link_breaks():
+    got: list[bytes] = []
+    messages = [b"%d" % n for n in range(1_500)]
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        connection = a.until_accepts(1)
+
+        def take(who: Broadcaster, event: LinkEvent, _: Endpoint) -> None:
+            if event is not INPUT:
+                return
+            found = who.recv(0)
+            assert found is not None
+            got.append(found[1])
+            if len(got) == 1:  # the rest comes while it is busy with the first
+                connection.send(b"".join(b"%b\n" % message for message in messages[1:]))
+                connection.close()
+                until_dead(who, 1)
+
+        connection.send(messages[0] + b"\n")
+        while len(got) < len(messages) and sender.check_event(1.0, take):
+            pass
+        assert got == messages
+
+
 def test_a_handler_may_take_the_message_it_is_told_of():
     got: list[Any] = []
     with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
