@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
 from connpool.clock import Gate, SystemClock, open_gate
+from connpool.delivery.news import Ends, Letter, News
 from connpool.model.delivery import LinkEvent
 from connpool.model.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
+    from connpool.delivery.strand import Strand
 
-__all__ = ["Handler", "Letter", "Mailbox", "News", "SetHandler"]
+__all__ = ["Handler", "Mailbox", "SetHandler"]
 
 Handler = Callable[["Broadcaster", LinkEvent, Endpoint], object]
 SetHandler = Callable[["Broadcaster", LinkEvent], object]
@@ -33,31 +35,6 @@ _wait = SystemClock().wait
 logger = logging.getLogger("connpool.delivery")
 
 
-class Letter:
-    """A message that has come."""
-
-    __slots__ = ("endpoint", "is_taken", "message")
-
-    def __init__(self, endpoint: Endpoint, message: bytes) -> None:
-        self.endpoint = endpoint
-        self.message = message
-        self.is_taken = False  # its event is no news any more
-
-
-class News:
-    """One event that nobody has been told yet."""
-
-    __slots__ = ("endpoint", "kind", "letter")
-
-    def __init__(self, kind: LinkEvent, endpoint: Endpoint, letter: Letter | None = None) -> None:
-        self.kind = kind
-        self.endpoint = endpoint
-        self.letter = letter
-
-    def is_stale(self) -> bool:
-        return self.letter is not None and self.letter.is_taken
-
-
 class Mailbox:
     """Events and messages in the order of their arrival, each told or given out once.
 
@@ -70,6 +47,7 @@ class Mailbox:
         # Called, with no lock held, when input is wanted or no longer; says whether somebody sees to it.
         self._on_change = on_change
         self._news: deque[News] = deque()
+        self._ends = Ends()
         self._letters: deque[Letter] = deque()
         self._n_taken = 0  # letters whose events may lie among the news yet
         self._gates: list[Gate] = []  # of threads that wait for something to come
@@ -84,16 +62,30 @@ class Mailbox:
 
     # -- what comes
 
-    def post_locked(self, kind: LinkEvent, endpoint: Endpoint) -> None:
-        """Something has happened on a link."""
-        old = [] if self._mask() & kind else [each for each in self._news if each.letter is None]
-        if len(old) >= MOST_NEWS:  # of messages that wait, each has its event
-            self._news.remove(old[0])
-        self._news.append(News(kind, endpoint))
+    def post_locked(self, kind: LinkEvent, endpoint: Endpoint, strand: Strand | None = None) -> None:
+        """Something has happened on a link. *strand*: that which has ended, if one has."""
+        self._ends.add(News(kind, endpoint), strand)
+        self._admit_locked()
 
-    def deliver(self, endpoint: Endpoint, messages: list[bytes]) -> None:
-        """Whole messages have come."""
+    def hear_no_more(self, strand: Strand) -> None:
+        """*strand* was read to its end: now that may be told."""
         with self._lock:
+            strand.is_heard = True
+            self._admit_locked()
+        self.wake()
+
+    def _admit_locked(self) -> None:
+        for news in self._ends.ripe():
+            old = [] if self._mask() & news.kind else [each for each in self._news if each.letter is None]
+            if len(old) >= MOST_NEWS:  # of messages that wait, each has its event
+                self._news.remove(old[0])
+            self._news.append(news)
+
+    def deliver(self, endpoint: Endpoint, messages: list[bytes], strand: Strand | None = None) -> None:
+        """Whole messages have come, over *strand*; of one that was taken down nothing comes any more."""
+        with self._lock:
+            if strand is not None and strand.is_taken_down:
+                return
             if self._n_taken >= MOST_NEWS:  # and where no handler is installed, nobody takes their events
                 self._n_taken = 0
                 self._news = deque(news for news in self._news if not news.is_stale())
@@ -175,19 +167,20 @@ class Mailbox:
 
         wanted = mask if mask is not None or self._mask() else LinkEvent.INPUT
         reads = wanted is not None and bool(wanted & LinkEvent.INPUT)
-        if reads and not self._mask() & LinkEvent.INPUT:  # else all that comes is read anyway
-            self._look()
+        if self._ends or (reads and not self._mask() & LinkEvent.INPUT):  # else all that comes is read anyway
+            self._look(reads=reads)
         return self._wait_for(take_locked, timeout, reads=reads) or []
 
-    def _look(self) -> None:
+    def _look(self, *, reads: bool = True) -> None:
         """Have what has come by now read; who does not wait would find none of it, since nobody wanted it."""
         gate: Gate = threading.Lock()
         gate.acquire()
         try:
             with self._lock:
                 self._hasty.append(gate)
-                self._readers.add(gate)
-                self._was_read = True
+                if reads:
+                    self._readers.add(gate)
+                    self._was_read = True
             if self._on_change():
                 _wait(gate, A_LOOK)
         finally:

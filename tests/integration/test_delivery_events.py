@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
+from connpool import Broadcaster, ConfigError, Endpoint, Lines, LinkEvent, LinkState, PoolClosedError
 from connpool.delivery.link import Link
+from connpool.delivery.watching import Watch
 from connpool.testing import ScriptedServer, Send, Silence
 from tests.helpers.sinks import GUARD, Diary, Sink, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -48,6 +49,11 @@ def diary() -> Diary:
 
 def all_alive(sender: Broadcaster) -> None:
     until(lambda: all(link.state is LinkState.ALIVE for link in sender.links()), "the life of all")
+
+
+def until_dead_for(sender: Broadcaster) -> None:
+    """Send until that finds out that nobody is there."""
+    until(lambda: not sender.broadcast(b"are you there?").sent, "a message that nobody gets")
 
 
 def until_dead(sender: Broadcaster, n: int) -> None:
@@ -106,6 +112,60 @@ def test_events_of_one_member_are_told_in_their_order_and_input_between_life_and
             diary.until(4 * n + 4)
         told = diary.of(a)[:20]
         assert told == [ALIVE, INPUT, INPUT, DEAD] * 5
+
+
+def test_the_last_words_of_a_member_are_told_before_its_end_though_a_sender_finds_that_first(
+    diary, monkeypatch
+):
+    may_read = threading.Event()
+    read = Watch._read
+
+    def read_later(*args: Any, **options: Any) -> None:
+        assert may_read.wait(GUARD)
+        read(*args, **options)
+
+    monkeypatch.setattr(Watch, "_read", read_later)
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        sender.on(ALL, diary)
+        diary.until(1)
+        connection = a.until_accepts(1)
+        connection.send(b"one\ntwo\n")
+        connection.close()
+        until_dead_for(sender)
+        may_read.set()
+        diary.until(4)
+        assert diary.of(a) == [ALIVE, INPUT, INPUT, DEAD]
+
+
+def test_the_end_that_a_sender_finds_is_told_by_the_next_poll_although_that_does_not_wait(diary):
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        all_alive(sender)
+        a.until_accepts(1).close()
+        until_dead_for(sender)
+        assert sender.check_event(0, diary) == 2
+        assert diary.of(a) == [ALIVE, DEAD]
+
+
+def test_of_a_connection_that_was_taken_down_nothing_comes_any_more(diary):
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Lines):
+        def feed(self, data: bytes) -> list[bytes]:
+            begun.set()
+            assert may_go_on.wait(GUARD)
+            return super().feed(data)
+
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, framing=Slow(), reconnect=False) as sender:
+        sender.on(ALL, diary)
+        connection = a.until_accepts(1)
+        connection.send(b"one\n")
+        assert begun.wait(GUARD)
+        sender.mark_dead(a.endpoint)
+        diary.until(2)
+        may_go_on.set()
+        connection.until_ended()
+        assert sender.recv(0) is None
+        assert diary.of(a) == [ALIVE, DEAD]
 
 
 def test_only_what_a_handler_asked_for_is_told_to_it(a):
