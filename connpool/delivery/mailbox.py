@@ -108,10 +108,12 @@ class Mailbox:
 
     def wants_input(self, *, is_last: bool = False) -> bool:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
-        if is_last and self._was_read:
-            return not self.is_closed
-        wanted = bool(self._readers or self._mask() & LinkEvent.INPUT)
-        return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
+        if self.is_closed:
+            return False
+        is_told = bool(self._mask() & LinkEvent.INPUT)
+        if is_last:
+            return is_told or self._was_read
+        return (is_told or bool(self._readers)) and len(self._letters) < MOST_LETTERS
 
     def _mask(self) -> LinkEvent:
         """The events that some installed handler wants."""
