@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
 from connpool.clock import Gate, open_gate, shut_gate, wait
+from connpool.delivery.news import Ends, Letter, News
 from connpool.model.delivery import LinkEvent
 from connpool.model.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from connpool.delivery.broadcaster import Broadcaster
+    from connpool.delivery.strand import Strand
 
-__all__ = ["Handler", "Letter", "Mailbox", "News", "SetHandler"]
+__all__ = ["Handler", "Mailbox", "SetHandler"]
 
 Handler = Callable[["Broadcaster", LinkEvent, Endpoint], object]
 SetHandler = Callable[["Broadcaster", LinkEvent], object]
 
-MOST_NEWS: Final = 1_000  # events that are kept for a handler that may come
+MOST_NEWS: Final = 1_000  # events, beside those of messages, that are kept for a handler that may come
 MOST_LETTERS: Final = 1_000  # messages that are read before somebody takes them
 A_LOOK: Final = 0.1  # seconds that who does not wait gives the thread that reads for one look
 
@@ -29,31 +31,6 @@ ALL: Final = LinkEvent.INPUT | LinkEvent.DEAD | LinkEvent.ALIVE
 NONE: Final = LinkEvent(0)
 
 logger = logging.getLogger("connpool.delivery")
-
-
-class Letter:
-    """A message that has come."""
-
-    __slots__ = ("endpoint", "is_taken", "message")
-
-    def __init__(self, endpoint: Endpoint, message: bytes) -> None:
-        self.endpoint = endpoint
-        self.message = message
-        self.is_taken = False  # its event is no news any more
-
-
-class News:
-    """One event that nobody has been told yet."""
-
-    __slots__ = ("endpoint", "kind", "letter")
-
-    def __init__(self, kind: LinkEvent, endpoint: Endpoint, letter: Letter | None = None) -> None:
-        self.kind = kind
-        self.endpoint = endpoint
-        self.letter = letter
-
-    def is_stale(self) -> bool:
-        return self.letter is not None and self.letter.is_taken
 
 
 class Mailbox:
@@ -68,6 +45,7 @@ class Mailbox:
         # Called, with no lock held, when input is wanted or no longer; says whether somebody sees to it.
         self._on_change = on_change
         self._news: deque[News] = deque()
+        self._ends = Ends()
         self._letters: deque[Letter] = deque()
         self._n_taken = 0  # letters whose events may lie among the news yet
         self._gates: list[Gate] = []  # of threads that wait for something to come
@@ -78,18 +56,34 @@ class Mailbox:
         self._was_read = False  # there has been one
         self.is_polled = False  # somebody has called check_event: events are told in its calls
         self.is_closed = False
+        self.is_over = False  # nobody waits for the thread of ours that tells: it calls no handler more
 
     # -- what comes
 
-    def post_locked(self, kind: LinkEvent, endpoint: Endpoint) -> None:
-        """Something has happened on a link."""
-        if len(self._news) >= MOST_NEWS and not self._mask() & kind:
-            self._news.popleft()
-        self._news.append(News(kind, endpoint))
+    def post_locked(self, kind: LinkEvent, endpoint: Endpoint, strand: Strand | None = None) -> None:
+        """Something has happened on a link. *strand*: that which has ended, if one has."""
+        self._ends.add(News(kind, endpoint), strand)
+        self._admit_locked()
 
-    def deliver(self, endpoint: Endpoint, messages: list[bytes]) -> None:
-        """Whole messages have come."""
+    def hear_no_more(self, strand: Strand) -> None:
+        """*strand* was read to its end: now that may be told."""
         with self._lock:
+            strand.is_heard = True
+            self._admit_locked()
+        self.wake()
+
+    def _admit_locked(self) -> None:
+        for news in self._ends.ripe():
+            old = [] if self._mask() & news.kind else [each for each in self._news if each.letter is None]
+            if len(old) >= MOST_NEWS:  # of messages that wait, each has its event
+                self._news.remove(old[0])
+            self._news.append(news)
+
+    def deliver(self, endpoint: Endpoint, messages: list[bytes], strand: Strand | None = None) -> None:
+        """Whole messages have come, over *strand*; of one that was taken down nothing comes any more."""
+        with self._lock:
+            if strand is not None and strand.is_taken_down:
+                return
             if self._n_taken >= MOST_NEWS:  # and where no handler is installed, nobody takes their events
                 self._n_taken = 0
                 self._news = deque(news for news in self._news if not news.is_stale())
@@ -106,10 +100,12 @@ class Mailbox:
 
     def wants_input(self, *, is_last: bool = False) -> bool:
         """Whether anybody would take a message, and there is room for one; the last of a peer: ever did."""
-        if is_last and self._was_read:
-            return not self.is_closed
-        wanted = bool(self._readers or self._mask() & LinkEvent.INPUT)
-        return wanted and len(self._letters) < MOST_LETTERS and not self.is_closed
+        if self.is_closed:
+            return False
+        is_told = bool(self._mask() & LinkEvent.INPUT)
+        if is_last:
+            return is_told or self._was_read
+        return (is_told or bool(self._readers)) and len(self._letters) < MOST_LETTERS
 
     def _mask(self) -> LinkEvent:
         """The events that some installed handler wants."""
@@ -165,18 +161,19 @@ class Mailbox:
 
         wanted = mask if mask is not None or self._mask() else LinkEvent.INPUT
         reads = wanted is not None and bool(wanted & LinkEvent.INPUT)
-        if reads and not self._mask() & LinkEvent.INPUT:  # else all that comes is read anyway
-            self._look()
+        if self._ends or (reads and not self._mask() & LinkEvent.INPUT):  # else all that comes is read anyway
+            self._look(reads=reads)
         return self._wait_for(take_locked, timeout, reads=reads) or []
 
-    def _look(self) -> None:
+    def _look(self, *, reads: bool = True) -> None:
         """Have what has come by now read; who does not wait would find none of it, since nobody wanted it."""
         gate = shut_gate()
         try:
             with self._lock:
                 self._hasty.append(gate)
-                self._readers.add(gate)
-                self._was_read = True
+                if reads:
+                    self._readers.add(gate)
+                    self._was_read = True
             if self._on_change():
                 wait(gate, A_LOOK)
         finally:
@@ -239,11 +236,19 @@ class Mailbox:
 
     # -- telling
 
-    def tell(self, broadcaster: Broadcaster, news: list[News], handler: Handler | None = None) -> int:
+    def tell(
+        self,
+        broadcaster: Broadcaster,
+        news: list[News],
+        handler: Handler | None = None,
+        *,
+        ours: bool = False,
+    ) -> int:
         """Call the handlers for each of *news*, then those for sets. No lock is held.
 
         Args:
             handler: Called instead of all that are installed.
+            ours: The thread is ours: when it is over, the rest is told to nobody.
 
         Returns:
             How many of *news* somebody was called for.
@@ -257,10 +262,11 @@ class Mailbox:
             )
             n_handled += bool(handlers) or any(mask & each.kind for mask, _ in self._sets)
             for found in handlers:
-                self._tell_one(broadcaster, found, each)
+                if not (ours and self.is_over):
+                    self._tell_one(broadcaster, found, each)
         if handler is None:
             for mask, for_set in self._sets:
-                if mask & everything:
+                if mask & everything and not (ours and self.is_over):
                     try:
                         for_set(broadcaster, mask & everything)
                     except Exception:

@@ -183,7 +183,7 @@ class Office:
         # Of one that has left, another may lead there by now; one that is dead was told.
         is_told = link.state is LinkState.ALIVE or (link.state is LinkState.NEW and self.roster.has(link))
         if is_told and not self.is_closed:
-            self.mailbox.post_locked(LinkEvent.DEAD, endpoint)
+            self.mailbox.post_locked(LinkEvent.DEAD, endpoint, link.newest)
         link.state = LinkState.DEAD  # last: whoever is interrupted before leaves the rest to another
 
     def plan_attempt_locked(self, link: Link, error: BaseException | None) -> None:

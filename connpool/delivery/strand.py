@@ -70,11 +70,13 @@ class Strand:
     """One connection of a link, from its opening to its close. The link's ``writing`` guards it."""
 
     __slots__ = (
+        "__weakref__",
         "conn",
         "decoder",
         "endpoint",
         "holder",
         "is_dropped",
+        "is_heard",
         "is_midway",
         "line",
         "n_readers",
@@ -90,6 +92,7 @@ class Strand:
         self.is_midway = False  # the peer may have a part of a message, and only its sender the rest
         self.n_readers = 0
         self.is_dropped = False  # nobody new may use it; the last user closes it
+        self.is_heard = False  # all was read that came, and told
         self.why: BaseException | None = None  # it was dropped; None: by hand
 
     @property
@@ -105,6 +108,11 @@ class Strand:
     def is_torn(self) -> bool:
         """Whether nobody can finish what was begun, so that nothing may be sent any more."""
         return self.is_midway and not self.is_held
+
+    @property
+    def is_taken_down(self) -> bool:
+        """Whether it was dropped for another reason than its end: nobody wants what may still come."""
+        return self.is_dropped and self.line.error is None
 
     @property
     def is_over(self) -> bool:

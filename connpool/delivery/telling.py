@@ -79,6 +79,7 @@ class Telling:
         self._office.mailbox.close()
         if waits and self._starter is not None:
             join(self._starter.thread, timeout)
+        self._office.mailbox.is_over = True
 
 
 def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
@@ -92,7 +93,7 @@ def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
         if broadcaster is None:
             return
         try:
-            mailbox.tell(broadcaster, news)
+            mailbox.tell(broadcaster, news, ours=True)
         except BaseException:  # SystemExit in a handler: the others still want to hear
             logger.exception("broadcaster %r: a handler failed", broadcaster.name)
         del broadcaster

@@ -97,6 +97,7 @@ class Tending:
         try:
             line = Line(conn._held().streaming(), link.writing)
             strand = Strand(conn, line, endpoint, decoder_of(office.settings.framing))
+            strand.is_heard = office.settings.confirm is not None  # then nobody else reads
         except BaseException as error:
             conn.terminate(error)
             raise

@@ -140,9 +140,12 @@ class Watch:
     def hear_out(self, strand: Strand) -> None:
         """Take in what the peer has said before it left, if it did. Nobody uses *strand* any more."""
         office = self._office()
-        if office is not None and strand.line.error is not None:
+        if office is None:
+            return
+        if strand.line.error is not None:
             while not self._take_in(office, strand, is_last=True)[0]:
                 pass
+        office.mailbox.hear_no_more(strand)
 
     # -- the thread
 
@@ -233,7 +236,7 @@ class Watch:
                 if not data:
                     return is_last, None
                 if messages := strand.decoder.feed(data):
-                    office.mailbox.deliver(strand.endpoint, messages)
+                    office.mailbox.deliver(strand.endpoint, messages, strand)
                     strand.decoder.feed(b"")  # an offence behind them is told by the next call
         except FramingError as offence:
             return True, offence

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, ConfigError, Endpoint, LinkEvent, LinkState, PoolClosedError
+from connpool import Broadcaster, ConfigError, Endpoint, Lines, LinkEvent, LinkState, PoolClosedError
 from connpool.delivery.link import Link
+from connpool.delivery.watching import Watch
 from connpool.testing import ScriptedServer, Send, Silence
 from tests.helpers.sinks import GUARD, Diary, Sink, all_alive, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -25,6 +26,11 @@ ALL = INPUT | DEAD | ALIVE
 @pytest.fixture
 def diary() -> Diary:
     return Diary()
+
+
+def until_dead_for(sender: Broadcaster) -> None:
+    """Send until that finds out that nobody is there."""
+    until(lambda: not sender.broadcast(b"are you there?").sent, "a message that nobody gets")
 
 
 def until_dead(sender: Broadcaster, n: int) -> None:
@@ -83,6 +89,60 @@ def test_events_of_one_member_are_told_in_their_order_and_input_between_life_and
             diary.until(4 * n + 4)
         told = diary.of(a)[:20]
         assert told == [ALIVE, INPUT, INPUT, DEAD] * 5
+
+
+def test_the_last_words_of_a_member_are_told_before_its_end_though_a_sender_finds_that_first(
+    diary, monkeypatch
+):
+    may_read = threading.Event()
+    read = Watch._read
+
+    def read_later(*args: Any, **options: Any) -> None:
+        assert may_read.wait(GUARD)
+        read(*args, **options)
+
+    monkeypatch.setattr(Watch, "_read", read_later)
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        sender.on(ALL, diary)
+        diary.until(1)
+        connection = a.until_accepts(1)
+        connection.send(b"one\ntwo\n")
+        connection.close()
+        until_dead_for(sender)
+        may_read.set()
+        diary.until(4)
+        assert diary.of(a) == [ALIVE, INPUT, INPUT, DEAD]
+
+
+def test_the_end_that_a_sender_finds_is_told_by_the_next_poll_although_that_does_not_wait(diary):
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        all_alive(sender)
+        a.until_accepts(1).close()
+        until_dead_for(sender)
+        assert sender.check_event(0, diary) == 2
+        assert diary.of(a) == [ALIVE, DEAD]
+
+
+def test_of_a_connection_that_was_taken_down_nothing_comes_any_more(diary):
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Lines):
+        def feed(self, data: bytes) -> list[bytes]:
+            begun.set()
+            assert may_go_on.wait(GUARD)
+            return super().feed(data)
+
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, framing=Slow(), reconnect=False) as sender:
+        sender.on(ALL, diary)
+        connection = a.until_accepts(1)
+        connection.send(b"one\n")
+        assert begun.wait(GUARD)
+        sender.mark_dead(a.endpoint)
+        diary.until(2)
+        may_go_on.set()
+        connection.until_ended()
+        assert sender.recv(0) is None
+        assert diary.of(a) == [ALIVE, DEAD]
 
 
 def test_only_what_a_handler_asked_for_is_told_to_it(a):
@@ -314,6 +374,29 @@ def test_a_handler_that_falls_far_behind_gets_all_that_comes_when_it_takes_it_at
         assert [message for _, message in got] == messages
 
 
+def test_who_polls_is_told_of_each_message_however_many_have_come_when_a_link_breaks():
+    got: list[bytes] = []
+    messages = [b"%d" % n for n in range(1_500)]
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        connection = a.until_accepts(1)
+
+        def take(who: Broadcaster, event: LinkEvent, _: Endpoint) -> None:
+            if event is not INPUT:
+                return
+            found = who.recv(0)
+            assert found is not None
+            got.append(found[1])
+            if len(got) == 1:  # the rest comes while it is busy with the first
+                connection.send(b"".join(b"%b\n" % message for message in messages[1:]))
+                connection.close()
+                until_dead(who, 1)
+
+        connection.send(messages[0] + b"\n")
+        while len(got) < len(messages) and sender.check_event(1.0, take):
+            pass
+        assert got == messages
+
+
 def test_a_handler_may_take_the_message_it_is_told_of():
     got: list[Any] = []
     with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
@@ -396,6 +479,32 @@ def test_a_handler_may_close(event):
         with pytest.raises(PoolClosedError):
             sender.broadcast(b"late")
         a.until_open(0)
+
+
+@pytest.mark.parametrize("who", ["another", "the handler"])
+def test_after_the_end_no_handler_is_called_though_more_has_come(who):
+    told: list[LinkEvent] = []
+    is_called, is_closed = threading.Event(), threading.Event()
+
+    def handler(sender: Broadcaster, event: LinkEvent, _: Endpoint) -> None:
+        told.append(event)
+        is_called.set()
+        if who == "the handler":
+            sender.close(GUARD)
+        else:
+            is_closed.wait(GUARD)
+
+    with ScriptedServer(script=[Send(b"one\ntwo\nthree\n"), Silence()]) as a, broadcasting(a) as sender:
+        sender.on(INPUT, handler)
+        sender.on_any(INPUT, lambda _, events: told.append(events))
+        assert is_called.wait(GUARD)
+        sender.close(0.1)
+        is_closed.set()
+        until(
+            lambda: not any(thread.name == "connpool-events-sensors" for thread in threading.enumerate()),
+            "the end of the thread that calls handlers",
+        )
+        assert told == [INPUT]
 
 
 def test_two_closes_at_once_one_of_them_in_a_handler_both_end_soon(a):

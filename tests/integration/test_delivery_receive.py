@@ -148,6 +148,25 @@ def test_what_a_member_says_before_it_leaves_is_received_by_who_comes_later():
         assert sender.recv(GUARD) == (a.endpoint, b"three")
 
 
+def test_what_a_member_says_before_it_leaves_is_told_to_a_handler_however_far_that_is_behind():
+    may_go_on, got = threading.Event(), []
+
+    def take(sender: Broadcaster, *_: object) -> None:
+        assert may_go_on.wait(GUARD)
+        got.append(sender.recv(0))
+
+    messages = [b"%030d" % n for n in range(3_000)]  # more than are read ahead, and few enough to lie unread
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        sender.on(LinkEvent.INPUT, take)
+        connection = a.until_accepts(1)
+        connection.send(b"\n".join(messages) + b"\n")
+        connection.close()
+        until(lambda: sender.links()[0].state is LinkState.DEAD)
+        may_go_on.set()
+        until(lambda: len(got) == len(messages), "all that it has said")
+        assert got == [(a.endpoint, message) for message in messages]
+
+
 def test_a_sender_that_finds_a_member_gone_takes_no_message_from_receivers():
     with ScriptedServer(script=Silence()) as a, broadcasting(a) as sender:
         assert sender.recv(0) is None
