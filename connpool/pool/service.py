@@ -68,9 +68,9 @@ class Service(Attempts):
         for waiter in self._queue:
             if not waiter.is_waiting() or waiter.key is not None:
                 self._finish(waiter, now)  # an interrupt cut this short the last time
-            elif waiter.is_busy or (is_dry and waiter.is_plain):
-                continue
-            elif in_vain and waiter.sole_wish() in in_vain:
+            elif (
+                waiter.is_busy or (is_dry and waiter.is_plain) or (in_vain and waiter.sole_wish() in in_vain)
+            ):
                 continue
             elif self._attend(waiter, now, todo) is Answer.NOTHING:
                 if waiter.is_plain:
