@@ -60,9 +60,8 @@ def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
     stubs: list[Stub] = []
     try:
         with switch._lock:
-            taken = tuple(
-                line for line in lines if line.leaving is not None
-            )  # its call is still to have its time
+            # Those whose call is still to have its time.
+            taken = tuple(line for line in lines if line.leaving is not None)
             _say_farewell(switch, lines, stubs, is_polite=True)
             numbers = switch.ledger.numbers
             stubs += [Stub(switch, Ticket(each.home(), None, next(numbers), each)) for each in taken]

@@ -142,10 +142,12 @@ class Watch:
         office = self._office()
         if office is None:
             return
-        if strand.line.error is not None:
-            while not self._take_in(office, strand, is_last=True)[0]:
-                pass
-        office.mailbox.hear_no_more(strand)
+        try:
+            if strand.line.error is not None:
+                while not self._take_in(office, strand, is_last=True)[0]:
+                    pass
+        finally:  # after an interrupt, too, or its end would not be told
+            office.mailbox.hear_no_more(strand)
 
     # -- the thread
 

@@ -49,6 +49,8 @@ def _has_others_to_try(books: Books, waiter: Waiter, now: float) -> bool:
     """Whether there is a host that *waiter* has not tried, and may, be it when its patience is at an end."""
     if waiter.attempt is not None and now < waiter.patience_at:
         return True
+    if waiter.pinned is not None:
+        return False
     out = waiter.tried.keys() | waiter.dialled
     return any(
         host.endpoint not in out
@@ -56,7 +58,6 @@ def _has_others_to_try(books: Books, waiter: Waiter, now: float) -> bool:
         and not any(record in host.opening for record in waiter.attempts)
         for group in books.fleet.groups
         for host in group
-        if waiter.pinned is None
     )
 
 

@@ -123,6 +123,23 @@ def test_the_end_that_a_sender_finds_is_told_by_the_next_poll_although_that_does
         assert diary.of(a) == [ALIVE, DEAD]
 
 
+def test_an_interrupt_in_the_midst_of_the_last_words_keeps_nobody_from_hearing_of_the_end(monkeypatch):
+    def strike(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with ScriptedServer(script=Silence()) as a, broadcasting(a, reconnect=False) as sender:
+        all_alive(sender)
+        (link,) = sender._office.roster.links.values()
+        strand = link.strand
+        assert strand is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(Watch, "_take_in", strike)
+            strand.line.error = ConnectionResetError()
+            with pytest.raises(KeyboardInterrupt):
+                sender._watch.hear_out(strand)
+        assert strand.is_heard
+
+
 def test_of_a_connection_that_was_taken_down_nothing_comes_any_more(diary):
     begun, may_go_on = threading.Event(), threading.Event()
 
