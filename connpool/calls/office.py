@@ -239,8 +239,7 @@ class Office:
                 ledger.part(line)
             running = _condemn_all(ledger, now)
         if deadline is not None:
-            for line in running:
-                self._switch.workers.cut_off(line)
+            self._switch.workers.cut_off(running)
         self._switch.carry_out()
         self._switch.sleep_on()
         return len(running)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
+from connpool import clock as real
 from connpool.calls.channel import rest_of
 from connpool.calls.line import Key, Line, Phase
 from connpool.clock import Gate, shut_gate, wait
@@ -43,24 +45,32 @@ class Workers:
     def close_all(self, *, apart: bool) -> None:
         """Close what has been doomed. *apart*: do not wait for it."""
         todo = self._switch.ledger.todo
-        while todo:
-            left = len(todo)
-            done = shut_gate()
-            thread = threading.Thread(
-                target=self._run_apart, args=(done,), name=f"connpool-close-{self._switch.name}", daemon=True
-            )
-            if not threads.start(thread):
-                self._close_in_turn(done)
-            if apart:
-                break
-            while not wait(done, CLOSE_GRACE) and len(todo) < left:
-                left = len(todo)  # it is getting on
+        if todo and not apart:
+            self._begin_closes()
+        if todo and not self._start(self._close_in_turn):
+            self._close_in_turn()
 
-    def _run_apart(self, done: Gate) -> None:
-        self._close_in_turn(done)
+    def _close_in_turn(self) -> None:
+        """Close what has been doomed: while one hangs another thread goes on with the others."""
+        while len(self._switch.ledger.todo) > 1:
+            self._begin_closes()
+        self._close_apart()
         self._open_in_turn()
 
-    def _close_in_turn(self, done: Gate) -> None:
+    def _begin_closes(self) -> None:
+        """Have what has been doomed closed on a thread. Returns when it is, or when one close takes long."""
+        todo, done = self._switch.ledger.todo, shut_gate()
+        left = len(todo)
+        if not self._start(self._close_and_open, done):
+            self._close_apart(done)
+        while not wait(done, CLOSE_GRACE) and len(todo) < left:
+            left = len(todo)  # it is getting on
+
+    def _close_and_open(self, done: Gate) -> None:
+        self._close_apart(done)
+        self._open_in_turn()
+
+    def _close_apart(self, done: Gate | None = None) -> None:
         todo = self._switch.ledger.todo
         try:
             while todo:
@@ -68,7 +78,13 @@ class Workers:
         except IndexError:  # another thread took the last one
             pass
         finally:
-            done.release()
+            if done is not None:
+                done.release()
+
+    def _start(self, target: Callable[..., None], *args: Any) -> bool:
+        """Have *target* run on a thread of its own; False: there is none to be had."""
+        name = f"connpool-close-{self._switch.name}"
+        return threads.start(threading.Thread(target=target, args=args, name=name, daemon=True))
 
     def _close_one(self, key: Key) -> None:
         line, switch = key.line, self._switch
@@ -93,21 +109,22 @@ class Workers:
             logger.exception("call pool %r: closing channel %d failed", self._switch.name, line.id)
         return True
 
-    def cut_off(self, line: Line) -> None:
-        """Close a channel under the call that runs on it."""
-        name = f"connpool-close-{self._switch.name}"
-        done = shut_gate()
+    def cut_off(self, lines: Iterable[Line]) -> None:
+        """Close channels under the calls that run on them, and wait a moment for that."""
+        gates = [(line, shut_gate()) for line in lines]
+        for line, done in gates:
+            if not self._start(self._cut_off, line, done):
+                self._cut_off(line, done)
+        until = real.now() + CLOSE_GRACE
+        for _, done in gates:
+            wait(done, max(0.0, until - real.now()))
 
-        def close() -> None:
-            try:
-                if self.close_channel(line):
-                    self._switch.tell(ChannelClosed, line.id, line.home().name, CloseReason.POOL_CLOSED)
-            finally:
-                done.release()
-
-        if not threads.start(threading.Thread(target=close, name=name, daemon=True)):
-            close()
-        wait(done, CLOSE_GRACE)
+    def _cut_off(self, line: Line, done: Gate) -> None:
+        try:
+            if self.close_channel(line):
+                self._switch.tell(ChannelClosed, line.id, line.home().name, CloseReason.POOL_CLOSED)
+        finally:
+            done.release()
 
     # -- opening again
 

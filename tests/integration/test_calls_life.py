@@ -595,6 +595,24 @@ def test_a_close_that_hangs_or_fails_holds_up_nobody(pool, caplog):
     assert "closing channel 2 failed" in caplog.text
 
 
+@pytest.mark.parametrize("is_running", [False, True])
+def test_however_many_closes_hang_nobody_waits_for_each_of_them(pool, is_running):
+    gate, held, tapes = threading.Event(), Held(), [Tape() for _ in range(40)]
+    for tape in tapes:
+        tape.doing, tape.closing = held, lambda: gate.wait(10)
+        pool.init(tape)
+    callers = [Caller(pool, n) for n in range(40)] if is_running else []
+    assert all(held.begun.acquire(timeout=10) for _ in callers)
+    began = now()
+    assert pool.close(0.1) == len(callers)
+    assert now() - began < 1
+    until(lambda: all(tape.closes for tape in tapes))
+    gate.set()
+    held.may_end.release(40)
+    for caller in callers:
+        caller.outcome()
+
+
 def test_a_channel_is_opened_again_later_where_no_thread_can_be_had_just_then(pool, monkeypatch):
     tape, start, kept_back = Tape(), threads.start, []
 
