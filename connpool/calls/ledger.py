@@ -237,9 +237,13 @@ class Ledger:
         """A channel is no longer there: refuse who waits for it in vain."""
         resource.is_shrunk = False
         for ticket in list(resource.queue):
-            if ticket.is_waiting() and (error := objection(self.name, ticket, now)) is not None:
-                ticket.error = error
-                resource.finish(ticket)
+            self.review(ticket, now)
+
+    def review(self, ticket: Ticket, now: float) -> None:
+        """Refuse *ticket* if it waits in vain."""
+        if ticket.is_waiting() and (error := objection(self.name, ticket, now)) is not None:
+            ticket.error = error
+            ticket.resource.finish(ticket)
 
     def hand(self, ticket: Ticket, key: Key) -> None:
         """Give *key* to *ticket*."""

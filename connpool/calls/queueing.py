@@ -135,6 +135,8 @@ def _look_again_locked(switch: Switch, ticket: Ticket, now: float, *, is_late: b
     if ticket.alarm_at <= now:
         ticket.alarm_at = NEVER
     ledger.serve(ticket.resource, now)
+    if ticket.verdicts is not None:  # while its filter was asked, what it liked may have gone
+        ledger.review(ticket, now)
 
 
 def _judge(switch: Switch, ticket: Ticket, where: Where) -> None:

@@ -375,6 +375,29 @@ def test_who_is_left_with_channels_that_its_filter_refuses_is_told_so(pool):
     assert isinstance(waiting.outcome(), FilteredOutError)
 
 
+def test_who_loses_its_channel_while_its_filter_is_asked_about_another_that_it_refuses_is_told_so(pool):
+    asked, may_answer = threading.Semaphore(0), threading.Semaphore(0)
+
+    def is_good(info: ChannelInfo) -> bool:
+        if info.extra == "bad":
+            asked.release()
+            assert may_answer.acquire(timeout=10)
+        return info.extra == "good"
+
+    first, held = closing_first()
+    pool.init(first, extra="good")
+    doomed = Caller(pool)
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, [1], where=is_good)[0]
+    pool.init(Tape(), extra="bad")
+    assert asked.acquire(timeout=10)
+    held.may_end.release()
+    doomed.outcome()
+    until(lambda: first.closes == 1)
+    may_answer.release()
+    assert isinstance(waiting.outcome(), FilteredOutError)
+
+
 def test_a_channel_that_is_new_is_not_used_by_who_waits_with_a_filter_that_refuses_it(pool):
     tape, held = Tape(), Held()
     tape.doing = held
