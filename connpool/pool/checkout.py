@@ -50,7 +50,6 @@ class Checkout(Fitting):
         request: Request,
         timeout: float | None,
         turn: int | None,
-        *,
         fresh_only: bool = False,
     ) -> None:
         self._lender = lender
@@ -188,13 +187,14 @@ class Checkout(Fitting):
                 continue
             if waiter.attempt is None and lender.dialler.idents:
                 self._refuse_deadlock()
-            nap, is_last_nap = self._nap()
-            is_woken = lender.clock.wait(waiter.gate, nap)
+            began = lender.now()
+            nap, is_last_nap = self._nap(began)
+            is_over = not lender.clock.wait(waiter.gate, nap) and is_last_nap
             if waiter.outcome is WAITING:
                 self._check_cancel()
-                self._look_again()  # one last look, even when late
+                self._look_again(began)  # also when it is late
                 if waiter.is_waiting() and not waiter.errands:
-                    self._check_deadline(is_over=is_last_nap and not is_woken)
+                    self._check_deadline(is_over=is_over)
         if waiter.error is not None:
             try:
                 raise waiter.error
@@ -208,9 +208,9 @@ class Checkout(Fitting):
             return began + self._books.config.connect_timeout + DIAL_MARGIN
         return self._deadline
 
-    def _nap(self) -> tuple[float | None, bool]:
+    def _nap(self, now: float) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
-        waiter, books, now = self._waiter, self._books, self._lender.now()
+        waiter, books = self._waiter, self._books
         first = until = self._deadline if self._limit != 0 else self._until()
         if waiter.front_at is not None and not waiter.is_asleep:
             first = min(first, waiter.front_at + books.pace.grace)
@@ -230,12 +230,25 @@ class Checkout(Fitting):
             return None, False
         return (first - now if first > now else 0.0), first == until
 
-    def _look_again(self) -> None:
+    def _look_again(self, since: float) -> None:
         todo = Todo()
         with self._lender._lock:
-            if self._waiter.is_waiting():
-                self._lender.service.look(self._waiter, self._lender.now(), todo)
+            now = self._lender.now()
+            if self._waiter.is_waiting() and self._must_look(since, now):
+                self._lender.service.look(self._waiter, now, todo)
         self._lender.carry_out(todo)
+
+    def _must_look(self, since: float, now: float) -> bool:
+        """Whether nobody has looked for it since it slept: of many that wake at once, the first does."""
+        waiter, books = self._waiter, self._books
+        # Who changes the books looks for all, unless returns go untold; and the oldest may be called alone.
+        is_told = HAS_GIL and books.pool._is_awaited and books.queue.oldest is not waiter
+        if not is_told or books.next_change <= now:
+            return True
+        dues = [waiter.patience_at, waiter.evict_again_at, waiter.again_at]
+        if waiter.front_at is not None:
+            dues.append(waiter.front_at + books.pace.grace)
+        return any(since < due <= now for due in dues)
 
     def _check_cancel(self) -> None:
         cancel = self._waiter.request.cancel

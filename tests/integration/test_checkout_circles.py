@@ -56,6 +56,4 @@ def test_an_error_is_gone_with_its_last_reference(kind: type[ConnPoolError], in_
             CHECKOUTS[kind](pool)
         except kind as error:
             last_words = weakref.ref(error)
-        if kind is ConnectError:
-            pool.unblacklist("b:1")  # which forgets its last error
         until(lambda: last_words() is None, "the end of the thread that dialled, which has it last")

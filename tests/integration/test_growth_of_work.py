@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from connpool import (
     ConnectionPool,
     Endpoint,
     MemorySpool,
+    PoolClosedError,
     PoolExhaustedError,
     Request,
     Route,
@@ -25,9 +27,10 @@ from connpool.calls.forecast import n_queued
 from connpool.calls.tickets import Ticket
 from connpool.delivery import backlog, memory_spool
 from connpool.delivery.roster import Roster
+from connpool.pool.service import Service
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Tape
-from tests.helpers.switchboard import Switchboard
+from tests.helpers.switchboard import Switchboard, until
 from tests.helpers.work import grows_no_faster_than_n, n_steps
 
 
@@ -258,3 +261,29 @@ def test_many_calls_that_wait_for_many_channels_are_foreseen_in_one_go(
         return lambda: n_queued(resource, 0.0)
 
     grows_no_faster_than_n(foreseeing)
+
+
+def test_of_many_who_wait_for_what_is_down_the_first_that_wakes_looks_for_all(monkeypatch):
+    board, serve, counts = Switchboard("h0:1", "h1:1", "h2:1", "h3:1"), Service.serve, Counter()
+
+    def count(*args: Any, **options: Any) -> None:
+        counts["serve"] += 1
+        serve(*args, **options)
+
+    def wait(pool: ConnectionPool) -> None:
+        with pytest.raises(PoolClosedError):
+            pool.try_connect(timeout=30)
+
+    monkeypatch.setattr(Service, "serve", count)
+    settings = {"fail_fast": False, "blacklist_initial": 0.05, "blacklist_max": 0.05}
+    with ConnectionPool(route_of(4), connector=board, **settings) as pool:
+        threads = [threading.Thread(target=wait, args=(pool,)) for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        until(lambda: pool.stats().waiting == 40)
+        failed, served = pool.stats().connect_failures, counts["serve"]
+        until(lambda: pool.stats().connect_failures >= failed + 40)
+        n_dials, n_looks = pool.stats().connect_failures - failed, counts["serve"] - served
+    for thread in threads:
+        thread.join()
+    assert n_looks < 8 * n_dials  # one for each of them that waits would be forty
