@@ -59,7 +59,8 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
         Damaged: it would.
         SpoolError: it is another program's, whose log only SQLite can judge.
     """
-    with disk.reading(path) as file, disk.reading(log_of(path)) as log:
+    index_of = path.with_name(path.name + "-shm")
+    with disk.reading(path) as file, disk.reading(log_of(path)) as log, disk.reading(index_of) as index:
         beginning = b"" if file is None else file.read(HEADER.size)
         if beginning and not beginning.startswith(MAGIC):
             raise Damaged("it does not begin as a SQLite file does")
@@ -69,7 +70,7 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
             return
         if not beginning:
             raise Damaged("it is empty, and its log is not")
-        if not is_whole(log):
+        if not is_whole(log, index):
             raise Damaged("its log holds commits that cannot be read")
 
 

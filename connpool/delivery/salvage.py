@@ -21,6 +21,9 @@ __all__ = ["FRAME_SIZE", "LOG_HEADER", "Salvage", "is_whole"]
 LOG_HEADER: Final = struct.Struct(">8I")  # magic, version, page size, number, 2 salts, 2 checksums
 FRAME_HEADER: Final = struct.Struct(">6I")  # page, after a commit pages in the file, 2 salts, 2 checksums
 FRAME_SIZE: Final = FRAME_HEADER.size + PAGE_SIZE
+INDEX_HEADER: Final = struct.Struct(
+    "=3I2BH2I8s8s2I"
+)  # ..., the last frame of a commit, ..., salts, 2 checksums
 BIG_ENDIAN: Final = 0x377F0683  # the magic of logs whose checksums read big-endian words
 LEAF: Final = 13  # the first byte of a page with rows
 FIRST_PAGE_HEADER: Final = 100  # bytes before the rest of page 1
@@ -115,14 +118,30 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
     return file.read(size)
 
 
-def is_whole(log: BinaryIO) -> bool:
-    """Whether *log* holds no commit behind something bad: SQLite would stop there and forget the rest."""
-    is_good = True
-    for image in _images(log):
+def is_whole(log: BinaryIO, index: BinaryIO | None) -> bool:
+    """Whether *log* holds no commit behind something bad: SQLite would stop there and forget the rest.
+
+    Who is killed while it writes its last commit leaves the end of that in part: by the *index* of the log,
+    which outlives a process, it never came to its end, and nobody misses it.
+    """
+    is_good, n_bad, n_committed = True, 0, 0
+    for number, image in enumerate(_images(log), 1):
         is_good = is_good and image.is_good
-        if image.frame.size and not is_good:
-            return False
-    return True
+        if image.frame.size and is_good:
+            n_committed = number
+        elif image.frame.size:
+            n_bad += 1
+    return n_bad == 0 or (n_bad == 1 and n_committed == _indexed(index, _read_at(log, 16, 8)))
+
+
+def _indexed(index: BinaryIO | None, salts: bytes) -> int | None:
+    """How many frames of the log with these *salts* are committed, as its *index* says; None: it does not."""
+    header = b"" if index is None else index.read(INDEX_HEADER.size)
+    if len(header) < INDEX_HEADER.size:
+        return None
+    *_, n_frames, _, _, its_salts, first, second = INDEX_HEADER.unpack(header)
+    is_good = _checksum(header[:40], "=", (0, 0)) == (first, second)
+    return n_frames if is_good and its_salts == salts else None
 
 
 class Salvage:

@@ -19,6 +19,7 @@ def n_steps(do: Callable[[], object]) -> int:
         return on_step
 
     traced = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 tells nobody of bytecodes before somebody has asked
     sys.settrace(on_step)
     try:
         do()

@@ -192,6 +192,38 @@ def test_a_log_cut_short_anywhere_gives_what_was_committed_before(in_log, folder
     assert before[0] == len(in_log.sent[QUEUES[0]])
 
 
+@pytest.mark.parametrize("n_known", [1, 2, 3])
+@pytest.mark.parametrize("torn", [2, 3])
+def test_the_end_of_a_log_that_no_commit_has_reached_is_no_damage(folder, torn, n_known) -> None:
+    """Of three commits one is *torn*; the index of the log, which outlives the process, knows so many."""
+    path = folder / "growing" / "spool.db"
+    shutil.rmtree(path.parent, ignore_errors=True)
+    path.parent.mkdir()
+    log, indices, ends = log_of(path), [], []
+    spool = SQLiteSpool(path)
+    for n in range(3):
+        spool.put(["a"], b"%d" % n, n.to_bytes(16))
+        indices.append(path.with_name("spool.db-shm").read_bytes())
+        ends.append(log.stat().st_size)
+    left = copy(path, folder / "torn")
+    spool.close()
+    left.with_name("spool.db-shm").write_bytes(indices[n_known - 1])
+    with log_of(left).open("r+b") as file:
+        file.seek(ends[torn - 1] - PAGE_SIZE // 2)
+        file.write(bytes(PAGE_SIZE // 2))
+
+    spool = SQLiteSpool(left)
+    found = [int(item.message) for item in spool.peek("a", *ALL)]
+    assert (spool.damage is None) == (torn == 3 and n_known == 2)
+    if spool.damage is None:
+        assert found == [0, 1]
+        spool.put(["a"], b"3", bytes(16))
+        assert [int(item.message) for item in spool.peek("a", *ALL)] == [0, 1, 3]
+    else:
+        assert set(found) >= {0, 1, 2} - {torn - 1}
+    spool.close()
+
+
 @pytest.mark.parametrize("garbage", [b"\0", b"x", b"no database", random.Random(1).randbytes(50_000)])
 def test_garbage_in_the_place_of_the_file_is_set_aside(tmp_path, garbage) -> None:
     path = tmp_path / "spool.db"
