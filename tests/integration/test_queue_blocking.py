@@ -8,6 +8,7 @@ import time
 import pytest
 
 from connpool import CheckoutTimeoutError, ConnectionPool
+from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, balanced, door
 
@@ -69,8 +70,8 @@ def test_impatient_callers_cause_no_more_than_max_connecting_dials_and_those_are
         assert works.dials == 2
         stats = balanced(pool)
         assert (stats.opening, stats.waiting, stats.timeouts) == (2, 0, 20)
-    works.until(lambda: len(works.parts) == 2)
-    loans = [pool.try_connect(timeout=5), pool.try_connect(timeout=5)]  # both lie idle, or will in a moment
+    until(lambda: pool.stats().idle == 2)
+    loans = [pool.try_connect(timeout=5), pool.try_connect(timeout=5)]
     assert works.dials == 2
     for loan in loans:
         loan.release()
