@@ -59,7 +59,7 @@ def n_queued(resource: Resource, now: float) -> dict[Line, int]:
 
 
 def duration(line: Line, method: Hashable) -> float | None:
-    """Seconds that *method* takes on *line*; of what was never called there: what others take."""
+    """Seconds that *method* takes on *line*, or else what others take there; None: nothing was called yet."""
     tally = line.took.get(method)
     mean = None if tally is None else tally.mean()
     return _mean_of([line]) if mean is None else mean

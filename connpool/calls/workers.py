@@ -15,6 +15,7 @@ from connpool.clock import Gate, shut_gate, wait
 from connpool.model.call_events import ChannelClosed, ChannelDown, ChannelOpened
 from connpool.model.states import CloseReason
 from connpool.pool.backoff import retry_after
+from connpool.pool.closing import CLOSE_GRACE, close_all
 from connpool.wire import threads
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ __all__ = ["Workers"]
 
 logger = logging.getLogger("connpool.calls")
 
-CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
 MOST: Final = 4  # threads that open channels at a time
 
 
@@ -44,47 +44,17 @@ class Workers:
 
     def close_all(self, *, apart: bool) -> None:
         """Close what has been doomed. *apart*: do not wait for it."""
-        todo = self._switch.ledger.todo
-        if todo and not apart:
-            self._begin_closes()
-        if todo and not self._start(self._close_in_turn):
-            self._close_in_turn()
-
-    def _close_in_turn(self) -> None:
-        """Close what has been doomed: while one hangs another thread goes on with the others."""
-        while len(self._switch.ledger.todo) > 1:
-            self._begin_closes()
-        self._close_apart()
-        self._open_in_turn()
-
-    def _begin_closes(self) -> None:
-        """Have what has been doomed closed on a thread. Returns when it is, or when one close takes long."""
-        todo, done = self._switch.ledger.todo, shut_gate()
-        left = len(todo)
-        if not self._start(self._close_and_open, done):
-            self._close_apart(done)
-        while not wait(done, CLOSE_GRACE) and len(todo) < left:
-            left = len(todo)  # it is getting on
-
-    def _close_and_open(self, done: Gate) -> None:
-        self._close_apart(done)
-        self._open_in_turn()
-
-    def _close_apart(self, done: Gate | None = None) -> None:
-        todo = self._switch.ledger.todo
-        try:
-            while todo:
-                self._close_one(todo.popleft())
-        except IndexError:  # another thread took the last one
-            pass
-        finally:
-            if done is not None:
-                done.release()
+        close_all(self._switch.ledger.todo, self._close_one, self._start, apart=apart)
 
     def _start(self, target: Callable[..., None], *args: Any) -> bool:
-        """Have *target* run on a thread of its own; False: there is none to be had."""
+        """Have *target* run on a thread of its own, then open what is due; False: none can be had."""
         name = f"connpool-close-{self._switch.name}"
-        return threads.start(threading.Thread(target=target, args=args, name=name, daemon=True))
+        thread = threading.Thread(target=self._run_apart, args=(target, *args), name=name, daemon=True)
+        return threads.start(thread)
+
+    def _run_apart(self, target: Callable[..., None], *args: Any) -> None:
+        target(*args)
+        self._open_in_turn()
 
     def _close_one(self, key: Key) -> None:
         line, switch = key.line, self._switch

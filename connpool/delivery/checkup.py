@@ -26,7 +26,7 @@ from connpool.wire import disk
 if TYPE_CHECKING:
     from connpool.delivery.segment import Segment
 
-__all__ = ["log_of", "refuse_what_sqlite_would_destroy", "set_up", "take_stock"]
+__all__ = ["index_of", "log_of", "refuse_what_sqlite_would_destroy", "set_up", "take_stock"]
 
 HEADER: Final = struct.Struct(">16sH46xII")  # magic, page size, ..., whether it shrinks by steps, application
 MAGIC: Final = b"SQLite format 3\0"
@@ -49,6 +49,11 @@ def log_of(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
+def index_of(path: Path) -> Path:
+    """What SQLite knows of that log, and shares with who else has *path* open."""
+    return path.with_name(path.name + "-shm")
+
+
 def refuse_what_sqlite_would_destroy(path: Path) -> None:
     """See to it that SQLite does not write over what it cannot read.
 
@@ -59,8 +64,7 @@ def refuse_what_sqlite_would_destroy(path: Path) -> None:
         Damaged: it would.
         SpoolError: it is another program's, whose log only SQLite can judge.
     """
-    index_of = path.with_name(path.name + "-shm")
-    with disk.reading(path) as file, disk.reading(log_of(path)) as log, disk.reading(index_of) as index:
+    with disk.reading(path) as file, disk.reading(log_of(path)) as log, disk.reading(index_of(path)) as index:
         beginning = b"" if file is None else file.read(HEADER.size)
         if beginning and not beginning.startswith(MAGIC):
             raise Damaged("it does not begin as a SQLite file does")

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
-from connpool.delivery.checkup import log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
+from connpool.delivery.checkup import index_of, log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
 from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.delivery.salvage import FRAME_SIZE, LOG_HEADER
@@ -103,7 +103,7 @@ class Segment:
 
     def remove_rest(self) -> None:
         """Remove what is still there of its files; leave what has taken their places."""
-        disk.remove(self.path.with_name(self.path.name + "-shm"))  # says nothing that the log does not say
+        disk.remove(index_of(self.path))  # says nothing that the log does not say
         log = log_of(self.path)
         if disk.identity(log) == self._log_identity:
             disk.remove(log)

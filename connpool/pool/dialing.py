@@ -7,12 +7,14 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
 from connpool.errors import CancelledError, ConnectError, PermissionDeniedError, UsageError
 from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.model.states import CloseReason
+from connpool.pool.closing import close_all
 from connpool.pool.connection import Connection
 from connpool.pool.failures import no_login
 from connpool.pool.jobs import Dial
@@ -29,7 +31,6 @@ __all__ = ["Dialler", "EitherCancel"]
 
 logger = logging.getLogger("connpool.pool")
 
-CLOSE_GRACE: Final = 0.05  # seconds a caller waits for a close that it has handed to a thread
 JOIN_GRACE: Final = 0.25  # seconds ``join`` gives threads whose dials were cancelled
 
 
@@ -218,37 +219,10 @@ class Dialler:
                 return closed, next((blow for blow in blows if blow is not None), None)
             finally:
                 del blows  # their tracebacks lead back here
-        pending = deque(keys)
-        if pending and not apart:
-            self._begin_closes(pending)
-        if pending and not self._spawn(f"connpool-close-{self._name}", self._close_in_turn, pending):
-            self._close_in_turn(pending)
+        close_all(
+            deque(keys), self._close_one, partial(self._spawn, f"connpool-close-{self._name}"), apart=apart
+        )
         return [], None
-
-    def _close_in_turn(self, pending: deque[Key]) -> None:
-        """Close all of *pending*: while one hangs another thread goes on with the others."""
-        while len(pending) > 1:
-            self._begin_closes(pending)
-        self._close_apart(pending)
-
-    def _begin_closes(self, pending: deque[Key]) -> None:
-        """Have *pending* closed on a thread. Returns when they are, or when one of them takes long."""
-        left = len(pending)
-        done = real.shut_gate()  # an Event may turn Ctrl-C into a RuntimeError
-        if not self._spawn(f"connpool-close-{self._name}", self._close_apart, pending, done):
-            self._close_apart(pending, done)
-        while not real.wait(done, CLOSE_GRACE) and len(pending) < left:
-            left = len(pending)  # it is getting on
-
-    def _close_apart(self, pending: deque[Key], done: real.Gate | None = None) -> None:
-        try:
-            while pending:
-                self._close_one(pending.popleft())
-        except IndexError:  # another thread took the last one
-            pass
-        finally:
-            if done is not None:
-                done.release()
 
     def _close_one(self, key: Key) -> None:
         """Close and report it; what interrupts that (a listener's SystemExit) ends nobody's thread."""
