@@ -30,9 +30,7 @@ SETTINGS: Final = frozenset(field.name for field in attrs.fields(PoolConfig))
 SOCKET_OPTIONS: Final = frozenset({"nodelay", "keepalive", "source_address"})
 TLS_OPTIONS: Final = frozenset({"ca", "certificate", "key", "key_password", "server_hostname", "verify"})
 ROOMY: Final = {"max_size": sys.maxsize, "blacklist_initial": 0, "blacklist_max": TIMEOUT_MAX}
-CLIENT: Final = frozenset(
-    {"certificate", "key", "key_password"}
-)  # none of them can be judged without the rest
+CLIENT: Final = frozenset({"certificate", "key", "key_password"})  # each is judged with the others
 UNSET: Final = object()  # stands for what the environment does not tell
 REFERENCE: Final = re.compile(r"\$(?:\$|\{([^}]*)\})")
 

@@ -240,10 +240,9 @@ class CallPool(Steering):
                     line.switch.pass_on(key)
                     return answer
                 line.idle.append(key)
-                if (
-                    line.waiting or line.fate is not None
-                ):  # looked at after that: who waits looks after it has
-                    line.switch.serve(line)  # queued up, who condemns looks after it has said so
+                # Looked at last: who waits looks after it has queued up, who condemns after it has said so.
+                if line.waiting or line.fate is not None:
+                    line.switch.serve(line)
                 return answer
             return answered(line.switch, key, answer, ended - began)
         except BaseException as error:

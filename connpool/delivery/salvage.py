@@ -21,9 +21,7 @@ __all__ = ["FRAME_SIZE", "LOG_HEADER", "Salvage", "is_whole"]
 LOG_HEADER: Final = struct.Struct(">8I")  # magic, version, page size, number, 2 salts, 2 checksums
 FRAME_HEADER: Final = struct.Struct(">6I")  # page, after a commit pages in the file, 2 salts, 2 checksums
 FRAME_SIZE: Final = FRAME_HEADER.size + PAGE_SIZE
-INDEX_HEADER: Final = struct.Struct(
-    "=3I2BH2I8s8s2I"
-)  # ..., the last frame of a commit, ..., salts, 2 checksums
+INDEX_HEADER: Final = struct.Struct("=3I2BH2I8s8s2I")  # ..., last frame of a commit, ..., salts, 2 checksums
 BIG_ENDIAN: Final = 0x377F0683  # the magic of logs whose checksums read big-endian words
 LEAF: Final = 13  # the first byte of a page with rows
 FIRST_PAGE_HEADER: Final = 100  # bytes before the rest of page 1

@@ -213,9 +213,7 @@ class Reaper:
             kept._take_turn(is_leap=lateness > LEAP)
         except BaseException:
             self.watch(kept, self._clock.now() + BREATH)
-            with suppress(
-                BaseException
-            ):  # a log handler's own failure is no reason to leave the others alone
+            with suppress(BaseException):  # a log handler's own failure leaves nobody alone
                 logger.exception("pool %r: a turn of upkeep failed", kept.name)
 
 

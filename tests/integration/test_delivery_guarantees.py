@@ -244,9 +244,8 @@ def run_and_kill(server: Sink, setting: str, path: Path, moment: str, *messages:
 
 @pytest.mark.parametrize("setting", guarantees.ALL)
 def test_what_was_sent_arrives_though_the_sender_is_killed_at_once(a, path, setting):
-    a.answers = (
-        setting == "confirm"
-    )  # answers that nobody has read make the system throw away what it still has
+    # Answers that nobody has read would make the system throw away what it still has.
+    a.answers = setting == "confirm"
     run_and_kill(a, setting, path, "sent", *numbered(10))
     assert a.until_lines(10) == numbered(10)
 
@@ -306,9 +305,8 @@ def test_what_waits_is_on_the_disk_before_broadcast_returns_unless_durable_is_fa
 
         def look(*arguments: object) -> object:
             positions = put(*arguments)
-            seen.append(
-                spool._keeper.ledger.segment.number("PRAGMA synchronous")
-            )  # 2: every commit is flushed
+            mode = spool._keeper.ledger.segment.number("PRAGMA synchronous")
+            seen.append(mode)  # 2: every commit is flushed
             return positions
 
         spool.put = look

@@ -305,12 +305,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_accepted(path, tmp_path):
             assert heir.flush(GUARD) == 0
         check_ascending(first_comings(server.lines))
         again = sorted(int(line[2:]) for line, times in Counter(server.lines).items() if times > 1)
-        for life in (
-            1,
-            7,
-            23,
-            60,
-        ):  # what was on its way at a kill, and no other: one, or a batch that waited
+        for life in (1, 7, 23, 60):  # what was on its way at a kill: one, or a batch that waited
             twice = [number for number in again if number // 1_000 == life]
             assert twice == [*range(min(twice, default=0), max(twice, default=-1) + 1)]
         assert len(again) < 40, again

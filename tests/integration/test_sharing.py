@@ -928,9 +928,7 @@ def test_a_write_whose_arguments_are_wrong_breaks_nothing() -> None:
 
 
 @needs_monitoring
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # the last strikes: in a finaliser
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # last strikes: in a finaliser
 def test_who_is_interrupted_at_the_end_of_its_turn_holds_up_nobody_though_the_interrupt_is_kept() -> None:
     with ScriptedServer(script=ECHO) as server, ConnectionPool(server.endpoint, sharable=True) as pool:
         for strike in at_every_bytecode(Turn.end, kind=SignalStrike):
