@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import architecture
-from tests.helpers.architecture import ROOT, modules, parse
+from tests.helpers.architecture import PACKAGE, ROOT, modules, parse
 
 MODULES = pytest.mark.parametrize(("module", "path"), modules().items(), ids=modules())
 PUBLIC = """
@@ -116,6 +116,12 @@ def test_the_readme_gives_the_very_line_that_ci_runs() -> None:
     line = re.search(r'^readme_line="(.*)"$', script, re.MULTILINE)
     assert line is not None
     assert line[1] in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_tour_of_the_source_names_every_file_and_no_other() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "source.md").read_text(encoding="utf-8")))
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert named == {name for name in files if not name.endswith("__.py")}
 
 
 def test_setup_cfg_holds_no_tool_settings() -> None:
