@@ -124,6 +124,7 @@ class PoolMachine(RuleBasedStateMachine):
         except NoEndpointError:
             # What is idle at a blacklisted endpoint may still be lent, if it is alive and suits.
             assert wanted <= self.blacklisted
+            self.settle()  # what a look has just found dead may be closed after the answer
             assert not any(self.best_idle(endpoint) for endpoint in wanted)
             self.learn()
             return
