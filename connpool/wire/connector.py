@@ -71,12 +71,15 @@ class SocketConnector:
         source_address: ``(host, port)`` to connect from, the host in digits; port 0: any.
         handshake: ``handshake(conn)`` runs once on each new connection: login, banner.
         permissions: ``permissions(conn)`` gives the set of what a new connection is allowed to do.
+            A subclass may have methods of these names instead.
 
     Raises:
         ConfigError: A value is out of range; the sentence names it.
     """
 
-    prompt: Final = True  # look.is_usable and look.close never block
+    prompt: bool = True  # look.is_usable and look.close never block
+    handshake: Callable[[Any], object] | None = None
+    permissions: Callable[[Any], Set[str]] | None = None
 
     def __init__(
         self,
@@ -99,8 +102,10 @@ class SocketConnector:
         _check_source_address(source_address)
         if tls is not None and tls.verify_mode == ssl.CERT_NONE:
             logger.warning("SocketConnector: the TLS context verifies nobody; anyone can pose as the server")
-        self.handshake: Final = handshake
-        self.permissions: Final = permissions
+        if handshake is not None:
+            self.handshake = handshake
+        if permissions is not None:
+            self.permissions = permissions
         self._tls = tls
         self._verifies = tls is None or tls.verify_mode != ssl.CERT_NONE
         self._server_hostname = server_hostname

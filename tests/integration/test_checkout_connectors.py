@@ -103,6 +103,27 @@ def test_the_handshake_runs_once_on_each_new_connection() -> None:
         assert server.received == [b"AUTH me\r\nxxx"]
 
 
+def test_the_hooks_may_be_methods_of_ones_own_kind_of_socket_connector() -> None:
+    class Reading(SocketConnector):
+        def handshake(self, conn: Connection) -> None:
+            conn.extra = "logged in"
+
+        def permissions(self, conn: Connection) -> set[str]:
+            return {"read"} if conn.extra == "logged in" else set()
+
+    with ScriptedServer() as server:
+        with (
+            ConnectionPool(server.endpoint, connector=Reading(), required_permissions={"read"}) as pool,
+            pool.try_connect(timeout=5) as conn,
+        ):
+            assert conn.extra == "logged in"
+        with (
+            ConnectionPool(server.endpoint, connector=Reading(), required_permissions={"write"}) as pool,
+            pytest.raises(PermissionDeniedError, match="does not grant: write"),
+        ):
+            pool.try_connect(timeout=5)
+
+
 def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
     with (
         ScriptedServer(script=Answer(b"NO\r\n")) as server,
