@@ -132,7 +132,7 @@ class Connection(Traffic):
         stream = self._held().stream
         if stream is not None and stream.rest:
             raise UsageError(
-                f"{self!r}: {len(stream.rest)} bytes were read ahead that nobody would get: `recv` them first",
+                f"{self!r}: {len(stream.rest)} bytes were read ahead and would be lost: `recv` them first",
                 pool=self._record.pool.name,
             )
         key = self._surrender()

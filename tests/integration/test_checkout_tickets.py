@@ -288,7 +288,7 @@ def test_what_was_read_ahead_is_not_lost_by_detaching() -> None:
         conn = pool.try_connect(timeout=5)
         conn.sendall(b"upgrade", timeout=5)
         assert conn.recv_until(b"\r\n\r\n", timeout=5) == b"101 switching\r\n\r\n"
-        with pytest.raises(UsageError, match="15 bytes were read ahead .* `recv` them first"):
+        with pytest.raises(UsageError, match=r"15 bytes were read ahead .* `recv` them first"):
             conn.detach()
         assert conn.recv(100, timeout=5) == b"the first frame"
         conn.detach().close()
