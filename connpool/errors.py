@@ -77,7 +77,10 @@ class PoolExhaustedError(ConnPoolError):
 
 
 class CheckoutTimeoutError(ConnPoolError, TimeoutError):
-    """Nothing became free in the caller's time. No endpoint is blamed."""
+    """Nothing became free in the caller's time. No endpoint is blamed.
+
+    ``__cause__`` is the last dial that failed, unless its endpoint was dialled with success since.
+    """
 
 
 class CancelledError(ConnPoolError):

@@ -92,6 +92,9 @@ class Attempts:
 
     def come_back(self, host: Host) -> None:
         """*host* was dialled with success: who has tried it in vain need not wait any longer."""
+        last = self._books.last_error
+        if last is not None and last.endpoint == host.endpoint:
+            self._books.last_error = None
         for waiter in self._queue:
             if host.endpoint in waiter.tried:
                 waiter.again_at = waiter.since

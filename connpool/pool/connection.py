@@ -27,8 +27,9 @@ class Connection(Traffic):
 
     Made by ``ConnectionPool.try_connect`` and never by hand. As a context
     manager it is released at the end of the block, or terminated if the block
-    raises. Every method of a loan that was given back raises ``UsageError``
-    and does nothing, even if the same connection has been lent again since.
+    raises, unless the connector's ``is_fatal`` says otherwise. Every method of a
+    loan that was given back raises ``UsageError`` and does nothing, even if the
+    same connection has been lent again since.
 
     Input and output are all-or-error: ``timeout`` (seconds; None: no limit)
     covers a call as a whole, on TLS too, and a call that fails marks the
@@ -126,8 +127,15 @@ class Connection(Traffic):
         """Leave the pool with the transport still open, and return it; its place is free again.
 
         Raises:
-            UsageError: it was given back before, or is the parent's of a forked child.
+            UsageError: it was given back before, or is the parent's of a forked child. Or bytes were
+                read from the socket and not consumed, which would be lost: ``recv`` them first.
         """
+        stream = self._held().stream
+        if stream is not None and stream.rest:
+            raise UsageError(
+                f"{self!r}: {len(stream.rest)} bytes were read ahead and would be lost: `recv` them first",
+                pool=self._record.pool.name,
+            )
         key = self._surrender()
         lender, record = key.record.pool._lender, key.record
         if lender.books.is_heard:
@@ -152,7 +160,19 @@ class Connection(Traffic):
         if kind is None:
             self.release()
         else:
-            self._end(is_failure=True)
+            self._end_after(error)
+
+    def _end_after(self, error: BaseException | None) -> None:
+        """*error* has left the block: that ends the connection, unless its connector knows better."""
+        record = self._held()
+        is_over = True
+        try:
+            is_over = error is None or record.pool._lender.dialler.is_fatal(record, error)
+        finally:  # an interrupt of the hook is the end, too
+            if is_over:
+                self._end(is_failure=True)
+            else:
+                self.release()
 
     def __repr__(self) -> str:
         record = self._record

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from connpool.clock import Gate
+from connpool.errors import ConnectError
 from connpool.model.config import PoolConfig
 from connpool.model.events import EndpointDown, EndpointUp, GroupSwitched
 from connpool.model.route import Route
@@ -80,7 +81,7 @@ class Books:
         self.lost: deque[Record | tuple[Hold, int]] = deque()  # what was dropped, as finalisers say
         self.holds: dict[Hold, None] = {}  # what is shared, in the order in which it became so
         self.tally = Tally()
-        self.last_error: BaseException | None = None
+        self.last_error: ConnectError | None = None  # of a dial; None: that endpoint was dialled since
         self._ids = itertools.count(1)
         self.next_change = math.inf
         self.hang_at = math.inf  # when the first of the dials under way should long have ended

@@ -200,6 +200,17 @@ class Dialler:
             logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False
 
+    def is_fatal(self, record: Record, error: BaseException) -> bool:
+        """Whether *error*, which has left a block, is the end of its transport. An interrupt always is."""
+        ask = self._connector.is_fatal
+        if ask is None or not isinstance(error, Exception):
+            return True
+        try:
+            return bool(ask(error))
+        except Exception as second:  # noqa: BLE001 - foreign code; the caller is to see the first error
+            logger.warning("pool %r: is_fatal of connection %d failed: %r", self._name, record.id, second)
+            return True
+
     # -- closes
 
     def close_all(

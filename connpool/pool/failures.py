@@ -190,9 +190,11 @@ def timed_out(books: Books, limit: float, now: float, n_refused: int = 0) -> Che
         details.append(f"longest held: {loans}")
     if last is not None:
         details.append(f"last connect error: {in_words(last)}")
-    return CheckoutTimeoutError(
+    error = CheckoutTimeoutError(
         f"pool {name!r}: no connection within {limit:g} s ({'; '.join(details)})", pool=name
     )
+    error.__cause__ = last
+    return error
 
 
 def again(error: Exception) -> Exception:

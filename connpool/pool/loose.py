@@ -60,14 +60,17 @@ def run(
     record = conn._key.record
     if record.stream is not None:
         record.stream.begin()
-    is_reused = record.uses > 1
+    may_repeat = idempotent and record.uses > 1
+    is_stale = False
     try:
         with conn:
-            return work(conn)
-    except Exception as error:
-        is_stale = is_reused and record.fate is CloseReason.BROKEN and not _was_answered(record)
-        is_stale = is_stale and not isinstance(error, TimeoutError)  # slow is not dead
-        if not (idempotent and is_stale):
+            try:
+                return work(conn)
+            except Exception as error:  # asked before its next holder can have it, who may break it as well
+                is_stale = may_repeat and _is_stale(record, error)
+                raise
+    except Exception:
+        if not is_stale:
             raise
     with lend_fresh(lender, Request.of(req)) as fresh:
         return work(fresh)
@@ -93,9 +96,11 @@ def _lend_alive(lender: Lender, req: Request | Endpoint | str | None) -> Connect
         conn.release()
 
 
-def _was_answered(record: Record) -> bool:
-    """Whether a byte came back; of a transport that has its own input nobody knows."""
-    return record.stream is None or record.stream.received
+def _is_stale(record: Record, error: Exception) -> bool:
+    """Whether it broke before a byte came back; of a transport that has its own input nobody knows."""
+    if isinstance(error, TimeoutError):  # slow is not dead
+        return False
+    return record.fate is CloseReason.BROKEN and record.stream is not None and not record.stream.received
 
 
 @keeping_no_key

@@ -60,8 +60,7 @@ class ConnectionPool(Steering):
         config: All settings at once; single ones may be given by name besides.
         name: For messages and statistics; None: ``pool-1``, ``pool-2``, ...
         listeners: Called with every event, from ``PoolOpened`` on; see ``listen``.
-        clock: What tells the time; None: the machine. For tests; such a pool is
-            swept by hand.
+        clock: What tells the time; None: the machine. For tests; such a pool is swept by hand.
         rng: What jitter is drawn from; None: chance. A seeded one repeats itself, for tests.
         paused: Lend nothing before ``resume``.
         settings: Fields of ``PoolConfig``.
@@ -163,6 +162,7 @@ class ConnectionPool(Steering):
         close: Callable[[Any], object] | None = None,
         is_usable: Callable[[Any], bool] | None = None,
         reset: Callable[[Any], object] | None = None,
+        is_fatal: Callable[[Exception], object] | None = None,
         **settings: Any,
     ) -> ConnectionPool:
         """Pool whatever *open*, called without arguments, returns.
@@ -172,9 +172,10 @@ class ConnectionPool(Steering):
             close: Closes one; None: its own ``close`` method, if it has one.
             is_usable: Returns true if one that was idle can still be lent; None: sockets are looked at.
             reset: Makes a returned one ready for the next; False or an exception has it closed.
+            is_fatal: Returns true if an exception that left a ``with`` block ends its connection; None: each.
             settings: As for ``ConnectionPool``.
         """
-        connector = CallableConnector(open, close=close, is_usable=is_usable, reset=reset)
+        connector = CallableConnector(open, close, is_usable, reset, is_fatal)
         name = getattr(open, "__qualname__", type(open).__name__)
         return cls(Endpoint.callable(name), connector=connector, **settings)
 
@@ -185,9 +186,8 @@ class ConnectionPool(Steering):
     ) -> Connection:
         """Lend one connection that can serve *req*, to the calling thread alone.
 
-        The most recently released usable connection of the next healthy endpoint,
-        else a new one. An endpoint that cannot be dialled is blacklisted, and the
-        next is tried, then the next group; each at most once.
+        The most recently released usable connection of the next healthy endpoint, else a new one. An
+        endpoint that cannot be dialled is blacklisted, and the next is tried, then the next group, each once.
 
         Args:
             req: What it is for. A text or an Endpoint pins one address.

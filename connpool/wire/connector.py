@@ -42,6 +42,8 @@ class Connector(Protocol):
       anything else is trusted.
     - ``reset(raw)``: make a returned one as good as new; False or an exception has it closed. Default:
       nothing.
+    - ``is_fatal(error)``: whether an exception that left a ``with`` block, or the work of ``run``, is the
+      end of the connection. If not, it is released. Default: each is.
     - ``prompt``: True promises that ``is_usable`` and ``close`` never block. Default: False.
     - ``handshake(conn)``, ``permissions(conn)``: see ``SocketConnector``.
     """
@@ -71,12 +73,15 @@ class SocketConnector:
         source_address: ``(host, port)`` to connect from, the host in digits; port 0: any.
         handshake: ``handshake(conn)`` runs once on each new connection: login, banner.
         permissions: ``permissions(conn)`` gives the set of what a new connection is allowed to do.
+            A subclass may have methods of these names instead.
 
     Raises:
         ConfigError: A value is out of range; the sentence names it.
     """
 
-    prompt: Final = True  # look.is_usable and look.close never block
+    prompt: bool = True  # look.is_usable and look.close never block
+    handshake: Callable[[Any], object] | None = None
+    permissions: Callable[[Any], Set[str]] | None = None
 
     def __init__(
         self,
@@ -99,8 +104,10 @@ class SocketConnector:
         _check_source_address(source_address)
         if tls is not None and tls.verify_mode == ssl.CERT_NONE:
             logger.warning("SocketConnector: the TLS context verifies nobody; anyone can pose as the server")
-        self.handshake: Final = handshake
-        self.permissions: Final = permissions
+        if handshake is not None:
+            self.handshake = handshake
+        if permissions is not None:
+            self.permissions = permissions
         self._tls = tls
         self._verifies = tls is None or tls.verify_mode != ssl.CERT_NONE
         self._server_hostname = server_hostname
@@ -192,7 +199,7 @@ class CallableConnector:
 
     Args:
         open: Called without arguments; its exceptions reach the caller as ``__cause__``.
-        close, is_usable, reset: As in ``Connector``.
+        close, is_usable, reset, is_fatal: As in ``Connector``.
     """
 
     prompt: Final = False
@@ -203,8 +210,9 @@ class CallableConnector:
         close: Callable[[Any], object] | None = None,
         is_usable: Callable[[Any], bool] | None = None,
         reset: Callable[[Any], object] | None = None,
+        is_fatal: Callable[[Exception], object] | None = None,
     ) -> None:
-        hooks: dict[str, object] = {"close": close, "is_usable": is_usable, "reset": reset}
+        hooks = {"close": close, "is_usable": is_usable, "reset": reset, "is_fatal": is_fatal}
         for name, hook in {"open": open, **{k: v for k, v in hooks.items() if v is not None}}.items():
             if not callable(hook):
                 raise ConfigError(f"{name} must be callable, got {hook!r}")
@@ -212,6 +220,7 @@ class CallableConnector:
         self.close: Final = close or look.close
         self.is_usable: Final = is_usable or look.is_usable
         self.reset: Final = reset
+        self.is_fatal: Final = is_fatal
 
     def open(self, endpoint: Endpoint, timeout: float | None = None, cancel: Cancel | None = None) -> Any:
         """Call what was given. It knows nothing of *timeout* and *cancel*: the pool does not wait for it."""
@@ -229,6 +238,7 @@ class FullConnector:
 
     Attributes:
         has_reset: Whether ``reset`` does anything.
+        is_fatal: None: every exception is.
         prompt: Whether ``is_usable`` and ``close`` may run on a user's own thread.
         looks_promptly: Whether ``is_usable`` may, at least.
         keeps_nothing: Whether nobody but the pool has what it opens.
@@ -242,6 +252,7 @@ class FullConnector:
     is_usable: Callable[[Any], bool]
     reset: Callable[[Any], object]
     has_reset: bool
+    is_fatal: Callable[[Exception], object] | None
     prompt: bool
     looks_promptly: bool
     keeps_nothing: bool
@@ -269,6 +280,7 @@ def adapt(connector: Connector) -> FullConnector:
         is_usable=is_usable,
         reset=reset or _leave_alone,
         has_reset=reset is not None,
+        is_fatal=getattr(connector, "is_fatal", None),
         prompt=prompt,
         looks_promptly=prompt or is_usable is look.is_usable,
         keeps_nothing=type(connector) is SocketConnector,

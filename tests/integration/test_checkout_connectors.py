@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,6 +102,27 @@ def test_the_handshake_runs_once_on_each_new_connection() -> None:
                 conn.sendall(b"x", timeout=5)
                 assert conn.recv_exactly(1, timeout=5) == b"x"
         assert server.received == [b"AUTH me\r\nxxx"]
+
+
+def test_the_hooks_may_be_methods_of_ones_own_kind_of_socket_connector() -> None:
+    class Reading(SocketConnector):
+        def handshake(self, conn: Connection) -> None:
+            conn.extra = "logged in"
+
+        def permissions(self, conn: Connection) -> set[str]:
+            return {"read"} if conn.extra == "logged in" else set()
+
+    with ScriptedServer() as server:
+        with (
+            ConnectionPool(server.endpoint, connector=Reading(), required_permissions={"read"}) as pool,
+            pool.try_connect(timeout=5) as conn,
+        ):
+            assert conn.extra == "logged in"
+        with (
+            ConnectionPool(server.endpoint, connector=Reading(), required_permissions={"write"}) as pool,
+            pytest.raises(PermissionDeniedError, match="does not grant: write"),
+        ):
+            pool.try_connect(timeout=5)
 
 
 def test_a_login_that_is_refused_is_a_handshake_error_and_closes() -> None:
@@ -342,3 +364,80 @@ def test_what_is_no_socket_has_no_descriptor_to_wait_for() -> None:
         pytest.raises(UsageError, match="is not a socket"),
     ):
         conn.fileno()
+
+
+# -- errors that leave a block
+
+
+class Refused(Exception):
+    """What a server says no to: its connection is as good as before."""
+
+
+def raise_in_block(pool: ConnectionPool, error: BaseException) -> None:
+    with pool.try_connect():
+        raise error
+
+
+def raise_in_share(pool: ConnectionPool, error: BaseException) -> None:
+    with pool.share():
+        raise error
+
+
+def raise_in_work(pool: ConnectionPool, error: BaseException) -> None:
+    def work(_: Connection) -> None:
+        raise error
+
+    pool.run(work)
+
+
+@pytest.mark.parametrize("way", [raise_in_block, raise_in_share, raise_in_work])
+def test_a_connector_may_say_which_errors_are_the_end_of_a_connection(
+    way: Callable[[ConnectionPool, BaseException], None],
+) -> None:
+    asked: list[Exception] = []
+    resets: list[object] = []
+
+    def is_fatal(error: Exception) -> bool:
+        asked.append(error)
+        return not isinstance(error, Refused)
+
+    with ConnectionPool.of(object, reset=resets.append, is_fatal=is_fatal, sharable=True) as pool:
+        no, lost, stop = Refused(), OSError(), KeyboardInterrupt()
+        with pytest.raises(Refused):
+            way(pool, no)
+        stats = pool.stats()
+        assert (stats.idle, stats.closed, len(resets)) == (1, {}, 1)
+        with pytest.raises(OSError):  # noqa: PT011 - that very one
+            way(pool, lost)
+        with pytest.raises(KeyboardInterrupt):
+            way(pool, stop)
+        assert asked == [no, lost], "after an interrupt nobody knows how far it was"
+        assert (pool.stats().closed, len(resets)) == ({CloseReason.TERMINATED: 2}, 1)
+
+
+def test_what_is_broken_is_closed_though_the_error_were_harmless() -> None:
+    class Lenient(SocketConnector):
+        def is_fatal(self, error: Exception) -> bool:
+            return False
+
+    with (
+        ScriptedServer(script=Close()) as server,
+        ConnectionPool(server.endpoint, connector=Lenient()) as pool,
+    ):
+        with pytest.raises(ConnectionError), pool.try_connect(timeout=5) as conn:
+            conn.recv_exactly(1, timeout=5)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@pytest.mark.parametrize("blow", [LookupError, KeyboardInterrupt])
+def test_a_connector_that_fails_to_say_so_has_the_connection_closed(
+    blow: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def is_fatal(error: Exception) -> bool:
+        raise blow
+
+    with ConnectionPool.of(object, is_fatal=is_fatal) as pool:
+        with pytest.raises(Refused if blow is LookupError else blow):
+            raise_in_block(pool, Refused())
+        assert pool.stats().closed == {CloseReason.TERMINATED: 1}
+    assert ("is_fatal of connection 1 failed" in caplog.text) is (blow is LookupError)

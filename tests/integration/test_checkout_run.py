@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, NoEndpointError, Request
+from connpool import CloseReason, Connection, ConnectionPool, NoEndpointError, Request, SocketConnector
 from connpool.testing import (
     Answer,
     Close,
@@ -198,6 +198,36 @@ def test_what_work_gave_back_itself_is_not_given_back_again() -> None:
         assert pool.stats().size == 0
         raw = pool.run(Connection.detach)
         raw.close()
+
+
+def test_what_the_next_holder_meets_has_no_work_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lenient(SocketConnector):
+        def is_fatal(self, error: Exception) -> bool:
+            return False
+
+    calls: list[Connection] = []
+
+    def work(conn: Connection) -> None:
+        calls.append(conn)
+        raise LookupError
+
+    give_back = Connection.release
+
+    def release_to_a_quick_one(conn: Connection) -> None:
+        monkeypatch.undo()
+        give_back(conn)
+        with pytest.raises(ConnectionError), pool.try_connect(timeout=5) as other:
+            request(other)
+
+    with (
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ConnectionPool(server.endpoint, connector=Lenient()) as pool,
+    ):
+        pool.run(request)
+        monkeypatch.setattr(Connection, "release", release_to_a_quick_one)
+        with pytest.raises(LookupError):
+            pool.run(work, idempotent=True)
+        assert len(calls) == 1
 
 
 def test_work_that_raises_closes_its_connection() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from connpool import CloseReason, Connection, ConnectionPool, PoolClosedError, UsageError
 from connpool.pool import drops
-from connpool.testing import Ending, FakeClock, ScriptedServer
+from connpool.testing import Answer, Ending, FakeClock, ScriptedServer
 from tests.helpers.clients import ask
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -280,6 +280,19 @@ def test_a_detached_transport_is_the_callers_alone() -> None:
         raw.sendall(b"still mine")
         assert raw.recv(20) == b"still mine"
         raw.close()
+
+
+def test_what_was_read_ahead_is_not_lost_by_detaching() -> None:
+    script = Answer(b"101 switching\r\n\r\nthe first frame")
+    with ScriptedServer(script=script) as server, ConnectionPool(server.endpoint, max_size=1) as pool:
+        conn = pool.try_connect(timeout=5)
+        conn.sendall(b"upgrade", timeout=5)
+        assert conn.recv_until(b"\r\n\r\n", timeout=5) == b"101 switching\r\n\r\n"
+        with pytest.raises(UsageError, match=r"15 bytes were read ahead .* `recv` them first"):
+            conn.detach()
+        assert conn.recv(100, timeout=5) == b"the first frame"
+        conn.detach().close()
+        assert pool.stats().size == 0
 
 
 def test_no_descriptor_is_closed_twice() -> None:

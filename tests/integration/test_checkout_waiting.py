@@ -10,6 +10,7 @@ import pytest
 
 from connpool import (
     CheckoutTimeoutError,
+    ConnectError,
     ConnectionPool,
     ConnectTimeoutError,
     Endpoint,
@@ -215,3 +216,20 @@ def test_a_dial_whose_waiter_has_left_is_kept_for_the_next() -> None:
             pass
         server.until_accepts(1)
         assert server.accepts == 1
+
+
+def test_a_timeout_has_the_dial_that_failed_for_its_cause_until_one_works() -> None:
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, max_size=1, fail_fast=False, reconnect=False) as pool,
+    ):
+        server.stop()
+        with pytest.raises(CheckoutTimeoutError, match=r"last connect error: .*refused") as told:
+            pool.try_connect(timeout=0.1)
+        assert isinstance(told.value.__cause__, ConnectError)
+        server.start()
+        pool.unblacklist(server.endpoint)
+        with pool.try_connect(timeout=5), pytest.raises(CheckoutTimeoutError) as told:
+            pool.try_connect(timeout=0.05)
+        assert "connect error" not in str(told.value), "what was put right long ago misleads"
+        assert told.value.__cause__ is None
