@@ -70,7 +70,7 @@ class Lender(Desk):
             record.check_may_return()
         stream = record.stream
         if record.fate is None and stream is not None and not stream.is_clean():
-            record.condemn(CloseReason.DIRTY if stream.rest else CloseReason.BROKEN)
+            record.condemn(CloseReason.DIRTY if stream.has_unread() else CloseReason.BROKEN)
         if record.fate is None and self.connector.has_reset:
             try:
                 if not self.dialler.reset(record):
