@@ -289,7 +289,7 @@ class Lender(Desk):
                 self.books.queue.leave(waiter)
             if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 0:
                 return
-            self.call_off_locked(record)
+            self.condemn_locked([record], CloseReason.BROKEN)  # or it could be lent before we cut it off
         self.interrupt(record, SHUT_RDWR, "the request was cancelled")
 
     def condemn_locked(self, records: list[Record], reason: CloseReason) -> None:
