@@ -81,7 +81,9 @@ class Stream(SocketModes):
         self._was_filled = False  # TLS gave all that was asked for: more of the same record may lie decrypted
 
     def is_clean(self) -> bool:
-        return not self.rest and self._descriptor() >= 0 and not (self._was_filled and self.has_unread())
+        if self.rest or self.is_midway or (self._was_filled and self.has_unread()):
+            return False
+        return self._descriptor() >= 0
 
     def has_unread(self) -> bool:
         return bool(self.rest) or (isinstance(self.raw, ssl.SSLSocket) and self.raw.pending() > 0)

@@ -56,7 +56,7 @@ class ByteStream(abc.ABC):
         self.is_midway = False
 
     def is_clean(self) -> bool:
-        """Whether the next holder would find it as a new one: nothing unread, not closed, its TLS on."""
+        """Whether the next holder would find it as a new one: nothing half done, not closed, its TLS on."""
         return not self.rest and self.fileno() >= 0
 
     def has_unread(self) -> bool:

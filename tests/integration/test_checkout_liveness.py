@@ -6,11 +6,22 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
-from connpool.testing import Answer, Close, Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from connpool import CloseReason, Connection, ConnectionPool, SocketConnector, UsageError
+from connpool.testing import (
+    Answer,
+    Close,
+    Deaf,
+    Echo,
+    FakeClock,
+    ScriptedServer,
+    Send,
+    ServedConnection,
+    Silence,
+)
 from connpool.wire import stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.clients import ask
@@ -189,6 +200,32 @@ def test_bytes_that_tls_has_decrypted_and_nobody_consumed_make_a_connection_dirt
             conn.sendall(b"request", timeout=5)
             assert conn.recv_exactly(8, timeout=5) == b"one\ntwo\n"
         assert pool.stats().idle == 1, "everything was consumed: it is clean"
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_what_is_given_back_in_the_midst_of_a_write_is_closed(
+    is_tls: bool, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*args: Any) -> bool:
+        """Give it back, as a signal handler may, while the peer has read but a part of the message."""
+        monkeypatch.undo()
+        conn.release()
+        return wait_until_ready(*args)
+
+    with (
+        ScriptedServer(script=Deaf(), tls=certificates.server() if is_tls else None) as server,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(tls=certificates.client()), max_size=1
+        ) as pool,
+    ):
+        conn = pool.try_connect(timeout=5)
+        wait_until_ready = stream.wait_until_ready
+        monkeypatch.setattr(stream, "wait_until_ready", wait)
+        with pytest.raises(UsageError):
+            conn.sendall(bytes(20_000_000), timeout=1)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 0
 
 
 def test_stray_bytes_on_a_healthy_looking_connection_never_reach_the_next_holder(clock: FakeClock) -> None:
