@@ -126,8 +126,15 @@ class Connection(Traffic):
         """Leave the pool with the transport still open, and return it; its place is free again.
 
         Raises:
-            UsageError: it was given back before, or is the parent's of a forked child.
+            UsageError: it was given back before, or is the parent's of a forked child; or bytes that
+                were read ahead lie unread, which would be lost: ``recv`` gives them. It is still lent then.
         """
+        stream = self._held().stream
+        if stream is not None and stream.rest:
+            raise UsageError(
+                f"{self!r}: {len(stream.rest)} bytes that were read ahead lie unread: recv them first",
+                pool=self._record.pool.name,
+            )
         key = self._surrender()
         lender, record = key.record.pool._lender, key.record
         if lender.books.is_heard:

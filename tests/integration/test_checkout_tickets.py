@@ -15,7 +15,7 @@ import pytest
 
 from connpool import CloseReason, Connection, ConnectionPool, PoolClosedError, UsageError
 from connpool.pool import drops
-from connpool.testing import Ending, FakeClock, ScriptedServer
+from connpool.testing import Ending, FakeClock, ScriptedServer, Send
 from tests.helpers.clients import ask
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -280,6 +280,19 @@ def test_a_detached_transport_is_the_callers_alone() -> None:
         raw.sendall(b"still mine")
         assert raw.recv(20) == b"still mine"
         raw.close()
+
+
+def test_what_was_read_ahead_does_not_get_lost_when_its_connection_is_detached() -> None:
+    with (
+        ScriptedServer(script=Send(b"101 switching\nfirst frame")) as server,
+        ConnectionPool(server.endpoint) as pool,
+        pool.try_connect(timeout=5) as conn,
+    ):
+        assert conn.recv_until(b"\n", timeout=5) == b"101 switching\n"
+        with pytest.raises(UsageError, match="11 bytes that were read ahead lie unread"):
+            conn.detach()
+        assert conn.recv(100, timeout=5) == b"first frame"
+        conn.detach().close()
 
 
 def test_no_descriptor_is_closed_twice() -> None:
