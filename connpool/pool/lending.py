@@ -70,7 +70,7 @@ class Lender(Desk):
             record.check_may_return()
         stream = record.stream
         if record.fate is None and stream is not None and not stream.is_clean():
-            record.condemn(CloseReason.DIRTY if stream.rest else CloseReason.BROKEN)
+            record.condemn(CloseReason.DIRTY if stream.has_unread() else CloseReason.BROKEN)
         if record.fate is None and self.connector.has_reset:
             try:
                 if not self.dialler.reset(record):
@@ -289,7 +289,7 @@ class Lender(Desk):
                 self.books.queue.leave(waiter)
             if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 0:
                 return
-            self.call_off_locked(record)
+            self.condemn_locked([record], CloseReason.BROKEN)  # or it could be lent before we cut it off
         self.interrupt(record, SHUT_RDWR, "the request was cancelled")
 
     def condemn_locked(self, records: list[Record], reason: CloseReason) -> None:

@@ -246,7 +246,7 @@ class Service(Attempts):
             answer = self._try_idle(waiter, host, now, todo, only_new=False)
             if answer is not None:
                 return answer
-        if waiter.request.shared and (hold := pick(books, now, waiter, anywhere=True)) is not None:
+        if waiter.request.shared and (hold := pick(books, now, waiter, (*hosts, *beside))) is not None:
             self.give(waiter, add_share(books, hold, now), now)
             return Answer.SETTLED
         is_probing = any(host.opening and host.endpoint not in waiter.tried for host in hosts)

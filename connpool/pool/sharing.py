@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from threading import get_ident
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,7 @@ from connpool.pool.turns import Turns
 
 if TYPE_CHECKING:
     from connpool.pool.core import Books
+    from connpool.pool.hosts import Host
     from connpool.pool.lending import Lender
     from connpool.pool.origin import Origin
     from connpool.pool.waiters import Waiter
@@ -138,11 +140,13 @@ def dissolve(books: Books, hold: Hold) -> Key | None:
     return key
 
 
-def pick(books: Books, now: float, waiter: Waiter | None = None, *, anywhere: bool = False) -> Hold | None:
+def pick(
+    books: Books, now: float, waiter: Waiter | None = None, hosts: Collection[Host] | None = None
+) -> Hold | None:
     """The least shared connection that one more may hold; None: none. With the lock held.
 
     Of several the one that was joined longest ago. *waiter*: for whom; None: for one without any wishes.
-    *anywhere*: one to an endpoint that is not lent from just now will do.
+    *hosts*: to which it may lead, where nothing is pinned; None: to those that are lent from just now.
     """
     config = books.config
     most, most_uses = config.max_sharers, config.max_uses
@@ -155,18 +159,18 @@ def pick(books: Books, now: float, waiter: Waiter | None = None, *, anywhere: bo
             is_better = (load, hold.joined) < (len(best.sharers), best.joined)
         else:
             is_better = most is None or load < most
-        if is_better and _suits(books, record, waiter, anywhere=anywhere):
+        if is_better and _suits(record, waiter, books.fleet.lending if hosts is None else hosts):
             best = hold
     return best
 
 
-def _suits(books: Books, record: Record, waiter: Waiter | None, *, anywhere: bool) -> bool:
+def _suits(record: Record, waiter: Waiter | None, hosts: Collection[Host]) -> bool:
     if waiter is not None:
         if waiter.is_fresh_only or waiter.refused.get(record) == record.since:
             return False
         if waiter.pinned is not None:
             return record.host.endpoint == waiter.pinned
-    return anywhere or record.host in books.fleet.lending
+    return record.host in hosts
 
 
 def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:

@@ -73,14 +73,20 @@ def open_stream(raw: object, *, is_private: bool = False) -> Stream | FileStream
 class Stream(SocketModes):
     """A connected stream socket, with or without TLS."""
 
-    __slots__ = ("_has_ended",)
+    __slots__ = ("_has_ended", "_was_filled")
 
     def __init__(self, raw: socket.socket, *, is_private: bool = False) -> None:
         super().__init__(raw, is_private=is_private)
         self._has_ended = False  # TLS's own end was read: nothing more comes, and the system does not know
+        self._was_filled = False  # TLS gave all that was asked for: more of the same record may lie decrypted
 
     def is_clean(self) -> bool:
-        return not self.rest and self._descriptor() >= 0
+        if self.rest or self.is_midway or (self._was_filled and self.has_unread()):
+            return False
+        return self._descriptor() >= 0
+
+    def has_unread(self) -> bool:
+        return bool(self.rest) or (isinstance(self.raw, ssl.SSLSocket) and self.raw.pending() > 0)
 
     def interrupt(self, how: int, why: str) -> None:
         """End what other threads are blocked in: it raises ConnectionAbortedError(*why*).
@@ -186,6 +192,7 @@ class Stream(SocketModes):
                 return super()._read(n, limit)
             data = self._on_tls_alone(raw.read, n)
             self._has_ended = data == b""
+            self._was_filled = data is not None and len(data) == n
         else:
             try:
                 data = self._read_plain(raw, n, limit)
@@ -212,7 +219,7 @@ class Stream(SocketModes):
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             data = self._on_tls(raw.recv, n)
-            self._has_ended = not data
+            self._has_ended, self._was_filled = not data, len(data) == n
             return data
         _block_without_limit(raw)
         return raw.recv(n, _EAGER if eager else 0)
@@ -221,7 +228,7 @@ class Stream(SocketModes):
         raw = self.raw
         if isinstance(raw, ssl.SSLSocket):
             got = self._on_tls(raw.recv_into, target)
-            self._has_ended = not got
+            self._has_ended, self._was_filled = not got, got == len(target)
             return got
         _block_without_limit(raw)
         return raw.recv_into(target, 0, _EAGER if eager else 0)

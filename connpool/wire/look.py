@@ -43,16 +43,16 @@ def is_usable(raw: Any) -> bool:
     if not isinstance(raw, ssl.SSLSocket):
         return not readable and not _has_just_ended(raw)
     try:
-        if descriptor_of_tls(raw) < 0 or raw.pending():
-            return False  # its TLS was taken off; or decrypted bytes wait
+        if descriptor_of_tls(raw) < 0:
+            return False
         return (not readable or _has_only_tickets(raw)) and not _has_just_ended(raw)
     except OSError:
         return False
 
 
 def descriptor_of_tls(raw: ssl.SSLSocket) -> int:
-    """Give the descriptor of *raw*; -1: it is closed, or has no TLS any more and would send in clear."""
-    return -1 if _tls_version(raw) is None else raw.fileno()
+    """Give the descriptor of *raw*; -1: it is closed, has unread bytes, or no TLS: it would send in clear."""
+    return -1 if raw.pending() or _tls_version(raw) is None else raw.fileno()
 
 
 def _has_just_ended(raw: socket.socket) -> bool:

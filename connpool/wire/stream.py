@@ -56,8 +56,12 @@ class ByteStream(abc.ABC):
         self.is_midway = False
 
     def is_clean(self) -> bool:
-        """Whether the next holder would find it as a new one: nothing to read, not closed, its TLS on."""
+        """Whether the next holder would find it as a new one: nothing half done, not closed, its TLS on."""
         return not self.rest and self.fileno() >= 0
+
+    def has_unread(self) -> bool:
+        """Whether bytes have come out of the system that nobody has consumed."""
+        return bool(self.rest)
 
     def expect_company(self) -> None:  # noqa: B027 - for most kinds there is nothing to do
         """Several threads may read from now on."""
@@ -91,12 +95,10 @@ class ByteStream(abc.ABC):
 
         Args:
             buffers: Any number of bytes-like objects of any item type; empty ones are fine.
-            timeout: Seconds for everything.
 
         Raises:
             TimeoutError: It was not all taken in time. A part of it may be on its way.
-            OSError: The connection failed.
-            ConnectionAbortedError: Another thread broke it off.
+            OSError: The connection failed; a ConnectionAbortedError: another thread broke it off.
 
         Source: dpl_conn_writev_all (Droplet).
         """
@@ -137,8 +139,7 @@ class ByteStream(abc.ABC):
 
         Raises:
             TimeoutError: Nothing came in time.
-            OSError: The connection failed.
-            ConnectionAbortedError: Another thread broke it off.
+            OSError, ConnectionAbortedError: As ``writev_all``.
         """
         check_size(n)
         if self.rest or not n:
@@ -212,7 +213,6 @@ class ByteStream(abc.ABC):
         Args:
             delimiter: One or more bytes.
             limit: Most bytes the answer may have, delimiter included.
-            timeout: Seconds for everything.
 
         Raises:
             ConnectionAbortedError: It is longer than *limit*; or another thread broke off.

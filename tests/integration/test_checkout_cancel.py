@@ -11,6 +11,7 @@ import pytest
 
 from connpool import (
     CancelledError,
+    Connection,
     ConnectionPool,
     Endpoint,
     EndpointState,
@@ -19,7 +20,9 @@ from connpool import (
     SocketConnector,
 )
 from connpool.testing import NoHandshake, ScriptedServer, Silence
+from connpool.wire.io import Stream
 from tests.helpers.certificates import Certificates
+from tests.helpers.clients import ask
 from tests.helpers.together import together
 from tests.helpers.wire import later, stuck_resolver, taking
 
@@ -154,6 +157,45 @@ def test_a_cancellation_of_one_does_not_end_the_dial_that_another_waits_for() ->
         together(give_up, wait, drive)
         assert pool.stats().connect_failures == 0
         assert len(opened) == 1
+
+
+def test_a_cancellation_that_comes_as_the_dial_ends_cuts_off_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_greeted, may_end, is_lent, is_cutting = (threading.Event() for _ in range(4))
+    cancel = threading.Event()
+    cut_off = Stream.interrupt
+
+    def greet(conn: Connection) -> None:
+        is_greeted.set()
+        assert may_end.wait(10)
+
+    def interrupt(stream: Stream, how: int, why: str) -> None:
+        is_cutting.set()  # from here on the dial may end, and what it brought be lent
+        assert is_lent.wait(10)
+        cut_off(stream, how, why)
+
+    def ask_and_cancel() -> None:
+        with pytest.raises(CancelledError):
+            pool.try_connect(Request(timeout=10, cancel=cancel))
+
+    def use() -> None:
+        assert is_greeted.wait(10)
+        cancel.set()
+        assert is_cutting.wait(10)
+        may_end.set()
+        with pool.try_connect(timeout=10) as conn:
+            is_lent.set()
+            done.wait(10)
+            assert ask(conn) == b"ping"
+
+    done = threading.Barrier(2)
+    monkeypatch.setattr(Stream, "interrupt", interrupt)
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(handshake=greet), max_size=1) as pool,
+    ):
+        together(lambda: (ask_and_cancel(), done.wait(10)), use, limit=20)
 
 
 def test_a_cancellation_that_never_comes_changes_nothing() -> None:

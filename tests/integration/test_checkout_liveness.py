@@ -6,14 +6,26 @@ import select
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from connpool import CloseReason, Connection, ConnectionPool, SocketConnector
-from connpool.testing import Close, Echo, FakeClock, ScriptedServer, Send, ServedConnection, Silence
+from connpool import CloseReason, Connection, ConnectionPool, SocketConnector, UsageError
+from connpool.testing import (
+    Answer,
+    Close,
+    Deaf,
+    Echo,
+    FakeClock,
+    ScriptedServer,
+    Send,
+    ServedConnection,
+    Silence,
+)
 from connpool.wire import stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.clients import ask
+from tests.helpers.together import together
 from tests.helpers.wire import taking
 
 
@@ -157,6 +169,63 @@ def test_bytes_read_and_not_consumed_make_a_connection_dirty() -> None:
             second = conn.info.id
         with pool.try_connect(timeout=5) as conn:
             assert conn.info.id == second, "everything was consumed: it is clean"
+
+
+@pytest.mark.parametrize("is_main", [True, False])  # on the main thread no read waits in the system
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda conn: conn.recv(4, timeout=5),
+        lambda conn: conn.recv_exactly(4, timeout=5),
+        lambda conn: conn.recv_into(bytearray(4), timeout=5),
+        lambda conn: conn.socket.recv(4),
+    ],
+    ids=["recv", "recv_exactly", "recv_into", "by hand"],
+)
+def test_bytes_that_tls_has_decrypted_and_nobody_consumed_make_a_connection_dirty(
+    read: Callable[[Connection], object], is_main: bool, certificates: Certificates
+) -> None:
+    def use() -> None:
+        with pool.try_connect(timeout=5) as conn:
+            conn.sendall(b"request", timeout=5)
+            read(conn)  # no look at the socket would tell of the rest of the record
+
+    with (
+        ScriptedServer(script=Answer(b"one\ntwo\n"), tls=certificates.server()) as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(tls=certificates.client())) as pool,
+    ):
+        use() if is_main else together(use)
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+        with pool.try_connect(timeout=5) as conn:
+            conn.sendall(b"request", timeout=5)
+            assert conn.recv_exactly(8, timeout=5) == b"one\ntwo\n"
+        assert pool.stats().idle == 1, "everything was consumed: it is clean"
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_what_is_given_back_in_the_midst_of_a_write_is_closed(
+    is_tls: bool, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*args: Any) -> bool:
+        """Give it back, as a signal handler may, while the peer has read but a part of the message."""
+        monkeypatch.undo()
+        conn.release()
+        return wait_until_ready(*args)
+
+    with (
+        ScriptedServer(script=Deaf(), tls=certificates.server() if is_tls else None) as server,
+        ConnectionPool(
+            server.endpoint, connector=SocketConnector(tls=certificates.client()), max_size=1
+        ) as pool,
+    ):
+        conn = pool.try_connect(timeout=5)
+        wait_until_ready = stream.wait_until_ready
+        monkeypatch.setattr(stream, "wait_until_ready", wait)
+        with pytest.raises(UsageError):
+            conn.sendall(bytes(20_000_000), timeout=1)
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.uses == 0
 
 
 def test_stray_bytes_on_a_healthy_looking_connection_never_reach_the_next_holder(clock: FakeClock) -> None:

@@ -26,6 +26,7 @@ from connpool import (
     ConnState,
     LoanHeldLong,
     LoanLost,
+    NoEndpointError,
     NotSharableError,
     PoolClosedError,
     PoolExhaustedError,
@@ -363,6 +364,19 @@ def test_a_shared_connection_to_a_blacklisted_endpoint_is_joined_only_as_the_las
         pinned = pool.share("a:1")
         assert pinned.raw is first.raw
         end([first, elsewhere, joined, pinned])
+
+
+def test_a_shared_connection_off_the_route_is_joined_by_those_alone_who_pin_its_endpoint(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True) as pool:
+        elsewhere = pool.share("b:1")
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError):
+            pool.share()
+        pinned = pool.share("b:1")
+        assert pinned.raw is elsewhere.raw
+        end([elsewhere, pinned])
 
 
 def test_a_contended_member_is_never_seen_as_none() -> None:
