@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from connpool.clock import now
 from connpool.errors import DuplicatePoolError, UnknownPoolError, UsageError
@@ -72,7 +72,7 @@ class Repository:
         _ALL.add(self)
 
     @classmethod
-    def from_toml(cls, path: str | os.PathLike[str], *, name: str = "default") -> Repository:
+    def from_toml(cls, path: str | os.PathLike[str], *, name: str = "default") -> Self:
         """Make the pools that a file describes. See ``docs/repository.md`` for what it may say.
 
         Raises:
@@ -267,7 +267,7 @@ class Repository:
         pools = [(name, self._find(name)) for name in self]
         return {name: pool.stats() for name, pool in pools if pool is not None}
 
-    def __enter__(self) -> Repository:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable, Iterable
 from threading import TIMEOUT_MAX, get_ident
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from connpool.calls.channel import Channel, Reply
 from connpool.calls.office import Office
@@ -254,7 +254,7 @@ class CallPool(Steering):
                 self._switch.wink()  # an interrupt may have kept us from looking who waits
             raise
 
-    def __enter__(self) -> CallPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from connpool import clock as real
 from connpool.clock import SystemClock
@@ -15,7 +15,7 @@ from connpool.delivery.keeping import GRACE, PATIENCE, Keeping
 from connpool.delivery.office import Office
 from connpool.delivery.receiving import Receiving
 from connpool.delivery.sending import Sending
-from connpool.delivery.settings import Settings, require_spool
+from connpool.delivery.settings import Confirm, Settings, require_spool
 from connpool.delivery.spool import Spool
 from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
@@ -27,7 +27,7 @@ from connpool.model.delivery import GLOBAL, Delivery, LinkState, Unsent
 from connpool.pool.census import KEPT, keep
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.turns import Turns
-from connpool.wire.framing import bytes_of
+from connpool.wire.framing import Framing, bytes_of
 
 __all__ = ["Broadcaster"]
 
@@ -73,11 +73,29 @@ class Broadcaster(Admin, Receiving):
     Source: prelude_connection_pool (libprelude).
     """
 
-    def __init__(self, pool: ConnectionPool, *, spool: Spool | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        *,
+        spool: Spool | None = None,
+        framing: Framing | None = None,
+        confirm: Confirm | None = None,
+        write_ahead: bool = False,
+        failover: bool = True,
+        reconnect: bool = True,
+        **settings: Any,
+    ) -> None:
         if not isinstance(pool, ConnectionPool):
             raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
         require_spool(spool)
-        self._settings = Settings.of(**settings)
+        self._settings = Settings.of(
+            framing=framing,
+            confirm=confirm,
+            write_ahead=write_ahead,
+            failover=failover,
+            reconnect=reconnect,
+            **settings,
+        )
         if self._settings.write_ahead and spool is None:
             raise ConfigError("write_ahead=True needs a spool to write to")
         require_places(pool, pool.route)
@@ -230,7 +248,7 @@ class Broadcaster(Admin, Receiving):
             self.pool._part_with(self)
         return lost + unsent
 
-    def __enter__(self) -> Broadcaster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -48,6 +48,7 @@ class SpoolCount:
     dropped: int
 
 
+@runtime_checkable
 class Spool(Protocol):
     """Queues of messages, by name. Every call may come from any thread.
 

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from connpool.model.endpoint import Endpoint
 from connpool.model.route import Member
@@ -45,6 +45,19 @@ def member_of(queue: str) -> Member | None:
         return None
 
 
+class Names(tuple[str, ...]):
+    """Names of queues. That of a member of one endpoint is found by its Endpoint, too."""
+
+    __slots__ = ()
+
+    def __contains__(self, queue: object) -> bool:
+        return super().__contains__(str(queue))
+
+
+def _names(names: tuple[str, ...]) -> tuple[str, ...]:
+    return Names(names) if names else names  # as a rule there are none
+
+
 @frozen
 class Delivery:
     """What became of one message.
@@ -52,16 +65,16 @@ class Delivery:
     Attributes:
         sent: The endpoints that have it: it was written to them, and confirmed where that is asked.
         spooled: The names of the queues in which copies wait: a member's endpoints, or ``""``, the queue
-            of what no group could take.
+            of what no group could take. ``endpoint in delivery.spooled`` asks for an endpoint's.
         group: Number of the group that takes it, the first being 0; None: none could.
         refused: Members that got no copy, because it could neither be sent to them nor be spooled.
         id: 16 bytes, the same in every copy that is or was spooled, or sent with it; b"" if it needed none.
     """
 
     sent: tuple[Endpoint, ...] = ()
-    spooled: tuple[str, ...] = ()
+    spooled: tuple[str, ...] = field(default=(), converter=_names)
     group: int | None = None
-    refused: tuple[str, ...] = ()
+    refused: tuple[str, ...] = field(default=(), converter=_names)
     id: bytes = b""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from connpool.errors import UsageError
 from connpool.model.checks import require_kind
@@ -143,7 +143,7 @@ class Connection(Traffic):
             lender.tell_checked_in(record, now, now - record.since)
         return lender.let_go(key)
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         try:
             self._key  # noqa: B018 - is it still ours?
         except AttributeError:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable
 from threading import TIMEOUT_MAX, get_ident
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from connpool.clock import Clock, SystemClock
 from connpool.model.checks import (
@@ -164,7 +164,7 @@ class ConnectionPool(Steering):
         reset: Callable[[Any], object] | None = None,
         is_fatal: Callable[[Exception], object] | None = None,
         **settings: Any,
-    ) -> ConnectionPool:
+    ) -> Self:
         """Pool whatever *open*, called without arguments, returns.
 
         Args:
@@ -305,7 +305,7 @@ class ConnectionPool(Steering):
         """
         return open_file(self._lender, fd)
 
-    def __enter__(self) -> ConnectionPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

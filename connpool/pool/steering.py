@@ -164,7 +164,8 @@ class Steering(Uncopied):
     def take(self, req: Request | Endpoint | str | None = None) -> Any:
         """Remove an idle connection for good and return its transport; None: none is usable.
 
-        Never dials and never waits. Dead ones found on the way are closed.
+        Never dials and never waits. Dead ones found on the way are closed. One that no checkout gets just
+        now comes last: of a later group, at a blacklisted endpoint, in a paused pool.
 
         Source: get_from_pool (evlua).
         """

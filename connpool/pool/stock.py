@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 from connpool.model.request import Request
 from connpool.model.states import CloseReason
 from connpool.pool.flock import Flock
+from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
 from connpool.pool.lending import Lender
 from connpool.pool.observed import tell_of
@@ -70,7 +74,7 @@ class Stock:
     def _find_locked(self, todo: Todo) -> Share | tuple[Key, Look] | Look | None:
         """A share; or what must be looked at first, and that look; or else the look of another thread."""
         now = self._lender.now()
-        if (key := self._pop_any(Request())) is not None:
+        if (key := self._pop_lending()) is not None:
             if (reason := self._books.idle_verdict(key.record, now)) is not None:
                 key.record.condemn(reason)
             elif now - key.record.since < self._lender.pool._fresh_for:
@@ -131,10 +135,24 @@ class Stock:
                 self._lender.serve()
 
     def _pop_any(self, request: Request) -> Key | None:
+        """An idle key of the endpoint asked for; else of who lends just now, or else of who may at last."""
+        fleet = self._books.fleet
+        if request.endpoint is not None:
+            host = fleet.hosts.get(request.endpoint)
+            return self._pop_from(() if host is None else (host,))
+        key = self._pop_lending()
+        return self._pop_from(itertools.chain(*fleet.groups, fleet.beside())) if key is None else key
+
+    def _pop_lending(self) -> Key | None:
+        """An idle key that a checkout without wishes may get just now."""
         fleet = self._books.fleet
         try:
-            if request.endpoint is not None:
-                return fleet.hosts[request.endpoint].idle.pop()
             return fleet.take_any(next(fleet.turns))
-        except LookupError:  # nothing idle there, or nothing known of that endpoint
+        except IndexError:
             return None
+
+    def _pop_from(self, hosts: Iterable[Host]) -> Key | None:
+        for host in hosts:
+            with suppress(IndexError):
+                return host.idle.pop()
+        return None

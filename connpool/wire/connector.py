@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Set
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -32,6 +32,7 @@ logger: Final = logging.getLogger("connpool")
 _MOST_KEEPALIVE: Final = (32_767, 32_767, 127)  # what Linux takes: seconds, seconds, a count
 
 
+@runtime_checkable
 class Connector(Protocol):
     """What a pool needs in order to have connections.
 

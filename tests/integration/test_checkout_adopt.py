@@ -179,6 +179,25 @@ def test_take_heeds_the_endpoint_asked_for() -> None:
         raw.close()
 
 
+def test_take_finds_what_is_idle_where_no_checkout_goes_just_now() -> None:
+    with (
+        ScriptedServer() as a,
+        ScriptedServer() as b,
+        ConnectionPool(f"{a.endpoint} || {b.endpoint}") as pool,
+    ):
+        ports = []
+        for endpoint in (a.endpoint, b.endpoint):
+            with pool.try_connect(endpoint, timeout=5) as conn:
+                ports.append(conn.socket.getsockname()[1])
+        pool.blacklist(a.endpoint)  # b's group lends
+        pool.pause()  # and nobody does
+        taken = [pool.take(Request(where=lambda info: info.endpoint == b.endpoint)), pool.take()]
+        assert [raw.getsockname()[1] for raw in taken] == ports[::-1]
+        assert (pool.take(), pool.stats().size) == (None, 0)
+        for raw in taken:
+            raw.close()
+
+
 # -- add_connection
 
 

@@ -41,6 +41,8 @@ def test_a_group_of_which_one_member_lives_stays_the_active_one(a, b, c, d):
         until_dead(sender, a)
         delivery = sender.broadcast(b"one")
         assert (delivery.sent, delivery.spooled) == ((b.endpoint,), (str(a.endpoint),))
+        assert a.endpoint in delivery.spooled
+        assert b.endpoint not in delivery.spooled
         b.until_has(b"one")
         kill(b)
         until_dead(sender, b)

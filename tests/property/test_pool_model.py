@@ -199,7 +199,7 @@ class PoolMachine(RuleBasedStateMachine):
         part = self.pool.take(req)
         assert self.works.dials == dials
         if part is None:
-            assert all(fact.is_dead or fact.endpoint in self.blacklisted for fact in candidates)
+            assert all(fact.is_dead for fact in candidates)
             return
         fact = self.facts[part.number]
         assert fact in candidates

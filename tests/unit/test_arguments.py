@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -15,6 +16,7 @@ from connpool import (
     CallPool,
     ConfigError,
     ConnectionPool,
+    Connector,
     Identified,
     Lines,
     LinkEvent,
@@ -26,6 +28,7 @@ from connpool import (
     Route,
     SocketChannel,
     SocketConnector,
+    Spool,
     UsageError,
 )
 from connpool.testing import FakeClock
@@ -125,6 +128,13 @@ def test_a_wrong_argument_of_a_broadcaster_is_shown(
     with pytest.raises(ConfigError) as caught:
         Broadcaster(pool, **settings)
     assert said in str(caught.value)
+
+
+def test_a_broadcaster_names_its_main_settings() -> None:
+    named = inspect.signature(Broadcaster).parameters.values()
+    settings = {each.name: each.default for each in named if each.kind is each.KEYWORD_ONLY}
+    unsaid = {"spool": None, "framing": None, "confirm": None}
+    assert settings == unsaid | {"write_ahead": False, "failover": True, "reconnect": True}
 
 
 def test_a_wrong_argument_of_a_broadcasters_method_is_shown(pool: ConnectionPool) -> None:
@@ -240,6 +250,12 @@ def test_a_class_all_of_whose_methods_are_static_is_a_connector() -> None:
 
     with ConnectionPool("a:1", connector=Opener) as pool, pool.try_connect(timeout=5) as conn:
         assert conn.raw == "opened"
+
+
+def test_protocols_can_be_asked_for_at_run_time() -> None:
+    assert isinstance(SocketConnector(), Connector)
+    assert isinstance(MemorySpool(), Spool)
+    assert not isinstance(object(), (Connector, Spool))
 
 
 def test_buffers_are_several() -> None:
