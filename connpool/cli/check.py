@@ -19,7 +19,8 @@ from connpool.errors import ConfigError, ConnPoolError
 from connpool.model.config import PoolConfig
 from connpool.model.endpoint import Endpoint
 from connpool.settings_file import WantedPool, read_pools
-from connpool.wire.connector import SocketConnector, adapt
+from connpool.wire.connector import SocketConnector
+from connpool.wire.full_connector import adapt
 
 __all__ = ["check"]
 

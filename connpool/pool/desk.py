@@ -23,7 +23,7 @@ from connpool.pool.listeners import Listeners, Teller
 from connpool.pool.record import Key, Record, Tenure
 from connpool.pool.service import Service
 from connpool.pool.snapshots import describe_tenure
-from connpool.wire.connector import FullConnector
+from connpool.wire.full_connector import FullConnector
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from connpool.pool.failures import no_login
 from connpool.pool.jobs import Dial
 from connpool.pool.record import CLOSED, Key, Record
 from connpool.wire import threads
-from connpool.wire.connector import FullConnector
+from connpool.wire.full_connector import FullConnector
 from connpool.wire.io import FileStream, Stream, is_tls, open_stream
 from connpool.wire.waiting import Cancel
 

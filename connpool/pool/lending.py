@@ -23,7 +23,7 @@ from connpool.pool.record import OPEN, Key, Phase, Record
 from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
-from connpool.wire.connector import FullConnector
+from connpool.wire.full_connector import FullConnector
 from connpool.wire.io import SHUT_RDWR, TLSContext
 
 if TYPE_CHECKING:

@@ -39,7 +39,8 @@ from connpool.pool.record import Key
 from connpool.pool.shared import SharedConnection, share_at_hand
 from connpool.pool.steering import Steering
 from connpool.pool.unwinding import drop_keys
-from connpool.wire.connector import CallableConnector, Connector, SocketConnector, adapt
+from connpool.wire.connector import CallableConnector, Connector, SocketConnector
+from connpool.wire.full_connector import adapt
 
 __all__ = ["ConnectionPool"]
 
@@ -50,9 +51,8 @@ _numbers: Final = itertools.count(1)  # for pools without a name
 class ConnectionPool(Steering):
     """Lends connections to threads, over several endpoints, fairly.
 
-    Nothing is dialled before it is needed. A pool without a route lends only what
-    ``add_connection`` gives it, and what a request pins. As a context manager it
-    is closed at the end of the block.
+    Nothing is dialled before it is needed. A pool without a route lends only what ``add_connection``
+    gives it, and what a request pins. As a context manager it is closed at the end of the block.
 
     Args:
         route: Where to: ``"a:1, b:1 && c:2 || d:3"``, a Route, an Endpoint, or several of these.

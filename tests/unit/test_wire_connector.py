@@ -13,8 +13,9 @@ import pytest
 from connpool.errors import CancelledError, ConfigError, ConnectTimeoutError
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look, waiting
-from connpool.wire.connector import CallableConnector, SocketConnector, adapt
+from connpool.wire.connector import CallableConnector, SocketConnector
 from connpool.wire.dial import interleave
+from connpool.wire.full_connector import adapt
 from connpool.wire.waiting import Budget, pause, wait_until_ready
 from tests.helpers.wire import info, taking
 
