@@ -149,7 +149,8 @@ class CallPool(Steering):
         Raises:
             UnknownChannelError: there is none of that id.
             CallTimeoutError: a call took too long. Everything stays in the pool.
-            UsageError: neither an id nor a resource is given, or both.
+            UsageError: neither an id nor a resource is given, or both; or it comes from within a call, an
+                opening or a close of such a channel, or a listener that is told of it.
         """
         if id is not None and resource is where is None:
             return self._office.pop_one(id, timeout)

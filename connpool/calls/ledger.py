@@ -65,6 +65,7 @@ class Ledger:
         """A line is open: it can be called from now on, or after *rest* seconds."""
         line = key.line
         line.move(Phase.OPEN)
+        line.run = None
         line.opened_at = now if opened_at is None else opened_at
         line.failures = 0
         line.fate = None
@@ -167,6 +168,7 @@ class Ledger:
     def closed(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""
         line = key.line
+        line.run = None
         if line.phase is Phase.GONE:
             return False
         if self._is_revived(line):
@@ -188,6 +190,7 @@ class Ledger:
         """An attempt to open it again has failed. Returns when the next is due; None: it is given up."""
         line = key.line
         line.move(Phase.DOWN)
+        line.run = None
         line.failures += 1
         if after is None:
             after = doubling(line.failures, *self.back_off, self.rng)

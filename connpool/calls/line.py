@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -115,7 +116,7 @@ class Line:
         self.invoke: Callable[..., Any] = channel.call
         self.takes_timeout = takes_timeout(channel.call)
         self.took: dict[Hashable, Tally] = {}  # what it can do, and how long that took
-        self.run: Run | None = None  # the call that runs on it
+        self.run: Run | None = None  # the call that runs on it, or who opens or closes it
         self.leaving: Ticket | None = None  # who wants to take it out of the pool
         self.opened_at: float | None = None
         self.called_at: float | None = None
@@ -152,8 +153,12 @@ class Line:
             self.fate = reason
         self.brisk_until = self.open_until = -NEVER
 
+    def take_in_hand(self) -> None:
+        """This thread opens or closes it now, and tells of that: it must not wait for it meanwhile."""
+        self.run = threading.get_ident(), None, NEVER
+
     def is_run_by(self, thread: int) -> bool:
-        """Whether a call runs on it, or is about to, that thread number *thread* makes."""
+        """Whether thread number *thread* has it in hand: for a call that runs or is about to, say."""
         run = self.run  # looked at once: a call may end meanwhile
         return run is not None and run[0] == thread
 

@@ -97,6 +97,7 @@ class Office:
     ) -> int:
         """Take in an open channel. On an error it is closed again, if it is the pool's to close."""
         line, switch = key.line, self._switch
+        line.take_in_hand()
         try:
             require_hashable("resource", name)
             line.offer(methods_of(line.channel) if methods is None else methods)

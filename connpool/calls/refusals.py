@@ -26,7 +26,8 @@ def objection(pool: str, ticket: Ticket, now: float) -> ConnPoolError | None:
             return UnknownChannelError(f"pool {pool!r}: channel {ticket.line.id} has gone", pool=pool)
         if ticket.line.is_run_by(ticket.thread):
             return UsageError(
-                f"pool {pool!r}: channel {ticket.line.id} cannot be taken out by the call that runs on it",
+                f"pool {pool!r}: channel {ticket.line.id} cannot be taken out by the very thread that calls,"
+                " opens or closes it",
                 pool=pool,
             )
         return None

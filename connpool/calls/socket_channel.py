@@ -104,6 +104,7 @@ class SocketChannel(Uncopied):
         conn = self.pool.try_connect(req)
         self._decoder = decoder_of(self._framing)
         self._is_broken, self._is_open = False, True
+        self._conns.clear()  # in a forked child the parent's may lie there
         self._conns.append(conn)
         return None
 

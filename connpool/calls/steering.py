@@ -116,5 +116,5 @@ class Steering(Uncopied):
     def _take_turn(self, *, is_leap: bool) -> None:
         self._switch.turn(apart=True)
 
-    def _close_at_exit(self) -> None:
+    def _close_at_exit(self, until: float) -> None:
         """Nothing: the channels' own goodbyes might take long, and the system closes them."""

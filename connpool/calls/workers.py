@@ -58,6 +58,7 @@ class Workers:
 
     def _close_one(self, key: Key) -> None:
         line, switch = key.line, self._switch
+        line.take_in_hand()
         try:
             if self.close_channel(line) and line.resource is not None:
                 reason = line.fate or CloseReason.BROKEN
@@ -135,6 +136,7 @@ class Workers:
                 switch.ledger.serve(line.home(), began)
                 return
             line.move(Phase.OPENING)
+        line.take_in_hand()
         try:
             rest = rest_of(line.channel.open(*line.args))
         except BaseException as error:  # noqa: BLE001 - foreign code on a thread of ours

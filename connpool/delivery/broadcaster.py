@@ -31,8 +31,6 @@ from connpool.wire.framing import Framing, bytes_of
 
 __all__ = ["Broadcaster"]
 
-EXIT_GRACE = 10.0  # seconds that the end of a program waits for what was given to broadcast_async
-
 
 class Broadcaster(Admin, Receiving):
     """Sends every message to all members of a group of a pool's route, and loses none.
@@ -302,7 +300,8 @@ class Broadcaster(Admin, Receiving):
         """The pool has another route."""
         self._office.follow()
 
-    def _close_at_exit(self) -> None:
-        self._deferred.close()
-        self._deferred.drain(EXIT_GRACE)
-        self._close(0.0, GRACE)
+    def _close_at_exit(self, until: float) -> None:
+        deferred = self._deferred
+        deferred.close()
+        deferred.drain(max(0.0, until - real.now()))
+        self._close(max(0.0, until - real.now()) if deferred.has_spooled else 0.0, GRACE)

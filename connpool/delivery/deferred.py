@@ -39,6 +39,7 @@ class Deferred:
         self._at_it = threading.Lock()  # held by the thread that sends
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self.has_spooled = False  # of some that were sent copies waited, and may do so still
 
     def add(self, message: bytes) -> Future[Delivery]:
         """Queue *message*.
@@ -91,7 +92,7 @@ class Deferred:
             self._n_open += 1
         try:
             if future.set_running_or_notify_cancel():
-                _settle(future, self._sending.deliver, message)
+                _settle(future, self._deliver, message)
         finally:
             with self._lock:
                 self._n_open -= 1
@@ -99,6 +100,11 @@ class Deferred:
             del self._queue[place]
             self._changed.notify_all()
         return True
+
+    def _deliver(self, message: bytes) -> Delivery:
+        delivery = self._sending.deliver(message)
+        self.has_spooled = self.has_spooled or bool(delivery.spooled)
+        return delivery
 
     def _is_own(self) -> bool:
         """Whether the caller is a callback of a future: nobody but itself makes room and sends the rest."""

@@ -35,8 +35,8 @@ class Kept(Protocol):
     def _start_clean(self) -> object:
         """In a forked child: begin anew; what is open belongs to the parent, and locks may be held."""
 
-    def _close_at_exit(self) -> object:
-        """The interpreter ends: close what lies idle, if that takes no time."""
+    def _close_at_exit(self, until: float) -> object:
+        """The interpreter ends: close what lies idle, if that takes no time. *until*: all wait no longer."""
 
 
 class Timekeeper(Protocol):

@@ -278,5 +278,5 @@ class Steering(Uncopied):
     def _take_turn(self, *, is_leap: bool) -> None:
         self._chores.turn(apart=True, is_leap=is_leap)
 
-    def _close_at_exit(self) -> None:
+    def _close_at_exit(self, until: float) -> None:
         self._doors.close_idle_at_exit()

@@ -39,7 +39,7 @@ class Minder:
         MINDED.calls.clear()
         MINDED.is_minded = False
 
-    def _close_at_exit(self) -> None:
+    def _close_at_exit(self, until: float) -> None:
         """Nothing is open."""
 
 

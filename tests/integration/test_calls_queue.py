@@ -16,8 +16,11 @@ import connpool.calls.snapshots
 from connpool import (
     CallPool,
     CallTimeoutError,
+    ChannelClosed,
     ChannelClosedError,
     ChannelInfo,
+    ChannelOpened,
+    ChannelState,
     ConfigError,
     FilteredOutError,
     MethodNotSupportedError,
@@ -567,10 +570,44 @@ def test_a_channel_cannot_be_taken_out_by_the_call_that_runs_on_it(pool):
     tape = Tape()
     id = pool.init(tape)
     tape.doing = lambda method, payload: pool.pop(id)
-    with pytest.raises(UsageError, match="taken out by the call"):
+    with pytest.raises(UsageError, match="taken out by the very thread"):
         pool.call(RESOURCE, "get")
     tape.doing = lambda method, payload: payload
     assert pool.call(RESOURCE, "get", 1) == 1
+
+
+@pytest.mark.parametrize("moment", ["close", "open again", ChannelClosed, ChannelOpened])
+def test_a_channel_cannot_be_taken_out_from_within_its_opening_or_its_close_or_a_listener_told_of_it(
+    pool, moment
+):
+    tape, refused = Tape(), []
+    pool.init(tape, revive=True)
+
+    def break_down(method, payload):
+        raise ChannelClosedError("over")
+
+    def take_out(*_: object) -> None:
+        if not refused:
+            with pytest.raises(UsageError, match="taken out by the very thread") as caught:
+                pool.pop(resource=RESOURCE, timeout=10)
+            refused.append(caught.value)
+
+    tape.closing = take_out if moment == "close" else tape.closing
+    tape.opening = take_out if moment == "open again" else tape.opening
+    if isinstance(moment, type):
+        pool.listen(take_out, moment)
+    tape.doing = break_down
+    with pytest.raises(ChannelClosedError):
+        pool.call(RESOURCE, "get")
+    until(lambda: refused and pool.resources() == [RESOURCE])
+    assert (tape.opens, tape.closes) == (2, 1)
+
+
+def test_a_listener_that_takes_a_new_channel_out_too_early_is_told(pool, caplog):
+    pool.listen(lambda event: pool.pop(event.id, timeout=10), ChannelOpened)
+    id = pool.init(Tape())
+    assert "taken out by the very thread" in caplog.text
+    assert pool.pop(id).state is ChannelState.IDLE
 
 
 # -- errors

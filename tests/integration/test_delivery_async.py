@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 import pytest
 
 from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError, SQLiteSpool
-from tests.helpers.scripts import run_program
+from tests.helpers.scripts import run_program, running_program
 from tests.helpers.sinks import GUARD, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
@@ -215,7 +215,9 @@ def test_a_program_whose_receiver_hangs_ends_all_the_same(a):
     a.is_deaf = True
     program = """
         import sys
+        import connpool.upkeep.exit
         from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        connpool.upkeep.exit.EXIT_GRACE = 0.5
         pool = ConnectionPool(sys.argv[1])
         sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
         sender.wait_ready(10)
@@ -224,7 +226,43 @@ def test_a_program_whose_receiver_hangs_ends_all_the_same(a):
     """
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.err) == (0, "")
-    assert ran.seconds < 15
+    assert ran.seconds < 8
+
+
+def test_a_program_that_ends_sends_also_what_it_handed_over_and_waits_in_memory(a):
+    a.is_deaf = True
+    program = f"""
+        import atexit
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        pool = ConnectionPool({str(a.endpoint)!r})
+        sender = Broadcaster(pool, spool=MemorySpool(), framing=Lines())
+        sender.wait_ready(10)
+        futures = [sender.broadcast_async(b"%d " % n + b"x" * 100_000) for n in range(200)]
+        assert futures[-1].result(10).spooled
+        atexit.register(print, "it ends", flush=True)
+    """
+    with running_program(program) as ran:
+        assert ran.stdout.readline() == "it ends\n"
+        a.is_deaf = False
+        lines = a.until_lines(200)
+    assert [line.split()[0] for line in lines] == [b"%d" % n for n in range(200)]
+
+
+def test_a_program_waits_for_all_its_receivers_that_hang_no_longer_than_for_one(a):
+    a.is_deaf = True
+    program = """
+        import sys
+        import connpool.upkeep.exit
+        from connpool import Broadcaster, ConnectionPool, Lines
+        connpool.upkeep.exit.EXIT_GRACE = 0.5
+        senders = [Broadcaster(ConnectionPool(sys.argv[1]), framing=Lines()) for _ in range(20)]
+        for sender in senders:
+            for n in range(200):
+                sender.broadcast_async(b"x" * 100_000)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.seconds < 8
 
 
 def test_a_program_that_ends_spools_first_what_it_handed_over_and_cannot_send(tmp_path):

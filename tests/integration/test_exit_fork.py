@@ -369,7 +369,7 @@ def test_a_signal_that_comes_while_the_child_begins_leaves_it_no_pool_of_the_par
         def _start_clean(self) -> None:
             signal.raise_signal(signal.SIGUSR1)
 
-        def _close_at_exit(self) -> None:
+        def _close_at_exit(self, until: float) -> None:
             """Nothing is open."""
 
     def stop(*_: object) -> None:

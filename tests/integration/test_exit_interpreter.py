@@ -116,7 +116,7 @@ PROGRAMS = {
     "a pool that cannot be closed, and another": """
         pool, broken = ConnectionPool(route), ConnectionPool(route)
         pool.try_connect().release()
-        broken._close_at_exit = lambda: {}["no such key"]
+        broken._close_at_exit = lambda until: {}["no such key"]
         """,
     "a validation that hangs": """
         asked = threading.Event()

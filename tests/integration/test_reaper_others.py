@@ -39,7 +39,7 @@ class Kettle:
     def _start_clean(self) -> None:
         self.is_clean = True
 
-    def _close_at_exit(self) -> None:
+    def _close_at_exit(self, until: float) -> None:
         """Nothing is open."""
 
 

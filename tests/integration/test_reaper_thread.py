@@ -353,7 +353,7 @@ class Ward:
     def _start_clean(self) -> object:
         """It has nothing that a child would inherit."""
 
-    def _close_at_exit(self) -> object:
+    def _close_at_exit(self, until: float) -> object:
         """Nothing is open."""
 
 

@@ -21,6 +21,7 @@ from connpool import (
     SocketChannel,
 )
 from connpool.testing import Answer, Reset, ScriptedServer, Send, ServedConnection, Silence
+from tests.helpers.forks import in_child
 from tests.helpers.switchboard import until
 
 UPPER = Answer(lambda request: request.upper(), delimiter=b"\n")
@@ -245,6 +246,19 @@ def test_closing_it_closes_its_connection_once(sockets, server):
     assert sockets.stats().size == 0
     with pytest.raises(ChannelClosedError, match="not open"):
         channel.call("say", None)
+
+
+def test_a_forked_child_may_open_it_again_with_a_connection_of_its_own(pool, sockets, server):
+    channel = SocketChannel(sockets, "upper", {"say"})
+    pool.init(channel)
+
+    def open_again() -> tuple[bytes, bytes]:
+        pool.init(channel)
+        return pool.call("upper", "say", "one"), pool.call("upper", "say", "two")
+
+    assert in_child(open_again) == (b"SAY ONE", b"SAY TWO")
+    assert pool.call("upper", "say", "mine") == b"SAY MINE"
+    assert server.accepts == 2
 
 
 def test_one_that_is_closed_just_when_a_call_takes_its_connection_in_hand_sends_nothing(sockets, server):
