@@ -100,4 +100,11 @@ def would_rather_dial(books: Books, record: Record, now: float) -> bool:
     if not fleet.poor or record.host not in fleet.rich or waiter is None or not waiter.is_plain:
         return False
     host = fleet.rota[waiter.turn % len(fleet.rota)]
-    return host in fleet.poor and waiter.attempt is None and books.has_place(host, now)
+    if host not in fleet.poor or waiter.attempt is not None or not books.has_place(host, now):
+        return False
+    return host.is_up() or not _is_making_room(books)  # one place is all that a probe needs
+
+
+def _is_making_room(books: Books) -> bool:
+    """Whether a place is about to be free."""
+    return any(host.n_staying() < len(host.records) for host in books.fleet.hosts.values())

@@ -270,6 +270,43 @@ def test_an_endpoint_gives_up_no_more_than_its_share_to_one_that_is_back_however
         check_books(pool)
 
 
+@pytest.mark.parametrize("is_back", [False, True])
+def test_of_loans_that_return_one_makes_room_for_a_probe_and_as_many_as_it_takes_for_what_is_back(
+    clock: FakeClock, is_back: bool
+) -> None:
+    board = SlowToClose(0)
+    board.fail("b:1")
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=4, blacklist_initial=1) as pool:
+        while not down(pool):
+            pool.try_connect().terminate()
+        board.mend("b:1")
+        clock.advance(2)
+        if is_back:
+            pool.unblacklist("b:1")
+        pool.try_connect("a:1").release()  # the turn of who waits is one for b
+        loans = [pool.try_connect("a:1") for _ in range(4)]
+        board.closes = iter([True, True, *[False] * 20])
+
+        def ask() -> None:
+            pool.try_connect(timeout=100).release()
+
+        def give_back() -> None:
+            clock.until_waiting(1)
+            for _ in range(2):
+                loans.pop().release()
+            assert pool.stats().closing == (2 if is_back else 1)
+            board.may_close.set()
+
+        try:
+            together(ask, give_back)
+        finally:
+            board.may_close.set()
+        while loans:
+            loans.pop().release()
+        until(lambda: pool.stats().closing == 0)
+        check_books(pool)
+
+
 def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: FakeClock) -> None:
     board = SlowToClose(2)
     with ConnectionPool(
