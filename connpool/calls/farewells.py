@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +25,7 @@ _early: Final = itertools.count(-1, -1)  # numbers of tickets that come before a
 
 
 def take_out(
-    switch: Switch, lines: list[Line], deadline: float | None, *, is_polite: bool
+    switch: Switch, lines: Sequence[Line], deadline: float | None, *, is_polite: bool
 ) -> list[ChannelInfo]:
     """Wait for the keys of *lines*, then let all of them go, or none.
 
@@ -50,7 +51,7 @@ def take_out(
     return infos
 
 
-def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
+def drain(switch: Switch, lines: Sequence[Line], deadline: float) -> None:
     """Wait until the calls that run on *lines*, or wait for them, are over, or until *deadline*.
 
     Not for the one that makes this very thread wait.
@@ -75,7 +76,7 @@ def drain(switch: Switch, lines: list[Line], deadline: float) -> None:
         _think_better(switch, stubs)
 
 
-def _say_farewell(switch: Switch, lines: list[Line], stubs: list[Stub], *, is_polite: bool) -> None:
+def _say_farewell(switch: Switch, lines: Sequence[Line], stubs: list[Stub], *, is_polite: bool) -> None:
     """With the lock held: nobody who comes from now on queues for *lines*.
 
     *stubs* are filled for them; an interrupt that drops those has all of it undone.

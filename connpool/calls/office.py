@@ -133,7 +133,7 @@ class Office:
         with self._lock:
             now = self._clock.now()
             lines = tuple(x for x in self.known(name) if x.phase is not Phase.OPEN or x.is_live(now))
-            infos = describe_all(list(lines), now)
+            infos = describe_all(lines, now)
         return infos  # noqa: RET504 - no signal is looked for between a store and the end of a locked section
 
     def resources(self) -> list[Hashable]:
@@ -175,7 +175,7 @@ class Office:
         wanted = {info.id for info in self.describe_all(name) if where is None or where(info)}
         with self._lock:
             lines = tuple(line for line in self.known(name) if line.id in wanted)
-        return take_out(self._switch, list(lines), deadline, is_polite=False)
+        return take_out(self._switch, lines, deadline, is_polite=False)
 
     # -- changing
 
@@ -231,7 +231,7 @@ class Office:
             ledger.state = PoolState.CLOSED
             lines = tuple(line for line in ledger.lines.values() if line.phase is Phase.OPEN)
         if deadline is not None:
-            drain(self._switch, list(lines), deadline)
+            drain(self._switch, lines, deadline)
         with self._lock:
             now = self._clock.now()
             recover(ledger, now)

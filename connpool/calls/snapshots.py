@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from connpool.calls.forecast import n_queued
 from connpool.calls.line import Line, Phase
 from connpool.model.channel import ChannelInfo, ChannelState
@@ -14,7 +16,7 @@ def describe(line: Line, now: float) -> ChannelInfo:
     return describe_all([line], now)[0]
 
 
-def describe_all(lines: list[Line], now: float) -> list[ChannelInfo]:
+def describe_all(lines: Sequence[Line], now: float) -> list[ChannelInfo]:
     """Snapshots of *lines*, all of one resource."""
     queued = n_queued(lines[0].home(), now) if lines else {}
     return [_describe(line, now, queued.get(line, 0)) for line in lines]
