@@ -158,10 +158,11 @@ class Chores:
     def _best_host(self, now: float, preferred: Host | None = None) -> Host | None:
         """Where one more connection may be opened; None: nowhere."""
         reserve = self._books.warm_reserve
-        if preferred is not None and preferred.on_route and reserve.may_open_at(preferred, now):
+        if preferred is not None and reserve.may_open_at(preferred, now):
             return preferred
-        rota = [host for host in self._books.fleet.rota if reserve.may_open_at(host, now)]
-        return min(rota, key=lambda host: len(host.records), default=None)
+        ready = reserve.hosts()
+        fit = [host for host in self._hosts() if host in ready and reserve.may_open_at(host, now)]
+        return min(fit, key=lambda host: len(host.records), default=None)
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from connpool.model.states import CloseReason
+from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.census import wink
 from connpool.pool.fleet import Take
 from connpool.pool.hosts import Host
@@ -87,15 +87,15 @@ class Reserve:
     def may_open_at(self, host: Host, now: float) -> bool:
         """Whether upkeep may open one more connection to *host*."""
         books = self._books
-        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
-        return may_dial and host.is_up() and books.has_place(host, now)
+        may_dial = books.state is POOL_OPEN and not books.fleet.is_full and not books.config.dial_in_caller
+        return may_dial and host.on_route and host.is_up() and books.has_place(host, now)
 
     def _is_short(self) -> bool:
         books = self._books
         return books.config.min_idle > 0 and not books.fleet.is_full and self.n_missing() > 0
 
     def _may_open(self, now: float) -> bool:
-        return any(self.may_open_at(host, now) for host in self._books.fleet.rota)
+        return any(self.may_open_at(host, now) for host in self.hosts())
 
     def guard(self, take: Take) -> Take:
         """*take*, which has the fast path notice as well; *take* itself where nothing is to be noticed."""

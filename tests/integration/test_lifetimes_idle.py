@@ -477,6 +477,16 @@ def test_warming_up_passes_an_endpoint_over_that_is_down(clock: FakeClock) -> No
         assert Counter(board.dialled) == {"a:1": 1, "b:1": 3}
 
 
+def test_the_group_in_use_is_kept_ready_though_nobody_probes_the_one_before(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, min_idle=2, reconnect=False) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+        clock.advance(100)
+        pool.clear()
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+        assert Counter(board.dialled)["b:1"] == 4
+
+
 def test_a_paused_pool_dials_nothing_to_keep_ready(clock: FakeClock) -> None:
     board = Switchboard()
     with ConnectionPool("a:1", connector=board, clock=clock, min_idle=2, paused=True) as pool:
