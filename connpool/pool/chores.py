@@ -62,9 +62,9 @@ class Chores:
                 self._forgive_locked(now)
             self._expire_locked(now, todo)
             if books.state is PoolState.OPEN:
+                self._probe_locked(now, todo)  # first: the place that was made for it is not for the others
                 self._make_good_locked(now, todo)
                 self._refill_locked(now, todo)
-                self._probe_locked(now, todo)
             self._validate_locked(now, todo)
             hung = self._hung_looks_locked(now)
             overdue, back = self._review_loans_locked(now)

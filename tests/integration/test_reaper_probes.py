@@ -429,3 +429,18 @@ def test_the_last_connection_elsewhere_makes_no_room_for_a_probe(clock: FakeCloc
         clock.advance(1)
         settle(pool)
         assert (pool.stats().idle, info_of(pool, "c:1").idle) == (1, 1)
+
+
+def test_the_place_made_for_a_probe_is_not_taken_for_what_is_to_be_ready(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=3, min_idle=2) as pool:
+        settle(pool)
+        with pool.try_connect():
+            settle(pool)
+            assert pool.stats().size == 3
+            board.mend("a:1")
+            clock.advance(5)
+            settle(pool)
+            assert info_of(pool, "a:1").state is EndpointState.UP
+            assert pool.stats().closed == {CloseReason.EVICTED: 1}
+            assert pool.stats().idle == 2
