@@ -108,13 +108,23 @@ class Reserve:
         return self._watchful
 
     def _made_watchful(self, take: Take) -> Take:
-        books = self._books
-
         def take_and_look() -> Key:
             key = take()
-            if not self._is_told and self.n_ready() < books.config.min_idle:
-                self._is_told = True
-                wink(books.pool)
+            if not self._is_told:
+                self._notice()
             return key
 
         return take_and_look
+
+    def take_from(self, host: Host) -> Key:
+        """An idle key of *host*, without the lock. IndexError: there is none."""
+        key = host.idle.pop()
+        if self._books.config.min_idle and not (self._is_told or self._books.fleet.is_full):
+            self._notice()
+        return key
+
+    def _notice(self) -> None:
+        """One was taken: have upkeep come if too few are left."""
+        if self.n_ready() < self._books.config.min_idle:
+            self._is_told = True
+            wink(self._books.pool)
