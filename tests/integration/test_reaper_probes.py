@@ -444,3 +444,10 @@ def test_the_place_made_for_a_probe_is_not_taken_for_what_is_to_be_ready(clock: 
             assert info_of(pool, "a:1").state is EndpointState.UP
             assert pool.stats().closed == {CloseReason.EVICTED: 1}
             assert pool.stats().idle == 2
+
+
+def test_who_is_blacklisted_for_good_and_then_for_a_time_is_up_when_that_is_over() -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), reap_interval=OFTEN) as pool:
+        pool.blacklist("a:1")
+        pool.blacklist("a:1", 0.05)
+        until(lambda: info_of(pool, "a:1").state is EndpointState.UP)
