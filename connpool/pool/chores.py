@@ -277,6 +277,8 @@ class Chores:
         config = self._books.config
         if not is_idle:  # it may come back this instant, or be lent on
             due = now + self._books.horizon
+            if record.expires_at > now:
+                due = min(due, record.expires_at)
             if config.warn_after is None:
                 return due
             loans = loans_of(record).items()

@@ -236,3 +236,12 @@ def test_a_lower_limit_of_uses_closes_what_is_lent_as_soon_as_it_comes_back(
         loan.release()
         assert pool.stats().closed == {CloseReason.USED_UP: 1}
         assert board.n_open == 0
+
+
+def test_upkeep_comes_in_time_for_what_was_lent_the_last_time_it_came(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_lifetime=60) as pool:
+        with pool.try_connect():
+            clock.advance(30)
+            pool.sweep()
+        (info,) = pool.connections()
+        assert pool._lender.books.alarm_at == info.expires_at
