@@ -125,7 +125,7 @@ class Checkout(Fitting):
         try:
             if waiter.pinned is not None:
                 host = books.fleet.hosts.get(waiter.pinned)
-                return host.idle.pop() if host is not None and host.is_up() else None
+                return books.warm_reserve.take_from(host) if host is not None and host.is_up() else None
             fleet = books.fleet
             return fleet.take_any(waiter.turn) if fleet.is_full and not fleet.poor else None
         except IndexError:

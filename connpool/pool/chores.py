@@ -62,9 +62,9 @@ class Chores:
                 self._forgive_locked(now)
             self._expire_locked(now, todo)
             if books.state is PoolState.OPEN:
+                self._probe_locked(now, todo)  # first: the place that was made for it is not for the others
                 self._make_good_locked(now, todo)
                 self._refill_locked(now, todo)
-                self._probe_locked(now, todo)
             self._validate_locked(now, todo)
             hung = self._hung_looks_locked(now)
             overdue, back = self._review_loans_locked(now)
@@ -158,10 +158,11 @@ class Chores:
     def _best_host(self, now: float, preferred: Host | None = None) -> Host | None:
         """Where one more connection may be opened; None: nowhere."""
         reserve = self._books.warm_reserve
-        if preferred is not None and preferred.on_route and reserve.may_open_at(preferred, now):
+        if preferred is not None and reserve.may_open_at(preferred, now):
             return preferred
-        rota = [host for host in self._books.fleet.rota if reserve.may_open_at(host, now)]
-        return min(rota, key=lambda host: len(host.records), default=None)
+        ready = reserve.hosts()
+        fit = [host for host in self._hosts() if host in ready and reserve.may_open_at(host, now)]
+        return min(fit, key=lambda host: len(host.records), default=None)
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
@@ -276,6 +277,8 @@ class Chores:
         config = self._books.config
         if not is_idle:  # it may come back this instant, or be lent on
             due = now + self._books.horizon
+            if record.expires_at > now:
+                due = min(due, record.expires_at)
             if config.warn_after is None:
                 return due
             loans = loans_of(record).items()

@@ -171,9 +171,12 @@ class Control:
     @keeping_no_key
     def blacklist(self, endpoint: Endpoint, seconds: float | None) -> None:
         require_seconds("seconds", seconds, or_zero=True, or_none=True)
+        delay = math.inf if seconds is None else seconds
         with self._lock:
+            now = self._lender.now()
             for host in self._known_locked(endpoint):
-                host.blacklist(self._lender.now(), math.inf if seconds is None else seconds, by_hand=True)
+                host.blacklist(now, delay, by_hand=True)
+            self._books.expect(now + delay)
         self._lender.serve()
 
     @keeping_no_key

@@ -23,7 +23,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.lifetimes import end_of_life, horizon, is_to_be_replaced, verdict
 from connpool.pool.listeners import Listeners
 from connpool.pool.pace import Pace
-from connpool.pool.record import Key, Phase, Record
+from connpool.pool.record import Key, Phase, Record, in_phase
 from connpool.pool.reserve import Reserve
 from connpool.pool.tally import Tally
 from connpool.pool.timings import Timings
@@ -167,13 +167,14 @@ class Books:
     def adopt_config(self, config: PoolConfig) -> None:
         """Go by *config* from now on; what is open gets the lifetime it would have had."""
         had = (self.config.max_lifetime, self.config.lifetime_jitter)
-        self.config = config
-        self.horizon = horizon(config)
+        self.config, self.horizon = config, horizon(config)
+        self.hang_at = -math.inf  # whatever hangs is counted anew
         self.expect(-math.inf)
-        if had != (config.max_lifetime, config.lifetime_jitter):
-            for record in self.records():
-                if record.phase is Phase.OPEN and record.fate is None:
-                    record.live_until(end_of_life(self.config, record, self.rng))
+        for record in in_phase(self.records(), Phase.OPEN):
+            if record.fate is None and had != (config.max_lifetime, config.lifetime_jitter):
+                record.live_until(end_of_life(config, record, self.rng))
+            if config.max_uses is not None and record.uses >= config.max_uses:
+                record.condemn(CloseReason.USED_UP)  # while it is lent, too: its return need not ask again
 
     def expect(self, at: float) -> None:
         """See to it that upkeep looks at this pool at *at*, or sooner; nothing is due once it is closed."""

@@ -65,7 +65,7 @@ class Fleet:
             if host.on_route != (host in wanted):
                 host.on_route = host in wanted
                 host.lift(now)  # who comes anew comes without a past
-                host.was_up = True
+                host.was_up |= not host.on_route  # of who leaves nothing more is told
                 host.owed = 0
         self.forget_empty()
         return [host for host in before if not host.on_route]

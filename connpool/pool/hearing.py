@@ -199,8 +199,10 @@ def receive_aloud(lender: Lender) -> Callable[[Key, float], None]:
 
 
 def keep_origin(conn: Connection, origin: Origin) -> None:
-    """Write down who took *conn*."""
+    """Write down who took *conn*, unless that is no longer wanted: nobody would strike it out."""
     key = conn._key
+    if not conn._record.pool._lender.config.track_origin:
+        return
     if isinstance(key, Share):
         key.is_of(get_ident(), origin)
     else:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
-from connpool.model.states import CloseReason
+from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.census import wink
 from connpool.pool.fleet import Take
 from connpool.pool.hosts import Host
@@ -87,15 +87,15 @@ class Reserve:
     def may_open_at(self, host: Host, now: float) -> bool:
         """Whether upkeep may open one more connection to *host*."""
         books = self._books
-        may_dial = not books.fleet.is_full and not books.config.dial_in_caller
-        return may_dial and host.is_up() and books.has_place(host, now)
+        may_dial = books.state is POOL_OPEN and not books.fleet.is_full and not books.config.dial_in_caller
+        return may_dial and host.on_route and host.is_up() and books.has_place(host, now)
 
     def _is_short(self) -> bool:
         books = self._books
         return books.config.min_idle > 0 and not books.fleet.is_full and self.n_missing() > 0
 
     def _may_open(self, now: float) -> bool:
-        return any(self.may_open_at(host, now) for host in self._books.fleet.rota)
+        return any(self.may_open_at(host, now) for host in self.hosts())
 
     def guard(self, take: Take) -> Take:
         """*take*, which has the fast path notice as well; *take* itself where nothing is to be noticed."""
@@ -108,13 +108,23 @@ class Reserve:
         return self._watchful
 
     def _made_watchful(self, take: Take) -> Take:
-        books = self._books
-
         def take_and_look() -> Key:
             key = take()
-            if not self._is_told and self.n_ready() < books.config.min_idle:
-                self._is_told = True
-                wink(books.pool)
+            if not self._is_told:
+                self._notice()
             return key
 
         return take_and_look
+
+    def take_from(self, host: Host) -> Key:
+        """An idle key of *host*, without the lock. IndexError: there is none."""
+        key = host.idle.pop()
+        if self._books.config.min_idle and not (self._is_told or self._books.fleet.is_full):
+            self._notice()
+        return key
+
+    def _notice(self) -> None:
+        """One was taken: have upkeep come if too few are left."""
+        if self.n_ready() < self._books.config.min_idle:
+            self._is_told = True
+            wink(self._books.pool)

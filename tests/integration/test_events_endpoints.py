@@ -193,6 +193,18 @@ def test_a_route_that_is_taken_away_and_comes_back_is_told_as_switches_too(stage
     assert check_switches(s.ears.heard) == 1
 
 
+def test_an_endpoint_that_was_down_off_the_route_is_told_to_be_up_when_it_joins_that(stage):
+    s = stage("a:1")
+    with s.pool.try_connect(B):
+        s.pool.blacklist(B)
+        s.clock.advance(5)
+        s.pool.route = "a:1, b:1"
+        assert s.story("EndpointDown", "EndpointUp") == [
+            ("EndpointDown", "b:1", None, None),
+            ("EndpointUp", "b:1", 5),
+        ]
+
+
 def test_an_endpoint_off_the_route_switches_no_group(stage):
     s = stage("a:1 || b:1")
     s.down.add(C)

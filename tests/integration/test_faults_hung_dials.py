@@ -397,3 +397,24 @@ def test_who_waited_for_a_dial_that_hung_is_not_told_of_an_earlier_failure() -> 
         assert "goes on after" in str(caught.value)
         assert "blacklisted for" not in str(caught.value)
         gate.set()
+
+
+def test_a_lowered_timeout_holds_for_a_dial_under_way(
+    clock: FakeClock,
+) -> None:
+    with a_pool(clock, max_size=1, connect_timeout=60) as (pool, connector, _):
+        connector.hang(1)
+        failures = []
+
+        def wait() -> None:
+            with pytest.raises(ConnectTimeoutError) as caught:
+                pool.try_connect(timeout=30)
+            failures.append(caught.value)
+
+        def lower() -> None:
+            clock.until_waiting(1)
+            clock.advance(5)
+            pool.configure(connect_timeout=2)
+
+        together(wait, lower)
+        assert "goes on after 5.0 s" in str(failures[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -221,3 +222,26 @@ def test_limits_given_at_run_time_hold_for_what_is_open_already(clock: FakeClock
         third = turn(pool)
         clock.advance(6)
         assert turn(pool) is not third
+
+
+@pytest.mark.parametrize("lend", [ConnectionPool.try_connect, ConnectionPool.share])
+def test_a_lower_limit_of_uses_closes_what_is_lent_as_soon_as_it_comes_back(
+    lend: Callable[[ConnectionPool], Connection], clock: FakeClock
+) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True) as pool:
+        turn(pool)
+        loan = lend(pool)
+        pool.configure(max_uses=2)
+        loan.release()
+        assert pool.stats().closed == {CloseReason.USED_UP: 1}
+        assert board.n_open == 0
+
+
+def test_upkeep_comes_in_time_for_what_was_lent_the_last_time_it_came(clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_lifetime=60) as pool:
+        with pool.try_connect():
+            clock.advance(30)
+            pool.sweep()
+        (info,) = pool.connections()
+        assert pool._lender.books.alarm_at == info.expires_at

@@ -10,6 +10,7 @@ import pytest
 
 from connpool import CloseReason, ConnectionPool
 from connpool.clock import SystemClock
+from connpool.pool import reserve
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, until
 from tests.helpers.upkeep import OFTEN, fill, let_pass, reapers, settle, sweep_until, turn
@@ -164,6 +165,19 @@ def test_what_is_to_be_ready_is_dialled_at_once_though_nobody_asks() -> None:
         assert time.monotonic() - began < 10, "the warm-up does not wait for the first interval"
         assert pool.stats().checkouts == 0
         assert server.accepts == 2
+
+
+def test_upkeep_is_told_at_once_of_what_was_taken_from_those_kept_ready_by_name(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, told = Switchboard(), []
+    monkeypatch.setattr(reserve, "wink", told.append)
+    with ConnectionPool("a:1", connector=board, clock=clock, min_idle=2) as pool:
+        settle(pool)
+        with pool.try_connect("a:1"), pool.try_connect("a:1"):
+            assert told == [pool]
+            settle(pool)
+            assert pool.stats().idle == 2
 
 
 def test_a_burst_finds_what_was_kept_ready_open(clock: FakeClock) -> None:
@@ -475,6 +489,16 @@ def test_warming_up_passes_an_endpoint_over_that_is_down(clock: FakeClock) -> No
         sweep_until(pool, lambda: pool.stats().idle == 3)
         settle(pool)
         assert Counter(board.dialled) == {"a:1": 1, "b:1": 3}
+
+
+def test_the_group_in_use_is_kept_ready_though_nobody_probes_the_one_before(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, min_idle=2, reconnect=False) as pool:
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+        clock.advance(100)
+        pool.clear()
+        sweep_until(pool, lambda: pool.stats().idle == 2)
+        assert Counter(board.dialled)["b:1"] == 4
 
 
 def test_a_paused_pool_dials_nothing_to_keep_ready(clock: FakeClock) -> None:

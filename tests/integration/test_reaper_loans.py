@@ -175,6 +175,23 @@ def test_origins_that_are_no_longer_kept_are_not_those_of_later_loans(clock: Fak
             assert pool.connections()[0].origin is None
 
 
+@pytest.mark.parametrize("listeners", [[], [id]])
+def test_who_waited_while_origins_were_kept_leaves_none(listeners: list[Any], clock: FakeClock) -> None:
+    with ConnectionPool(
+        "a:1", connector=Switchboard(), clock=clock, max_size=1, track_origin=True, listeners=listeners
+    ) as pool:
+        loan = pool.try_connect()
+
+        def switch_off() -> None:
+            clock.until_waiting(1)
+            pool.configure(track_origin=False)
+            loan.release()
+
+        together(lambda: pool.try_connect().release(), switch_off)
+        with pool.try_connect():
+            assert pool.connections()[0].origin is None
+
+
 def test_the_origin_of_a_loan_is_the_line_of_the_user_who_took_it(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock, track_origin=True) as pool:
         for _ in range(2):  # a new connection, then the fast path

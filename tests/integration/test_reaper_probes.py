@@ -429,3 +429,25 @@ def test_the_last_connection_elsewhere_makes_no_room_for_a_probe(clock: FakeCloc
         clock.advance(1)
         settle(pool)
         assert (pool.stats().idle, info_of(pool, "c:1").idle) == (1, 1)
+
+
+def test_the_place_made_for_a_probe_is_not_taken_for_what_is_to_be_ready(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, max_size=3, min_idle=2) as pool:
+        settle(pool)
+        with pool.try_connect():
+            settle(pool)
+            assert pool.stats().size == 3
+            board.mend("a:1")
+            clock.advance(5)
+            settle(pool)
+            assert info_of(pool, "a:1").state is EndpointState.UP
+            assert pool.stats().closed == {CloseReason.EVICTED: 1}
+            assert pool.stats().idle == 2
+
+
+def test_who_is_blacklisted_for_good_and_then_for_a_time_is_up_when_that_is_over() -> None:
+    with ConnectionPool("a:1", connector=Switchboard(), reap_interval=OFTEN) as pool:
+        pool.blacklist("a:1")
+        pool.blacklist("a:1", 0.05)
+        until(lambda: info_of(pool, "a:1").state is EndpointState.UP)
