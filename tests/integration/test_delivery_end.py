@@ -12,6 +12,7 @@ import pytest
 
 from connpool import (
     Broadcaster,
+    CheckoutTimeoutError,
     Connection,
     ConnectionPool,
     Lines,
@@ -567,23 +568,30 @@ def test_nothing_is_tried_again_once_the_pool_is_closed(a):
         until(lambda: sender.links()[0].retry_at is None)
 
 
-@pytest.mark.parametrize("how", ["shut down", "paused"])
+@pytest.mark.parametrize("how", ["shut down", "paused", "paused, and who comes waits", "full"])
 def test_a_pool_that_lends_nothing_for_a_while_has_its_links_again_soon_after(a, how):
     patient = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}  # for peers that fail; none does
+    patient |= {"max_size": 1, "connect_timeout": 0.1}
     with broadcasting(a, pool_settings=patient) as sender:
         all_alive(sender)
         pool = sender.pool
-        if how == "paused":
-            pool.pause(fail=True)
-            sender.mark_dead(a.endpoint)
-        else:
-            pool.shutdown()
+        match how:
+            case "shut down":
+                pool.shutdown()
+                refusal, make_good = PoolClosedError, pool.reopen
+            case "full":
+                sender.mark_dead(a.endpoint)
+                refusal, make_good = CheckoutTimeoutError, pool.try_connect().release
+            case _:
+                pool.pause(fail=how == "paused")
+                sender.mark_dead(a.endpoint)
+                refusal = PoolPausedError if how == "paused" else CheckoutTimeoutError
+                make_good = pool.resume
         until(lambda: sender.links()[0].state is LinkState.DEAD, "the loss of the link")
         sender.mark_alive(a.endpoint)
-        refusal = PoolPausedError if how == "paused" else PoolClosedError
         until(lambda: isinstance(sender.links()[0].last_error, refusal), "an attempt that is refused")
         assert sender.broadcast(b"meanwhile").sent == ()
-        pool.resume() if how == "paused" else pool.reopen()
+        make_good()
         a.until_has(b"meanwhile")
 
 
