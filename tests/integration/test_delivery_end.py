@@ -217,7 +217,7 @@ def test_who_waits_for_a_link_that_is_taken_down_waits_no_longer_though_another_
             first.start()
             assert asked.wait(GUARD)
             second.start()
-            until(lambda: sender._sending._writing._queueing, "one that waits")
+            until(lambda: sender._keeping._writing._queueing, "one that waits")
             sender.mark_dead(a.endpoint)
             second.join(GUARD / 2)
             assert [type(each) for each in outcome] == [NoEndpointError]
@@ -246,6 +246,23 @@ def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_deliver
     with broadcasting(a) as sender:
         together(*(lambda who=who: send(who) for who in "stuv"), close, limit=20)
         until(lambda: set(accepted) <= set(a.lines), "all that was accepted")
+
+
+def test_while_it_ends_nothing_more_is_taken(a):
+    futures, refusals = [], []
+
+    def goodbye() -> bytes:
+        try:
+            sender.broadcast(b"late")
+        except PoolClosedError as refusal:
+            refusals.append(refusal)
+        return b"bye"
+
+    with broadcasting(a, heartbeat=(1_000.0, goodbye)) as sender:
+        all_alive(sender)
+        futures.append(sender.broadcast_async(b"before"))
+    assert a.until_lines(2) == [b"before", b"bye"]
+    assert len(futures[0].result(0).sent) == len(refusals) == 1
 
 
 def test_several_threads_may_close_at_once(a):
