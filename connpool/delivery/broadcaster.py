@@ -221,16 +221,16 @@ class Broadcaster(Admin, Receiving):
         waits = not self._keeping.is_inside()
         until = None if timeout is None else real.now() + timeout
         self._take_no_more()
-        lost = self._deferred.drain(timeout if waits else 0.0)
+        self._deferred.drain(timeout if waits else 0.0)
         turn = self._closings.try_take(0.0)
         if turn is None:
             me = threading.current_thread()
             if self._closer is me or self._keeping.awaits(me):
-                return lost  # it is being closed by who cannot go on before we return
+                return self._deferred.lost()  # it is being closed by who cannot go on before we return
             left = None if until is None else max(0.0, until - real.now())
             turn = self._closings.try_take(left if waits else 0.0)
             if turn is None:  # it is being closed by who may take longer than we
-                return lost + self._keeping.unsent()
+                return self._deferred.lost() + self._keeping.unsent()
         try:
             self._closer = threading.current_thread()
             left = None if until is None else max(0.0, until - real.now())
@@ -246,7 +246,7 @@ class Broadcaster(Admin, Receiving):
             self._telling.stop(left, waits=waits)
             KEPT.discard(self)
             self.pool._part_with(self)
-        return lost + unsent
+        return self._deferred.lost() + unsent
 
     def _take_no_more(self) -> None:
         """What was given to ``broadcast_async`` before is sent all the same."""
