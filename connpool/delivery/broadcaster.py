@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from connpool import clock as real
 from connpool.clock import SystemClock
@@ -21,7 +22,7 @@ from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
 from connpool.delivery.writing import Writing
-from connpool.errors import ConfigError, UsageError
+from connpool.errors import ConfigError, PoolClosedError, UsageError
 from connpool.model.checks import require_seconds
 from connpool.model.delivery import GLOBAL, Delivery, LinkState, Unsent
 from connpool.pool.census import KEPT, keep
@@ -119,12 +120,13 @@ class Broadcaster(Admin, Receiving):
         self._tending = Tending(office)
         self._watch = Watch(office)
         writing = Writing(office)
-        self._sending = Sending(office, writing)
+        sending = Sending(office, writing)
+        self._deliver = sending.deliver
         self._telling = Telling(self, office)
         self._keeping = Keeping(office, writing, self._watch)
         settings = self._settings
         self._deferred = Deferred(
-            self._sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
+            sending, self.name, most=settings.max_async, waits=settings.on_full == "wait"
         )
         office.start_worker, office.stop_worker = self._tending.start, self._tending.stop
         office.on_strands, office.hear_out = self._watch.look, self._watch.hear_out
@@ -155,7 +157,7 @@ class Broadcaster(Admin, Receiving):
             link is being opened for the first time (a quarter of a second at most, once).
         Source: prelude_connection_pool_broadcast (libprelude).
         """
-        return self._sending.deliver(message if type(message) is bytes else bytes_of(message))
+        return self._deliver(message if type(message) is bytes else bytes_of(message))
 
     def broadcast_async(self, message: bytes) -> Future[Delivery]:
         """Send *message* on another thread, after all that were given to this method before.
@@ -218,17 +220,17 @@ class Broadcaster(Admin, Receiving):
     def _close(self, timeout: float | None, patience: float) -> int:
         waits = not self._keeping.is_inside()
         until = None if timeout is None else real.now() + timeout
-        self._deferred.close()
-        lost = self._deferred.drain(timeout if waits else 0.0)
+        self._take_no_more()
+        self._deferred.drain(timeout if waits else 0.0)
         turn = self._closings.try_take(0.0)
         if turn is None:
             me = threading.current_thread()
             if self._closer is me or self._keeping.awaits(me):
-                return lost  # it is being closed by who cannot go on before we return
+                return self._deferred.lost()  # it is being closed by who cannot go on before we return
             left = None if until is None else max(0.0, until - real.now())
             turn = self._closings.try_take(left if waits else 0.0)
             if turn is None:  # it is being closed by who may take longer than we
-                return lost + self._keeping.unsent()
+                return self._deferred.lost() + self._keeping.unsent()
         try:
             self._closer = threading.current_thread()
             left = None if until is None else max(0.0, until - real.now())
@@ -244,7 +246,12 @@ class Broadcaster(Admin, Receiving):
             self._telling.stop(left, waits=waits)
             KEPT.discard(self)
             self.pool._part_with(self)
-        return lost + unsent
+        return self._deferred.lost() + unsent
+
+    def _take_no_more(self) -> None:
+        """What was given to ``broadcast_async`` before is sent all the same."""
+        self._deliver = partial(_refuse, self.name)
+        self._deferred.close()
 
     def __enter__(self) -> Self:
         return self
@@ -302,6 +309,10 @@ class Broadcaster(Admin, Receiving):
 
     def _close_at_exit(self, until: float) -> None:
         deferred = self._deferred
-        deferred.close()
+        self._take_no_more()
         deferred.drain(max(0.0, until - real.now()))
         self._close(max(0.0, until - real.now()) if deferred.has_spooled else 0.0, GRACE)
+
+
+def _refuse(name: str, _message: bytes) -> NoReturn:
+    raise PoolClosedError(f"broadcaster {name!r} is closed", pool=name)

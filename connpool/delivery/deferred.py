@@ -36,6 +36,7 @@ class Deferred:
         self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, Future[Delivery]]] = deque()
         self._n_open = 0  # of its first ones: being sent, or their callbacks called
+        self._n_refused = 0  # which the end has overtaken
         self._at_it = threading.Lock()  # held by the thread that sends
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -98,6 +99,7 @@ class Deferred:
                 self._n_open -= 1
         with self._lock:
             del self._queue[place]
+            self._n_refused += not future.cancelled() and isinstance(future.exception(), PoolClosedError)
             self._changed.notify_all()
         return True
 
@@ -110,17 +112,21 @@ class Deferred:
         """Whether the caller is a callback of a future: nobody but itself makes room and sends the rest."""
         return threading.current_thread() is self._thread and self._n_open > 0
 
-    def drain(self, timeout: float | None) -> int:
-        """Wait until all is sent. Returns how many messages still wait when *timeout* seconds are over."""
+    def drain(self, timeout: float | None) -> None:
+        """Wait until all is sent, or *timeout* seconds are over."""
         until = None if timeout is None else real.now() + timeout
         if self._is_own():
             while (until is None or real.now() < until) and self._send_next():
                 pass
-            return len(self._queue) - self._n_open
+            return
         with self._lock:
             left = None if until is None else max(0.0, until - real.now())
             self._changed.wait_for(lambda: not self._queue, left)
-            return len(self._queue)
+
+    def lost(self) -> int:
+        """How many messages still wait, or came to their turn after the end."""
+        with self._lock:
+            return self._n_refused + len(self._queue) - (self._n_open if self._is_own() else 0)
 
     def close(self) -> None:
         """Take nothing more. What waits is still sent."""

@@ -10,7 +10,13 @@ from connpool.delivery.flushing import Flushing
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.strand import Strand
-from connpool.errors import ConnPoolError, PoolClosedError, PoolPausedError, SpoolError
+from connpool.errors import (
+    CheckoutTimeoutError,
+    ConnPoolError,
+    PoolClosedError,
+    PoolPausedError,
+    SpoolError,
+)
 from connpool.model.request import Request
 from connpool.model.states import PoolState
 from connpool.pool.core import HANG_GRACE
@@ -93,6 +99,8 @@ class Tending:
                     link.last_error = error
                 return
             office.not_opened(link, endpoint, error)
+            if isinstance(error, CheckoutTimeoutError):  # others have all places, or it is paused
+                self._wait_for_the_pool(link)
             return
         try:
             line = Line(conn._held().streaming(), link.writing)

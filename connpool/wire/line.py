@@ -121,7 +121,7 @@ class Line:
             return done
         except (OSError, ValueError) as error:
             self.spoil(error)
-            return BROKEN
+            return done or BROKEN  # the peer has, or will have, what went before
 
     def push_all(
         self,

@@ -9,7 +9,15 @@ from concurrent.futures import CancelledError, Future
 
 import pytest
 
-from connpool import Delivery, FramingError, NoEndpointError, PoolClosedError, SpoolFullError, SQLiteSpool
+from connpool import (
+    Delivery,
+    FramingError,
+    LinkState,
+    NoEndpointError,
+    PoolClosedError,
+    SpoolFullError,
+    SQLiteSpool,
+)
 from tests.helpers.scripts import run_program, running_program
 from tests.helpers.sinks import GUARD, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -132,6 +140,22 @@ def test_an_end_that_may_not_wait_tells_how_many_are_lost(a, gate):
         with taking(0, 3.0), later(gate.opened.set, 0.3):
             assert sender.close(0.1) == 10
             assert gate.opened.wait(GUARD)
+
+
+def test_what_is_spooled_while_an_end_that_may_not_wait_goes_on_is_counted_once(a, gate):
+    futures = []
+
+    def goodbye() -> bytes:
+        gate.opened.set()
+        for future in futures:
+            future.result(GUARD)
+        return b"bye"
+
+    with refused() as nobody, broadcasting(a, nobody, confirm=gate, heartbeat=(1_000.0, goodbye)) as sender:
+        until(lambda: LinkState.NEW not in {link.state for link in sender.links()})
+        futures += [sender.broadcast_async(message) for message in numbered(5)]
+        assert gate.reached.wait(GUARD)
+        assert sender.close(0.0) == 5  # copies for nobody
 
 
 def test_who_waits_for_room_is_let_go_by_the_end(a, gate):

@@ -12,6 +12,7 @@ import pytest
 
 from connpool import (
     Broadcaster,
+    CheckoutTimeoutError,
     Connection,
     ConnectionPool,
     Lines,
@@ -216,7 +217,7 @@ def test_who_waits_for_a_link_that_is_taken_down_waits_no_longer_though_another_
             first.start()
             assert asked.wait(GUARD)
             second.start()
-            until(lambda: sender._sending._writing._queueing, "one that waits")
+            until(lambda: sender._keeping._writing._queueing, "one that waits")
             sender.mark_dead(a.endpoint)
             second.join(GUARD / 2)
             assert [type(each) for each in outcome] == [NoEndpointError]
@@ -245,6 +246,23 @@ def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_deliver
     with broadcasting(a) as sender:
         together(*(lambda who=who: send(who) for who in "stuv"), close, limit=20)
         until(lambda: set(accepted) <= set(a.lines), "all that was accepted")
+
+
+def test_while_it_ends_nothing_more_is_taken(a):
+    futures, refusals = [], []
+
+    def goodbye() -> bytes:
+        try:
+            sender.broadcast(b"late")
+        except PoolClosedError as refusal:
+            refusals.append(refusal)
+        return b"bye"
+
+    with broadcasting(a, heartbeat=(1_000.0, goodbye)) as sender:
+        all_alive(sender)
+        futures.append(sender.broadcast_async(b"before"))
+    assert a.until_lines(2) == [b"before", b"bye"]
+    assert len(futures[0].result(0).sent) == len(refusals) == 1
 
 
 def test_several_threads_may_close_at_once(a):
@@ -567,23 +585,30 @@ def test_nothing_is_tried_again_once_the_pool_is_closed(a):
         until(lambda: sender.links()[0].retry_at is None)
 
 
-@pytest.mark.parametrize("how", ["shut down", "paused"])
+@pytest.mark.parametrize("how", ["shut down", "paused", "paused, and who comes waits", "full"])
 def test_a_pool_that_lends_nothing_for_a_while_has_its_links_again_soon_after(a, how):
     patient = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}  # for peers that fail; none does
+    patient |= {"max_size": 1, "connect_timeout": 0.1}
     with broadcasting(a, pool_settings=patient) as sender:
         all_alive(sender)
         pool = sender.pool
-        if how == "paused":
-            pool.pause(fail=True)
-            sender.mark_dead(a.endpoint)
-        else:
-            pool.shutdown()
+        match how:
+            case "shut down":
+                pool.shutdown()
+                refusal, make_good = PoolClosedError, pool.reopen
+            case "full":
+                sender.mark_dead(a.endpoint)
+                refusal, make_good = CheckoutTimeoutError, pool.try_connect().release
+            case _:
+                pool.pause(fail=how == "paused")
+                sender.mark_dead(a.endpoint)
+                refusal = PoolPausedError if how == "paused" else CheckoutTimeoutError
+                make_good = pool.resume
         until(lambda: sender.links()[0].state is LinkState.DEAD, "the loss of the link")
         sender.mark_alive(a.endpoint)
-        refusal = PoolPausedError if how == "paused" else PoolClosedError
         until(lambda: isinstance(sender.links()[0].last_error, refusal), "an attempt that is refused")
         assert sender.broadcast(b"meanwhile").sent == ()
-        pool.resume() if how == "paused" else pool.reopen()
+        make_good()
         a.until_has(b"meanwhile")
 
 

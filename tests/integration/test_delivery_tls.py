@@ -269,3 +269,28 @@ def test_a_finaliser_on_the_thread_that_reads_may_broadcast(secure, certificates
         sender.broadcast(b"last")
         lines = [b"hello", b"last"] if spool is None else [b"hello", b"farewell", b"last"]
         assert secure.until_lines(len(lines)) == lines
+
+
+def test_what_a_tls_peer_has_of_a_batch_as_its_link_is_taken_down_is_not_sent_again(
+    secure, certificates, monkeypatch
+):
+    write = Stream.try_write
+
+    def write_and_end(stream: Stream, views: list[memoryview], eager: bool) -> int:
+        n_written = write(stream, views, eager)
+        monkeypatch.undo()
+        sender.mark_dead(secure.endpoint)
+        return n_written
+
+    messages = [message + b"x" * 10_000 for message in numbered(6)]  # a record has one of them, and a half
+    with broadcasting(secure, pool_settings=trusting(certificates)) as sender:
+        all_alive(sender)
+        secure.refuse()
+        sender.mark_dead(secure.endpoint)
+        for message in messages:
+            assert sender.broadcast(message).spooled
+        monkeypatch.setattr(Stream, "try_write", write_and_end)
+        secure.start()
+        assert sender.flush(GUARD) == 0
+    secure.stop()
+    assert secure.lines == messages
