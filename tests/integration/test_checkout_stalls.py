@@ -17,8 +17,11 @@ from connpool import (
     Request,
     SocketConnector,
 )
-from connpool.testing import NoHandshake, ScriptedServer, Silence
+from connpool.pool.checkout import Checkout
+from connpool.pool.waiters import PATIENCE
+from connpool.testing import FakeClock, NoHandshake, ScriptedServer, Silence
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.together import in_threads, join_all, together
 from tests.helpers.wire import later, stuck_resolver, taking
 
@@ -56,6 +59,40 @@ def test_a_dial_that_hangs_holds_up_nobody_else(
             assert thread.is_alive(), "it hung all the while"
             cancel.set()
             join_all([thread])
+
+
+@pytest.mark.parametrize("place", ["before its first sleep", "between two"])
+def test_who_is_held_up_as_its_patience_ends_looks_elsewhere_all_the_same(
+    place: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_wait" if place == "before its first sleep" else "_check_deadline"
+    go_on = getattr(Checkout, name)
+
+    def be_held_up(checkout: Checkout, **arguments: bool) -> None:
+        monkeypatch.undo()
+        if name == "_wait":
+            clock.advance(PATIENCE)
+        go_on(checkout, **arguments)
+        if name != "_wait":
+            clock.advance(PATIENCE)
+
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock) as pool:
+        monkeypatch.setattr(Checkout, name, be_held_up)
+        (thread,) = in_threads(lambda: pool.try_connect(timeout=1000).release())
+        thread.start()
+        board.until_dialling("a:1")
+        if name != "_wait":
+            clock.until_waiting(1)
+            oldest = pool._lender.books.queue.oldest
+            assert oldest is not None
+            oldest.wake()
+        try:
+            join_all([thread])
+            assert sorted(board.dialled) == ["a:1", "b:1"]
+        finally:
+            board.let_go("a:1")
 
 
 def test_a_close_that_hangs_holds_up_nobody_and_keeps_its_place() -> None:
