@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from connpool import (
     SocketConnector,
 )
 from connpool.pool.checkout import Checkout
+from connpool.pool.closing import close_all
 from connpool.pool.waiters import PATIENCE
 from connpool.testing import FakeClock, NoHandshake, ScriptedServer, Silence
 from tests.helpers.certificates import Certificates
@@ -144,6 +147,29 @@ def test_however_many_closes_hang_nobody_waits_for_each_of_them(by_whom: str) ->
     finally:
         let_go.set()
         pool.close(5)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_where_no_thread_is_to_be_had_who_wants_them_closed_closes_them(apart: bool) -> None:
+    closed: list[int] = []
+    close_all(deque(range(3)), closed.append, lambda *_: False, apart=apart)
+    assert closed == [0, 1, 2]
+
+
+def test_who_has_them_closed_apart_waits_for_none_and_each_has_its_thread_if_it_must() -> None:
+    all_closing, threads = threading.Barrier(3), []
+
+    def start(*job: Any) -> bool:
+        threads.append(threading.Thread(target=job[0], args=job[1:]))
+        if len(threads) > 1:
+            threads[-1].start()
+        return True
+
+    close_all(deque(range(3)), lambda _: all_closing.wait(10), start, apart=True)
+    assert len(threads) == 1, "to wait would take another"
+    threads[0].start()
+    join_all(threads[:1])
+    join_all(threads)
 
 
 def test_fifty_dials_at_once_never_exceed_the_limit() -> None:
