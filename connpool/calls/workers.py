@@ -88,7 +88,7 @@ class Workers:
                 self._cut_off(line, done)
         until = real.now() + CLOSE_GRACE
         for _, done in gates:
-            wait(done, max(0.0, until - real.now()))
+            wait(done, until - real.now())
 
     def _cut_off(self, line: Line, done: Gate) -> None:
         try:

@@ -310,8 +310,8 @@ class Broadcaster(Admin, Receiving):
     def _close_at_exit(self, until: float) -> None:
         deferred = self._deferred
         self._take_no_more()
-        deferred.drain(max(0.0, until - real.now()))
-        self._close(max(0.0, until - real.now()) if deferred.has_spooled else 0.0, GRACE)
+        deferred.drain(until - real.now())
+        self._close(until - real.now() if deferred.has_spooled else 0.0, GRACE)
 
 
 def _refuse(name: str, _message: bytes) -> NoReturn:

@@ -178,6 +178,7 @@ class Checkout(Fitting):
     def _wait(self) -> None:
         """Return when the waiter holds a key; raise what else comes of it."""
         waiter, lender = self._waiter, self._lender
+        seen_at = waiter.since  # what falls due after that is still to be seen to
         while waiter.outcome is WAITING:
             if waiter.errands:
                 self._run_errand()
@@ -187,12 +188,11 @@ class Checkout(Fitting):
                 continue
             if waiter.attempt is None and lender.dialler.idents:
                 self._refuse_deadlock()
-            began = lender.now()
-            nap, is_last_nap = self._nap(began)
+            nap, is_last_nap = self._nap(seen_at)
             is_over = not lender.clock.wait(waiter.gate, nap) and is_last_nap
             if waiter.outcome is WAITING:
                 self._check_cancel()
-                self._look_again(began)  # also when it is late
+                seen_at = self._look_again(seen_at)  # also when it is late
                 if waiter.is_waiting() and not waiter.errands:
                     self._check_deadline(is_over=is_over)
         if waiter.error is not None:
@@ -208,17 +208,17 @@ class Checkout(Fitting):
             return began + self._books.config.connect_timeout + DIAL_MARGIN
         return self._deadline
 
-    def _nap(self, now: float) -> tuple[float | None, bool]:
+    def _nap(self, since: float) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
-        waiter, books = self._waiter, self._books
+        waiter, books, now = self._waiter, self._books, self._lender.now()
         first = until = self._deadline if self._limit != 0 else self._until()
         if waiter.front_at is not None and not waiter.is_asleep:
             first = min(first, waiter.front_at + books.pace.grace)
-        if waiter.attempt is not None and waiter.patience_at > now:
+        if waiter.attempt is not None and waiter.patience_at > since:
             first = min(first, waiter.patience_at)
-        if waiter.eviction is not None and waiter.evict_again_at > now:
+        if waiter.eviction is not None and waiter.evict_again_at > since:
             first = min(first, waiter.evict_again_at)
-        if waiter.again_at > now:
+        if waiter.again_at > since:
             first = min(first, waiter.again_at)
         if books.next_change < first:
             first = books.next_change
@@ -230,16 +230,17 @@ class Checkout(Fitting):
             return None, False
         return (first - now if first > now else 0.0), first == until
 
-    def _look_again(self, since: float) -> None:
+    def _look_again(self, since: float) -> float:
         todo = Todo()
         with self._lender._lock:
             now = self._lender.now()
             if self._waiter.is_waiting() and self._must_look(since, now):
                 self._lender.service.look(self._waiter, now, todo)
         self._lender.carry_out(todo)
+        return now
 
     def _must_look(self, since: float, now: float) -> bool:
-        """Whether nobody has looked for it since it slept: of many that wake at once, the first does."""
+        """Whether nobody has looked for it since then: of many that wake at once, the first does."""
         waiter, books = self._waiter, self._books
         # Who changes the books looks for all, unless returns go untold; and the oldest may be called alone.
         is_told = HAS_GIL and books.pool._is_awaited and books.queue.oldest is not waiter

@@ -167,7 +167,7 @@ class Connection(Traffic):
         record = self._held()
         is_over = True
         try:
-            is_over = error is None or record.pool._lender.dialler.is_fatal(record, error)
+            is_over = record.pool._lender.dialler.is_fatal(record, error)
         finally:  # an interrupt of the hook is the end, too
             if is_over:
                 self._end(is_failure=True)

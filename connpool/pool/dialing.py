@@ -200,7 +200,7 @@ class Dialler:
             logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False
 
-    def is_fatal(self, record: Record, error: BaseException) -> bool:
+    def is_fatal(self, record: Record, error: BaseException | None) -> bool:
         """Whether *error*, which has left a block, is the end of its transport. An interrupt always is."""
         ask = self._connector.is_fatal
         if ask is None or not isinstance(error, Exception):

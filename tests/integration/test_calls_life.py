@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 
@@ -30,6 +31,7 @@ from connpool import (
     UsageError,
 )
 from connpool import ChannelClosed as Closed
+from connpool.calls import workers
 from connpool.clock import now
 from connpool.testing import Ending
 from connpool.wire import threads
@@ -511,6 +513,23 @@ def test_a_call_that_does_not_end_in_time_is_cut_off_with_its_channel(pool):
         assert now() - began < 5
         assert isinstance(running.outcome(), ChannelClosedError)
         until(lambda: sockets.stats().size == 0)
+
+
+def test_what_is_cut_off_is_closed_and_that_is_told_when_the_close_of_the_pool_returns(pool, monkeypatch):
+    monkeypatch.setattr(workers, "CLOSE_GRACE", 10)
+    told, tape, held = [], Tape(), Held()
+    tape.doing, tape.closing = held, lambda: time.sleep(0.01)
+    pool.listen(told.append, Closed)
+    id = pool.init(tape)
+    running = Caller(pool, 1)
+    assert held.begun.acquire(timeout=10)
+    began = now()
+    assert pool.close(0) == 1
+    assert tape.closes == 1
+    assert [(event.id, event.reason) for event in told] == [(id, CloseReason.POOL_CLOSED)]
+    assert now() - began < 5
+    held.may_end.release()
+    running.outcome()
 
 
 def test_closing_without_a_timeout_waits_for_nobody(pool):

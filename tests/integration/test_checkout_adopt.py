@@ -198,6 +198,23 @@ def test_take_finds_what_is_idle_where_no_checkout_goes_just_now() -> None:
             raw.close()
 
 
+def test_take_prefers_what_a_checkout_would_get_just_now() -> None:
+    with ConnectionPool("a:1 || b:1", connector=Switchboard()) as pool:
+        lines = [pool.try_connect(endpoint) for endpoint in ("a:1", "b:1")]
+        for loan in lines:
+            loan.release()
+        pool.blacklist("a:1")
+        assert [str(pool.take().endpoint) for _ in range(2)] == ["b:1", "a:1"]
+
+
+def test_take_finds_what_was_added_at_an_endpoint_that_is_blacklisted() -> None:
+    with ConnectionPool(None, connector=Switchboard()) as pool:
+        added = Line(Endpoint.of("a:1"))
+        pool.add_connection(added, "a:1")
+        pool.blacklist("a:1")
+        assert pool.take() is added
+
+
 # -- add_connection
 
 

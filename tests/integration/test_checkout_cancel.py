@@ -198,6 +198,25 @@ def test_a_cancellation_that_comes_as_the_dial_ends_cuts_off_nobody_else(
         together(lambda: (ask_and_cancel(), done.wait(10)), use, limit=20)
 
 
+def test_a_cancellation_amid_a_look_leaves_the_connection_to_the_next() -> None:
+    cancel, is_looking, may_end = (threading.Event() for _ in range(3))
+
+    def look(raw: object) -> bool:
+        is_looking.set()
+        return may_end.wait(10)
+
+    def ask_and_cancel() -> None:
+        with pytest.raises(CancelledError):
+            pool.try_connect(Request(timeout=10, cancel=cancel))
+
+    with ConnectionPool.of(object, is_usable=look, look_after_idle=0, max_size=1) as pool:
+        pool.try_connect().release()
+        together(ask_and_cancel, lambda: is_looking.wait(10) and cancel.set())
+        may_end.set()
+        with pool.try_connect(timeout=10) as conn:
+            assert conn.uses == 1
+
+
 def test_a_cancellation_that_never_comes_changes_nothing() -> None:
     cancel = threading.Event()
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:

@@ -202,6 +202,32 @@ def test_bytes_that_tls_has_decrypted_and_nobody_consumed_make_a_connection_dirt
         assert pool.stats().idle == 1, "everything was consumed: it is clean"
 
 
+def test_so_do_those_of_an_answer_for_which_nobody_had_to_wait(
+    certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dial, opened = SocketConnector.open, []
+
+    def open_and_note(*arguments: Any) -> socket.socket:
+        opened.append(dial(*arguments))
+        return opened[-1]
+
+    def use() -> None:
+        with pool.try_connect(timeout=5) as conn:
+            for n in (9, 4):
+                conn.sendall(b"request", timeout=5)
+                until_readable(opened[0])
+                conn.recv(n, timeout=5)
+
+    monkeypatch.setattr(SocketConnector, "open", open_and_note)
+
+    with (
+        ScriptedServer(script=Answer(b"one\ntwo\n"), tls=certificates.server()) as server,
+        ConnectionPool(server.endpoint, connector=SocketConnector(tls=certificates.client())) as pool,
+    ):
+        together(use)
+        assert pool.stats().closed == {CloseReason.DIRTY: 1}
+
+
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_what_is_given_back_in_the_midst_of_a_write_is_closed(
     is_tls: bool, certificates: Certificates, monkeypatch: pytest.MonkeyPatch

@@ -230,6 +230,21 @@ def test_what_the_next_holder_meets_has_no_work_repeated(monkeypatch: pytest.Mon
         assert len(calls) == 1
 
 
+def test_an_interrupt_of_its_return_is_no_reason_to_repeat() -> None:
+    class Interrupted(SocketConnector):
+        def is_fatal(self, error: Exception) -> bool:
+            raise KeyboardInterrupt
+
+    with (
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ConnectionPool(server.endpoint, connector=Interrupted()) as pool,
+    ):
+        pool.run(request)
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(request, idempotent=True)
+        assert server.accepts == 1
+
+
 def test_work_that_raises_closes_its_connection() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint) as pool:
 

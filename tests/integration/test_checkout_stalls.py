@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,8 +19,12 @@ from connpool import (
     Request,
     SocketConnector,
 )
-from connpool.testing import NoHandshake, ScriptedServer, Silence
+from connpool.pool.checkout import Checkout
+from connpool.pool.closing import close_all
+from connpool.pool.waiters import PATIENCE
+from connpool.testing import FakeClock, NoHandshake, ScriptedServer, Silence
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.together import in_threads, join_all, together
 from tests.helpers.wire import later, stuck_resolver, taking
 
@@ -56,6 +62,40 @@ def test_a_dial_that_hangs_holds_up_nobody_else(
             assert thread.is_alive(), "it hung all the while"
             cancel.set()
             join_all([thread])
+
+
+@pytest.mark.parametrize("place", ["before its first sleep", "between two"])
+def test_who_is_held_up_as_its_patience_ends_looks_elsewhere_all_the_same(
+    place: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_wait" if place == "before its first sleep" else "_check_deadline"
+    go_on = getattr(Checkout, name)
+
+    def be_held_up(checkout: Checkout, **arguments: bool) -> None:
+        monkeypatch.undo()
+        if name == "_wait":
+            clock.advance(PATIENCE)
+        go_on(checkout, **arguments)
+        if name != "_wait":
+            clock.advance(PATIENCE)
+
+    board = Switchboard()
+    board.hold("a:1")
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock) as pool:
+        monkeypatch.setattr(Checkout, name, be_held_up)
+        (thread,) = in_threads(lambda: pool.try_connect(timeout=1000).release())
+        thread.start()
+        board.until_dialling("a:1")
+        if name != "_wait":
+            clock.until_waiting(1)
+            oldest = pool._lender.books.queue.oldest
+            assert oldest is not None
+            oldest.wake()
+        try:
+            join_all([thread])
+            assert sorted(board.dialled) == ["a:1", "b:1"]
+        finally:
+            board.let_go("a:1")
 
 
 def test_a_close_that_hangs_holds_up_nobody_and_keeps_its_place() -> None:
@@ -107,6 +147,29 @@ def test_however_many_closes_hang_nobody_waits_for_each_of_them(by_whom: str) ->
     finally:
         let_go.set()
         pool.close(5)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_where_no_thread_is_to_be_had_who_wants_them_closed_closes_them(apart: bool) -> None:
+    closed: list[int] = []
+    close_all(deque(range(3)), closed.append, lambda *_: False, apart=apart)
+    assert closed == [0, 1, 2]
+
+
+def test_who_has_them_closed_apart_waits_for_none_and_each_has_its_thread_if_it_must() -> None:
+    all_closing, threads = threading.Barrier(3), []
+
+    def start(*job: Any) -> bool:
+        threads.append(threading.Thread(target=job[0], args=job[1:]))
+        if len(threads) > 1:
+            threads[-1].start()
+        return True
+
+    close_all(deque(range(3)), lambda _: all_closing.wait(10), start, apart=True)
+    assert len(threads) == 1, "to wait would take another"
+    threads[0].start()
+    join_all(threads[:1])
+    join_all(threads)
 
 
 def test_fifty_dials_at_once_never_exceed_the_limit() -> None:

@@ -21,6 +21,7 @@ from connpool import (
 )
 from connpool.testing import FakeClock, NoHandshake, ScriptedServer
 from tests.helpers.certificates import Certificates
+from tests.helpers.switchboard import Switchboard
 from tests.helpers.together import in_threads, join_all, together
 from tests.helpers.wire import answer_names_with, later, taking
 
@@ -233,3 +234,13 @@ def test_a_timeout_has_the_dial_that_failed_for_its_cause_until_one_works() -> N
             pool.try_connect(timeout=0.05)
         assert "connect error" not in str(told.value), "what was put right long ago misleads"
         assert told.value.__cause__ is None
+
+
+def test_a_timeout_has_the_dial_that_failed_for_its_cause_though_another_endpoint_works() -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 || b:1", connector=board, max_size=1) as pool:
+        with pool.try_connect() as held:
+            assert str(held.endpoint) == "b:1"
+            with pytest.raises(CheckoutTimeoutError, match="a:1 is down") as told:
+                pool.try_connect(timeout=0.01)
+        assert isinstance(told.value.__cause__, ConnectError)

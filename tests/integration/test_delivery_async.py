@@ -253,6 +253,36 @@ def test_a_program_whose_receiver_hangs_ends_all_the_same(a):
     assert ran.seconds < 8
 
 
+def test_a_program_does_not_wait_for_what_was_not_handed_over(a):
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, MemorySpool
+        spool = MemorySpool()
+        for n in range(100):
+            spool.put([sys.argv[1]], b"waits", b"%016d" % n)
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), spool=spool, framing=Lines(), flush_rate=1)
+        sender.wait_ready(10)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.seconds < 8
+
+
+def test_a_program_that_ends_waits_for_what_its_last_heartbeat_says(a):
+    program = """
+        import sys, time
+        from connpool import Broadcaster, ConnectionPool, Lines
+        def say_goodbye():
+            time.sleep(0.1)
+            return b"bye"
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), framing=Lines(), heartbeat=(1000, say_goodbye))
+        sender.wait_ready(10)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    a.until_has(b"bye")
+
+
 def test_a_program_that_ends_sends_also_what_it_handed_over_and_waits_in_memory(a):
     a.is_deaf = True
     program = f"""
@@ -283,6 +313,23 @@ def test_a_program_waits_for_all_its_receivers_that_hang_no_longer_than_for_one(
         for sender in senders:
             for n in range(200):
                 sender.broadcast_async(b"x" * 100_000)
+    """
+    ran = run_program(program, a.endpoint)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.seconds < 8
+
+
+def test_a_program_ends_although_each_message_that_is_sent_has_another_handed_over(a):
+    program = """
+        import sys
+        from connpool import Broadcaster, ConnectionPool, Lines, PoolClosedError
+        sender = Broadcaster(ConnectionPool(sys.argv[1]), framing=Lines())
+        def hand_over(*_):
+            try:
+                sender.broadcast_async(b"one more").add_done_callback(hand_over)
+            except PoolClosedError:
+                pass
+        hand_over()
     """
     ran = run_program(program, a.endpoint)
     assert (ran.status, ran.err) == (0, "")

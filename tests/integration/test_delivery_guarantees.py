@@ -334,6 +334,7 @@ def test_with_a_full_disk_those_who_live_get_it_and_the_answer_names_those_who_d
         large = b"m-1-" + b"x" * 100_000
         delivery = sender.broadcast(large)
         assert (delivery.sent, delivery.refused) == ((b.endpoint,), (str(a.endpoint),))
+        assert a.endpoint in delivery.refused
         kill(b)
         until_dead(sender)
         with pytest.raises(SpoolError, match="full"):

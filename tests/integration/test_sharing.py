@@ -24,6 +24,7 @@ from connpool import (
     Connection,
     ConnectionPool,
     ConnState,
+    Endpoint,
     LoanHeldLong,
     LoanLost,
     NoEndpointError,
@@ -43,7 +44,7 @@ from connpool.testing import Answer, Deaf, FakeClock, ScriptedServer, Send
 from connpool.wire.io import Stream
 from tests.helpers.forks import in_child
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode, in_a_handler, needs_monitoring
-from tests.helpers.switchboard import Switchboard, until
+from tests.helpers.switchboard import Line, Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, fill
 from tests.helpers.wire import taking
@@ -377,6 +378,27 @@ def test_a_shared_connection_off_the_route_is_joined_by_those_alone_who_pin_its_
         pinned = pool.share("b:1")
         assert pinned.raw is elsewhere.raw
         end([elsewhere, pinned])
+
+
+def test_where_no_endpoint_serves_nobody_gets_a_share_who_did_not_ask_for_one(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True) as pool, pool.share():
+        pool.blacklist("a:1")
+        with pytest.raises(NoEndpointError):
+            pool.try_connect()
+
+
+def test_without_a_route_a_shared_connection_to_a_blacklisted_endpoint_is_joined_too(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool(None, connector=board, clock=clock, sharable=True) as pool:
+        pool.add_connection(Line(Endpoint.of("a:1")), "a:1")
+        first = pool.share()
+        pool.blacklist("a:1")
+        joined = pool.share(timeout=0)
+        assert joined.raw is first.raw
+        end([first, joined])
 
 
 def test_a_contended_member_is_never_seen_as_none() -> None:
@@ -1046,6 +1068,16 @@ def test_a_repository_shares_what_is_there_and_dials_nothing(board: Switchboard)
         repo.new("other", "a:1", connector=board)
         with pytest.raises(NotSharableError):
             repo.share_from_pool("other")
+
+
+def test_a_repository_shares_nothing_where_no_checkout_goes_just_now(board: Switchboard) -> None:
+    with Repository() as repo:
+        pool = repo.new("one", "a:1", connector=board, sharable=True)
+        fill(pool, 1)
+        pool.blacklist("a:1")
+        assert repo.share_from_pool("one") is None
+        pool.unblacklist("a:1")
+        end([repo.share_from_pool("one")])
 
 
 @pytest.mark.parametrize(("after", "reason"), [(1, CloseReason.BROKEN), (5_000, CloseReason.EXPIRED)])

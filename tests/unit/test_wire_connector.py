@@ -91,7 +91,9 @@ def test_a_callable_is_called_without_arguments_and_its_hooks_are_used() -> None
     assert not adapt(CallableConnector(dict)).has_reset
 
 
-@pytest.mark.parametrize("hooks", [{"open": None}, {"open": 3}, {"open": dict, "close": 3}])
+@pytest.mark.parametrize(
+    "hooks", [{"open": None}, {"open": 3}, {"open": dict, "close": 3}, {"open": dict, "is_fatal": 3}]
+)
 def test_hooks_must_be_callable(hooks: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="must be callable"):
         CallableConnector(**hooks)
