@@ -10,7 +10,15 @@ from typing import Final
 
 import pytest
 
-from connpool import ConfigError, Connection, ConnectionPool, ConnPoolError, Endpoint, PoolState
+from connpool import (
+    ConfigError,
+    Connection,
+    ConnectionPool,
+    ConnPoolError,
+    Endpoint,
+    LoanHeldLong,
+    PoolState,
+)
 from connpool.pool.census import Kept, engage
 from connpool.pool.lifetimes import pause_of
 from connpool.testing import FakeClock
@@ -87,14 +95,13 @@ class Stage:
         self.down: set[Endpoint] = set()
         self.dead: set[Part] = set()
         self.n_looks = 0
-        self.heard: list[object] = []
+        self.warnings: list[LoanHeldLong] = []
         self.loans: list[Connection] = []
         self.pool = ConnectionPool(
             dice.choice(ROUTES),
             connector=self.works,
             clock=clock,
             rng=Random(seed),
-            listeners=[self.heard.append],
             max_size=dice.randint(1, 6),
             reap_interval=0.5,
             lifetime_jitter=0,
@@ -103,6 +110,7 @@ class Stage:
             blacklist_initial=2,
             blacklist_max=8,
         )
+        self.pool.listen(self.warnings.append, LoanHeldLong)
 
     def _open(self, endpoint: Endpoint) -> None:
         if endpoint in self.down:
@@ -116,7 +124,7 @@ class Stage:
         """All that a turn could change."""
         pool, works = self.pool, self.works
         states = [(info.endpoint, info.state, info.size, info.idle) for info in pool.endpoints()]
-        return works.dials, works.n_open, self.n_looks, len(self.heard), states, pool.stats().closed
+        return works.dials, works.n_open, self.n_looks, len(self.warnings), states, pool.stats().closed
 
     def deed(self) -> Callable[[], object]:
         """What a user, an operator or the network does."""
