@@ -97,9 +97,10 @@ class Deferred:
         finally:
             with self._lock:
                 self._n_open -= 1
+        is_refused = not future.cancelled() and isinstance(future.exception(), PoolClosedError)
         with self._lock:
             del self._queue[place]
-            self._n_refused += not future.cancelled() and isinstance(future.exception(), PoolClosedError)
+            self._n_refused += is_refused
             self._changed.notify_all()
         return True
 
