@@ -20,6 +20,7 @@ from connpool.model.channel import ChannelInfo
 from connpool.model.checks import require_hashable, require_seconds
 from connpool.model.states import CloseReason
 from connpool.pool.backoff import retry_after
+from connpool.pool.failures import is_fatal_by
 
 __all__ = ["Where", "answered", "failed", "obtain", "wait"]
 
@@ -210,8 +211,4 @@ def _is_fatal(switch: Switch, line: Line, error: BaseException) -> bool:
     is_fatal = getattr(line.channel, "is_fatal", None)
     if is_fatal is None:
         return False
-    try:
-        return bool(is_fatal(error))
-    except Exception as second:  # noqa: BLE001 - foreign code; the caller is to see the first error
-        logger.warning("call pool %r: is_fatal of channel %d failed: %r", switch.name, line.id, second)
-        return True
+    return is_fatal_by(is_fatal, error, logger, f"call pool {switch.name!r}: is_fatal of channel {line.id}")

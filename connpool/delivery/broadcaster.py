@@ -21,8 +21,9 @@ from connpool.delivery.spool import Spool
 from connpool.delivery.telling import Telling
 from connpool.delivery.tending import Tending
 from connpool.delivery.watching import Watch
+from connpool.delivery.words import closed
 from connpool.delivery.writing import Writing
-from connpool.errors import ConfigError, PoolClosedError, UsageError
+from connpool.errors import ConfigError, UsageError
 from connpool.model.checks import require_seconds
 from connpool.model.delivery import GLOBAL, Delivery, LinkState, Unsent
 from connpool.pool.census import KEPT, keep
@@ -315,4 +316,4 @@ class Broadcaster(Admin, Receiving):
 
 
 def _refuse(name: str, _message: bytes) -> NoReturn:
-    raise PoolClosedError(f"broadcaster {name!r} is closed", pool=name)
+    raise closed(name)

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from connpool import clock as real
 from connpool.delivery.sending import Sending
+from connpool.delivery.words import closed
 from connpool.errors import PoolClosedError, SpoolFullError
 from connpool.model.delivery import Delivery
 from connpool.wire import threads
@@ -59,7 +60,7 @@ class Deferred:
             if not self._is_own():
                 self._changed.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
             if self._is_closed:
-                raise PoolClosedError(f"broadcaster {self._name!r} is closed", pool=self._name)
+                raise closed(self._name)
             self._queue.append((message, future))
             is_running = self._thread is not None and self._thread.is_alive()
         if not is_running:

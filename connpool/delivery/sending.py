@@ -13,9 +13,9 @@ from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares, shares_of, who_have
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
-from connpool.delivery.words import describe
+from connpool.delivery.words import closed, describe
 from connpool.delivery.writing import Writing
-from connpool.errors import ConnPoolError, NoEndpointError, PoolClosedError, SpoolError
+from connpool.errors import ConnPoolError, NoEndpointError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
 from connpool.pool.census import wink
 
@@ -81,7 +81,7 @@ class Sending:
     def _require_open(self, cause: Exception | None) -> None:
         office = self._office
         if office.is_closed:
-            raise PoolClosedError(f"broadcaster {office.name!r} is closed", pool=office.name) from cause
+            raise closed(office.name) from cause
 
     def _look_for_a_way(self, parcel: Parcel) -> Delivery:
         office = self._office

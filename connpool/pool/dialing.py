@@ -16,7 +16,7 @@ from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.model.states import CloseReason
 from connpool.pool.closing import close_all
 from connpool.pool.connection import Connection
-from connpool.pool.failures import no_login
+from connpool.pool.failures import is_fatal_by, no_login
 from connpool.pool.jobs import Dial
 from connpool.pool.record import CLOSED, Key, Record
 from connpool.wire import threads
@@ -205,11 +205,7 @@ class Dialler:
         ask = self._connector.is_fatal
         if ask is None or not isinstance(error, Exception):
             return True
-        try:
-            return bool(ask(error))
-        except Exception as second:  # noqa: BLE001 - foreign code; the caller is to see the first error
-            logger.warning("pool %r: is_fatal of connection %d failed: %r", self._name, record.id, second)
-            return True
+        return is_fatal_by(ask, error, logger, f"pool {self._name!r}: is_fatal of connection {record.id}")
 
     # -- closes
 

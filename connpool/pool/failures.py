@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,7 @@ __all__ = [
     "drop_frames",
     "exhausted",
     "in_words",
+    "is_fatal_by",
     "no_endpoint",
     "no_login",
     "not_sharable",
@@ -222,3 +224,14 @@ def reason_of(error: BaseException) -> FailReason:
         if isinstance(error, kind):
             return reason
     return FailReason.CONNECT if isinstance(error, Exception) else FailReason.CANCELLED
+
+
+def is_fatal_by(
+    ask: Callable[[Exception], object], error: Exception, logger: logging.Logger, what: str
+) -> bool:
+    """What the user's *ask* says of *error*; if it fails itself, the worst, and *what* failed is logged."""
+    try:
+        return bool(ask(error))
+    except Exception as second:  # noqa: BLE001 - foreign code; the caller is to see the first error
+        logger.warning("%s failed: %r", what, second)
+        return True
