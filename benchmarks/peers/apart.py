@@ -54,7 +54,13 @@ class Apart:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"job": job, "size": self._size, **order}) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        answer = self._process.stdout.readline()
+        if not answer:  # what it died of stands above, on our standard error
+            raise ChildProcessError(
+                f"{self.python} has ended with status {self._process.wait()} and not answered: "
+                "`pip install connpool attrs` must have been run there"
+            )
+        return json.loads(answer)
 
     def spin_there(self, threads: int, seconds: float, warm_up: float, bundle: int) -> Result:
         answer = self.ask("spin", threads=threads, seconds=seconds, warm_up=warm_up, bundle=bundle)
