@@ -174,11 +174,12 @@ def test_a_copy_for_a_group_that_was_dead_is_not_sent_though_it_comes_back_meanw
         assert a.until_lines(2) == numbered(2)
 
 
-def find_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next link that is to send something is found dead."""
+def find_dead(server: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next link that is to send something is found dead, and its *server* does not take another."""
 
     def fail(*_: object) -> Outcome:
         monkeypatch.undo()
+        server.refuse()
         return Outcome.DEAD
 
     monkeypatch.setattr(Link, "try_send", fail)
@@ -191,13 +192,15 @@ def test_copies_for_a_group_that_is_found_dead_take_no_room_from_the_next_or_fro
         spool = MemorySpool(max_messages=1, on_full="raise")
         with broadcasting(a, "||", b, spool=spool, write_ahead=True) as sender:
             until(lambda: len([link for link in sender.links() if link.state is LinkState.ALIVE]) == 2)
-            find_dead(monkeypatch)
+            find_dead(a, monkeypatch)
             assert sender.broadcast(b"one").sent == (b.endpoint,)
             assert b.until_lines(1) == [b"one"]
+    a.start()
     with broadcasting(a, spool=MemorySpool(max_messages=1, on_full="raise"), write_ahead=True) as sender:
         until(lambda: sender.ready)
-        find_dead(monkeypatch)
+        find_dead(a, monkeypatch)
         assert sender.broadcast(b"two").spooled == (GLOBAL,)
+        a.start()
         assert a.until_lines(1) == [b"two"]
 
 
@@ -210,7 +213,7 @@ def test_a_message_that_is_refused_when_its_group_is_found_dead_leaves_no_copies
 
     with broadcasting(a, spool=Full(), write_ahead=True) as sender:
         until(lambda: sender.ready)
-        find_dead(monkeypatch)
+        find_dead(a, monkeypatch)
         with pytest.raises(SpoolFullError):
             sender.broadcast(b"one")
         assert sender.unsent().total == 0
