@@ -25,8 +25,9 @@ settings.register_profile("house", deadline=None)  # no assertion on speed: mach
 settings.load_profile("house")
 
 
-def pytest_collection_finish() -> None:
-    """Spare the garbage collector what stays for good: it is called hundreds of times."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Spare the garbage collector what stays for good, as reports do: it is called hundreds of times."""
     gc.collect()
     gc.freeze()
 
