@@ -90,7 +90,7 @@ class ConnectionInfo:
         expires_at: When its lifetime ends; None: never.
         local: Own address of the transport as text, None if it has none;
             likewise *peer*.
-        tls: Version as text, such as ``"TLSv1.3"``; None: not encrypted.
+        tls: Version as text, such as ``"TLSv1.3"``; None: not encrypted, or broken.
         extra: What its holders attached to it.
         holder: Name of the thread that holds it, of several the one that has for longest; None: nobody.
         since: When its present state began; of a lent one, when the loan did.
