@@ -202,7 +202,7 @@ class ConnectionPool(Steering):
             CheckoutTimeoutError: *timeout* passed. No endpoint was blacklisted for it.
             PoolExhaustedError: nothing is free, and it may not wait.
             NoEndpointError: every endpoint failed or is blacklisted; see ``causes``.
-            ConnectError: the endpoint that *req* pins could not be dialled.
+            ConnectError: the endpoint that *req* pins could not be dialled; that does not blacklist it.
             CancelledError: ``req.cancel`` was set.
             PoolClosedError, PoolPausedError: it is closed, shut down or paused (``fail``), or was meanwhile.
 
