@@ -290,7 +290,7 @@ class ConnectionPool(Steering):
             idempotent: Whether doing *work* twice does no harm; only then is it repeated.
 
         Raises:
-            Exception: what *work* raised; it is closed unless ``is_fatal`` objects. Also as ``try_connect``.
+            Exception: what *work* raised, which closes it (see ``is_fatal``). Also as ``try_connect``.
 
         Source: the stale rule of dmHttpClient (Defold).
         """
