@@ -87,7 +87,11 @@ def parser() -> argparse.ArgumentParser:
         help="a first impression, in a minute and a half",
     )
     length.add_argument(
-        "--full", dest="plan", action="store_const", const=FULL, help="figures to publish, in some minutes"
+        "--full",
+        dest="plan",
+        action="store_const",
+        const=FULL,
+        help="figures to publish; up to ten times as long",
     )
     made.add_argument(
         "--repeats", type=count, metavar="N", help=f"rounds of each workload (usually {USUAL.repeats})"

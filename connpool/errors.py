@@ -161,7 +161,7 @@ class SpoolFullError(SpoolError):
 
 
 class SpoolCorruptError(SpoolError):
-    """The spool's file is damaged. What was readable was left in place."""
+    """The spool's file was damaged again as soon as it had been mended. Look at the disk."""
 
 
 # -- calls queued on shared connections --------------------------------------

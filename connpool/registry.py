@@ -195,7 +195,7 @@ class Repository:
         Raises:
             UnknownPoolError: there is no such pool.
             UsageError: it is closed, or in the pool already; it stays the caller's.
-            PoolExhaustedError: no place is free.
+            PoolExhaustedError, PoolClosedError: no place is free; the pool is shut down.
 
         Source: add_to_pool (evlua).
         """

@@ -153,6 +153,7 @@ class Broadcaster(Admin, Receiving):
             NoEndpointError: nobody takes it, and there is no spool.
             SpoolError: nobody takes it, and it cannot be spooled (SpoolFullError: for want of room).
             PoolClosedError: the broadcaster is closed.
+            UsageError: it would wait for the broadcast from within which it comes, for want of a spool.
 
         Locking: one lock for each member; no wait for a peer unless there is no spool, or a ``confirm``, or a
             link is being opened for the first time (a quarter of a second at most, once).

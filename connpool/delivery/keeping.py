@@ -305,5 +305,7 @@ class Keeping:
 
 
 def _is_tended(link: Link) -> bool:
-    """Whether a worker, other than the caller's thread, is at *link*."""
-    return link.is_tended and link.worker is not threading.current_thread()
+    """Whether a worker is at *link* that is not the caller's thread, nor waits for its ``confirm``."""
+    strand = link.strand
+    waits_for_us = strand is not None and strand.is_held_by(threading.get_ident())
+    return link.is_tended and link.worker is not threading.current_thread() and not waits_for_us

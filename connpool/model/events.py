@@ -120,7 +120,7 @@ class ConnectionOpened(Event):
 
 @frozen
 class ConnectionClosed(Event):
-    """A connection is closed and its place free, or the dial that was to open it has failed."""
+    """A connection is closed, or the dial for it has failed. Its place is free after this was told."""
 
     id: int
     endpoint: Endpoint
@@ -176,7 +176,7 @@ class CheckedIn(Event):
 
 @frozen
 class LoanLost(Event):
-    """A loan was dropped without being given back; its place is free again.
+    """A loan was dropped without being given back. Its connection is closed after this was told.
 
     Attributes:
         where: Who took it, and from where if origins are tracked.

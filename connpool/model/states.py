@@ -55,11 +55,11 @@ class CloseReason(enum.Enum):
     USED_UP = "used up"  # max_uses
     BROKEN = "broken"  # found dead by a look, a validation or its holder's I/O
     TERMINATED = "terminated"  # its holder said so, or left its block with an exception
-    DIRTY = "dirty"  # came back with bytes nobody had read, or could not be reset
+    DIRTY = "dirty"  # came back with bytes that were read ahead and not taken, or could not be reset
     EVICTED = "evicted"  # made room for a connection to another endpoint
     SURPLUS = "surplus"  # more than a lowered max_size or max_per_endpoint
     LOST = "lost"  # its holder forgot it
-    POOL_CLOSED = "pool closed"  # came back to, or lay in, a pool that was closed
+    POOL_CLOSED = "pool closed"  # the pool was closed, or shut down while it was lent
 
 
 class FailReason(enum.Enum):

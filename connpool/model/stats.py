@@ -122,9 +122,10 @@ class EndpointInfo:
         group: Index of the first group of the route that has it; None: the
             route does not mention it.
         since: When its present state began.
-        failures: Dials that failed since the last success.
+        failures: Dials that failed since the last success, and count against it: not those of who
+            pins it, nor those whose fault lies on this machine.
         retry_at: When it may be dialled again; None: now, or not by itself.
-        last_error: Why the last dial failed, or what a loan was terminated for since;
+        last_error: Why the last of these failed, or what a loan was terminated for since;
             None: neither.
         size: Connections to it, opening and closing ones included.
         idle: Those among them that are ready to be lent; likewise *in_use*,

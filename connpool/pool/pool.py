@@ -202,7 +202,7 @@ class ConnectionPool(Steering):
             CheckoutTimeoutError: *timeout* passed. No endpoint was blacklisted for it.
             PoolExhaustedError: nothing is free, and it may not wait.
             NoEndpointError: every endpoint failed or is blacklisted; see ``causes``.
-            ConnectError: the endpoint that *req* pins could not be dialled.
+            ConnectError: the endpoint that *req* pins could not be dialled; that does not blacklist it.
             CancelledError: ``req.cancel`` was set.
             PoolClosedError, PoolPausedError: it is closed, shut down or paused (``fail``), or was meanwhile.
 
@@ -290,7 +290,7 @@ class ConnectionPool(Steering):
             idempotent: Whether doing *work* twice does no harm; only then is it repeated.
 
         Raises:
-            Exception: what *work* raised; the connection is closed then. Also as ``try_connect``.
+            Exception: what *work* raised, which closes it (see ``is_fatal``). Also as ``try_connect``.
 
         Source: the stale rule of dmHttpClient (Defold).
         """

@@ -86,6 +86,24 @@ def test_a_confirm_on_the_thread_that_empties_a_queue_does_not_wait_for_itself(a
         assert results == [1]  # it counts until it is confirmed
 
 
+@pytest.mark.parametrize("call", ["close", "flush"])
+def test_a_confirm_on_the_thread_that_broadcasts_does_not_wait_for_what_waits_for_it(a, call):
+    results: list[int] = []
+
+    def confirm(conn: Connection, message: bytes) -> None:
+        acknowledged(conn, message)
+        if not results:
+            assert sender.broadcast(b"inner").spooled == (str(a.endpoint),)
+            results.append(getattr(sender, call)())
+
+    with broadcasting(a, confirm=confirm) as sender:
+        assert sender.wait_ready(GUARD)
+        with taking(0, GUARD / 3):
+            assert sender.broadcast(b"outer").sent == (a.endpoint,)
+        assert results == [1]  # "inner", which cannot be sent before "outer" is confirmed
+        assert sender.flush(GUARD) == (0 if call == "flush" else 1)
+
+
 @pytest.mark.parametrize("spool", [None, MemorySpool()], ids=["no spool", "spool"])
 def test_a_broadcast_from_within_a_confirm_waits_in_the_spool_or_is_refused_at_once(a, spool):
     results: list[object] = []

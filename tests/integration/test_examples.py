@@ -14,13 +14,25 @@ from typing import NamedTuple
 import attrs
 import pytest
 
-from connpool import ConnPoolError, PoolConfig, errors
+from connpool import (
+    Broadcaster,
+    CallPool,
+    Connection,
+    ConnectionPool,
+    ConnPoolError,
+    PoolConfig,
+    Repository,
+    errors,
+)
 from connpool.cli.line_server import answer_to
 from connpool.testing import Answer, Reset, ScriptedServer, Send, ServedConnection, StartTls
 from tests.helpers.architecture import ROOT
 from tests.helpers.certificates import Certificates
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/NOTES.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LIMIT = 30.0  # seconds
 
@@ -70,15 +82,45 @@ def test_the_pages_have_blocks() -> None:
     }
 
 
+def anchors(page: Path) -> set[str]:
+    """What may stand behind ``#`` in a link to *page*, as GitHub makes it of the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_link_within_the_project_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text(encoding="utf-8"))
-    assert [link for link in links if not (page.parent / link).exists()] == []
+    links = re.findall(r"\]\((?!https?://)([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not leads_somewhere(page, link)] == []
 
 
-def test_every_setting_is_explained() -> None:
+def test_a_link_to_a_heading_that_is_not_there_is_noticed() -> None:
+    page = ROOT / "docs" / "tuning.md"
+    assert leads_somewhere(page, "lifecycle.md#which-one-is-lent")
+    assert not leads_somewhere(page, "lifecycle.md#which-one-is-sold")
+    assert not leads_somewhere(page, "#lifecycle.md")
+
+
+def test_every_setting_is_explained_and_its_default_is_right() -> None:
     text = (ROOT / "docs" / "tuning.md").read_text(encoding="utf-8")
-    assert [field.name for field in attrs.fields(PoolConfig) if f"`{field.name}`" not in text] == []
+    told = dict(re.findall(r"^\| `(\w+)` \| ([\w.]+) \|", text, re.M))
+    defaults = {field.name: str(field.default).removesuffix(".0") for field in attrs.fields(PoolConfig)}
+    assert told == defaults | {"required_permissions": "none"}
+
+
+@pytest.mark.parametrize("kind", [Broadcaster, CallPool, Connection, ConnectionPool, Repository])
+def test_each_public_method_is_on_some_page(kind: type) -> None:
+    pages = [page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md"]
+    code = "\n".join(
+        found for page in pages for found in re.findall(r"^```.*?^```|`[^`\n]+`", page, re.M | re.S)
+    )
+    assert [name for name in dir(kind) if name[0] != "_" and not re.search(rf"\b{name}\b", code)] == []
 
 
 def test_every_error_that_a_pool_raises_is_explained() -> None:

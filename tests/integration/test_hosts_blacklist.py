@@ -263,6 +263,16 @@ def test_a_pinned_failure_is_a_failure_of_the_endpoint_and_no_other(clock: FakeC
         pool.try_connect().release()
 
 
+def test_a_pinned_failure_does_not_blacklist_and_counts_for_nobody_else(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock) as pool:
+        with pytest.raises(ConnectionError):
+            pool.try_connect("a:1")
+        info = info_of(pool, "a:1")
+        assert (info.state, info.failures, info.last_error) == (EndpointState.UP, 0, None)
+        assert info.connect_failures == 1
+
+
 class Slow:
     """A connector whose first dial waits to be let go on, whose second fails, and whose others succeed."""
 
