@@ -813,6 +813,7 @@ def test_a_spool_that_is_closed_is_refused_before_anybody_is_dialled(a, tmp_path
             Broadcaster(pool, spool=spool)
         with Broadcaster(pool) as sender:
             assert sender.wait_ready(GUARD)
+            a.until_accepts(1)
     assert a.accepts == 1
 
 
