@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
-from connpool import Broadcaster, LinkState, MemorySpool
+from connpool import Broadcaster, Connection, LinkState, MemorySpool
 from connpool.model.delivery import GLOBAL
 from tests.helpers.sinks import GUARD, Sink, broadcasting, refused, route_of
 from tests.helpers.switchboard import until
@@ -101,3 +101,12 @@ def test_who_becomes_an_heir_while_it_finds_another_queue_empty_is_told(live, de
             spool.hooks[f"moved all of {dead}"] = lambda: setattr(sender.pool, "route", longer)
             live.start()
             check_all_sent(sender, live, 3)
+
+
+def test_who_has_a_message_is_told_though_its_member_leads_elsewhere_by_then(live, dead):
+    def edit_and_confirm(conn: Connection, message: bytes) -> None:
+        sender.pool.route = dead
+
+    with broadcasting(live, ",", dead, confirm=edit_and_confirm) as sender:
+        assert sender.wait_ready(GUARD)
+        assert [str(endpoint) for endpoint in sender.broadcast(b"m").sent] == [str(live.endpoint)]
