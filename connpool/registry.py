@@ -137,8 +137,8 @@ class Repository:
         assert event is not None
         try:
             pool = ConnectionPool(wish.route, connector=wish.connector, config=wish.config, name=name)
-            entry.pool = pool
             pool._when_closed = partial(_farewell, weakref.ref(self), name, entry)
+            entry.pool = pool  # from here on others find it, and may close it
         except BaseException:
             self._forget(name, entry)
             raise

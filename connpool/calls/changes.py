@@ -87,9 +87,10 @@ class Change:
             return
         self._ledger.time(line)
         self._ledger.refresh(line, now)
-        key = line.home().withdraw(line)
-        if key is not None:
-            self._ledger.lay_down(key, now)
+        if "rest_left" in changed or now >= line.expires_at:  # else its turn stays what it was
+            key = line.home().withdraw(line)
+            if key is not None:
+                self._ledger.lay_down(key, now)
         self._ledger.serve(line.home(), now)
 
 

@@ -91,10 +91,14 @@ class Ledger:
             return
         resource.members.pop(line.id, None)
         resource.is_shrunk = True
+        self.forget_empty(resource)
+        self.lines.pop(line.id, None)  # the last: until then upkeep finds what an interrupt has left undone
+
+    def forget_empty(self, resource: Resource) -> None:
+        """Drop *resource* if it has no channels, and nobody waits for any."""
         if not resource.members and not resource.queue and self.resources.get(resource.name) is resource:
             self.resources.pop(resource.name, None)
             self.idle.pop(resource.name, None)
-        self.lines.pop(line.id, None)  # the last: until then upkeep finds what an interrupt has left undone
 
     def condemn(self, line: Line, reason: CloseReason, now: float) -> None:
         """Have *line* closed: now if it is free, else when its call is over. Nobody queues for it now."""

@@ -37,6 +37,7 @@ def withdraw(ledger: Ledger, ticket: Ticket, now: float) -> None:
     if key is not None:
         restore(ledger, key, now)
     ledger.serve(ticket.resource, now)
+    ledger.forget_empty(ticket.resource)  # it may have been the last to leave
 
 
 def restore(ledger: Ledger, key: Key, now: float) -> None:

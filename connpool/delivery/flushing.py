@@ -18,7 +18,7 @@ from connpool.delivery.strand import Claim, Strand
 from connpool.errors import SpoolError
 from connpool.model.delivery import GLOBAL, LinkState
 
-__all__ = ["Flushing", "NotConfirmedError", "confirm", "take_out"]
+__all__ = ["Flushing", "NotConfirmedError", "confirm", "leave_to", "take_out"]
 
 SLICE: Final = 0.1  # seconds whose messages are sent in one go where there is a limit to their rate
 STALE: Final = 0.1  # seconds for which the spool may hold what is confirmed already
@@ -55,6 +55,15 @@ def take_out(office: Office, positions: Sequence[int]) -> bool:
         logger.exception("broadcaster %r: what was sent cannot be taken out of the spool", office.name)
         return False
     return True
+
+
+def leave_to(office: Office, links: Iterable[Link]) -> None:
+    """Copies lie in the queues of *links*: have them sent."""
+    for link in links:
+        if link.strand is not None:  # else its worker looks for what waits, when it has opened it
+            office.kick(link)
+        elif not office.roster.has(link):  # it has just left, and others may be its heirs
+            office.follow()
 
 
 class Flushing:
@@ -224,10 +233,13 @@ class Flushing:
         office = self._office
         spool = office.spool
         assert spool is not None
-        for queue in link.heirlooms:
+        heirlooms = link.heirlooms
+        for queue in heirlooms:
             if spool.move(queue, [link.queue], BATCH):
                 return True
-        link.heirlooms = ()
+        with office._lock:
+            if link.heirlooms is heirlooms:  # else the route has changed meanwhile
+                link.heirlooms = ()
         if not spool.count(GLOBAL):
             return False
         with office._lock:
@@ -239,9 +251,7 @@ class Flushing:
             with other.writing:
                 other.is_flushing = True  # by now: what comes next comes after what is moved
         n_moved = spool.move(GLOBAL, [each.queue for each in links], BATCH)
-        for other in links:
-            if other is not link:
-                office.kick(other)
+        leave_to(office, (other for other in links if other is not link))
         return n_moved > 0
 
 

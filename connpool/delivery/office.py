@@ -79,6 +79,8 @@ class Office:
             self.lower(link, None)
         self.open(new)
         self.kick_all()
+        if gone and self.spool is not None:
+            self.follow()  # again: until they were gone, copies may have come for them
 
     def open(self, links: Iterable[Link]) -> None:
         """Let those of *links* be opened that are to stand ready."""
@@ -144,9 +146,7 @@ class Office:
 
     def heal(self) -> None:
         """See to what threads have left undone that an interrupt has torn away."""
-        with self._lock:
-            links = list(self.roster.links.values())
-        for link in links:
+        for link in list(self.roster.links.values()):  # exchanged as a whole
             torn = link.heal()
             newest = link.newest
             if torn is not None:

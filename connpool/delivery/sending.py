@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from connpool.delivery.flushing import take_out
+from connpool.delivery.flushing import leave_to, take_out
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares, shares_of, who_have
@@ -158,10 +158,7 @@ class Sending:
         for link, position in zip(late, positions, strict=True):
             if link.unfinished is not None:
                 link.settle(parcel, position)
-            if link.strand is not None:  # else its worker looks for what waits, when it has opened it
-                office.kick(link)
-            elif not office.roster.has(link):  # it has just left, and others may be its heirs
-                office.follow()
+        leave_to(office, late)
         return Delivery(sent, members, number, (), parcel.id)
 
     # -- the spool first
@@ -223,10 +220,9 @@ class Sending:
                     link.is_flushing = True  # a worker tries to take it out again
             if outcome is Outcome.DEAD:
                 office.bury(link)
-            elif outcome is not SENT or not is_out:
-                office.kick(link)
         if all(outcome is Outcome.DEAD for outcome in outcomes.values()):
             return None
+        leave_to(office, (link for link, outcome in outcomes.items() if outcome is not SENT or not is_out))
         return Delivery(
             sent=who_have(parcel, (link for link in outcomes if outcomes[link] is SENT)),
             spooled=tuple(link.name for link in outcomes if outcomes[link] is not SENT),
@@ -245,8 +241,7 @@ class Sending:
             assert office.spool is not None
             office.spool.put([link.queue for link in others], parcel.message, parcel.id)
             self._clear_away(list(others.items()))
-            for link in others:
-                office.kick(link)
+            leave_to(office, others)
         return Delivery(spooled=tuple(link.name for link in copies), group=number, id=parcel.id)
 
     def _clear_away(self, copies: Stale) -> None:

@@ -49,8 +49,8 @@ class Parcel(Claim):
         data: The message as it goes over the wire.
         id: The same wherever it goes; made when it is first needed.
         begun: What has to be finished by the sender itself, by the link's queue.
-        reached: Which endpoints of members that are lists have it, by the link's queue: the links may have
-            gone over to others since.
+        reached: Which endpoints of members have it that are lists, or were waited for, by the link's queue:
+            the links may have gone over to others since.
     """
 
     id = NO_ID
@@ -62,7 +62,7 @@ class Parcel(Claim):
         self.data = message
 
     def has_reached(self, queue: str, endpoint: Endpoint) -> None:
-        """Of the list whose queue that is, *endpoint* has it."""
+        """Of the member whose queue that is, *endpoint* has it."""
         self.reached = {**self.reached, queue: endpoint}
 
 

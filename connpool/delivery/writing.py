@@ -53,8 +53,8 @@ class Writing:
             if is_sent and position:
                 with link.writing:
                     link.note_sent(position, parcel)
-            if is_sent and link.is_list:
-                parcel.has_reached(link.queue, strand.endpoint)
+            if is_sent:
+                parcel.has_reached(link.queue, strand.endpoint)  # the link may lead elsewhere by now
             to_close = link.free(strand)
             if not is_sent:
                 office.lower(link, error, strand)

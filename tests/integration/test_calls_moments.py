@@ -29,6 +29,7 @@ from connpool import (
     Reply,
     UnknownChannelError,
 )
+from connpool.calls.tickets import Ticket
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
 from tests.helpers.switchboard import until
@@ -434,6 +435,29 @@ def test_of_two_updates_at_once_the_slower_begins_again(still):
     still.update(RESOURCE, count)
     assert seen == [0, 10]
     assert still.info(id).extra == 11
+
+
+def test_a_resource_whose_last_channel_goes_while_a_call_is_refused_is_forgotten(pool, monkeypatch):
+    def is_still_waiting(ticket: Ticket) -> bool:
+        if pool._switch.is_inside():
+            pass
+        elif ticket.line is not None and not callers:
+            callers.append(Caller(pool))
+            assert is_refused.wait(10)
+        elif ticket.line is None:
+            is_refused.set()
+            assert has_gone.wait(10)
+        return is_waiting(ticket)
+
+    id = pool.init(Tape())
+    callers: list[Caller] = []
+    is_refused, has_gone = threading.Event(), threading.Event()
+    is_waiting = Ticket.is_waiting
+    monkeypatch.setattr(Ticket, "is_waiting", is_still_waiting)
+    pool.pop(id)
+    has_gone.set()
+    assert isinstance(callers[0].outcome(), NoResourceError)
+    assert pool._switch.ledger.resources == pool._switch.ledger.idle == {}
 
 
 # -- the way in and the way out

@@ -146,6 +146,16 @@ def test_of_idle_channels_the_one_called_least_recently_is_taken(pool):
     assert [tape.calls for tape in tapes] == [[0, 3], [1, 4], [2, 5]]
 
 
+def test_an_update_changes_nobodys_turn(pool):
+    tapes = [Tape(), Tape(), Tape()]
+    for tape in tapes:
+        pool.init(tape, extra=0)
+    for n in range(6):
+        pool.call(RESOURCE, "get", n)
+        pool.update(RESOURCE, lambda info: attrs.evolve(info, extra=info.extra + 1, ttl=100.0 + info.extra))
+    assert [tape.calls for tape in tapes] == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_a_channel_that_a_call_cannot_use_keeps_its_place(pool):
     tapes = [Tape(methods={"get"}), Tape(methods={"set"}), Tape(methods={"get"})]
     for tape in tapes:

@@ -125,6 +125,18 @@ def test_a_pool_that_is_closed_leaves_and_its_name_is_free() -> None:
         assert [*repo] == []
 
 
+def test_a_pool_that_is_closed_the_moment_it_can_be_found_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close_at_once(entry: registry.Entry, name: str, value: Any) -> None:
+        object.__setattr__(entry, name, value)
+        if isinstance(value, ConnectionPool):
+            value.close()
+
+    monkeypatch.setattr(registry.Entry, "__setattr__", close_at_once)
+    repo = Repository()
+    assert repo.new("orders").stats().state is PoolState.CLOSED
+    assert repo._entries == {}
+
+
 def test_who_hears_that_a_pool_was_closed_can_make_another_of_that_name() -> None:
     made = []
     with Repository() as repo:
