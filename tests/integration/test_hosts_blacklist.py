@@ -87,7 +87,7 @@ def test_a_blacklist_given_again_counts_from_then(clock: FakeClock) -> None:
 
 def test_an_unknown_endpoint_cannot_be_blacklisted(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
-        with pytest.raises(UsageError, match="x:1") as caught:
+        with pytest.raises(UsageError, match=r"x:1 \(it knows a:1\)") as caught:
             pool.blacklist("x:1", 5)
         assert isinstance(caught.value, LookupError)
         assert len(pool.endpoints()) == 1

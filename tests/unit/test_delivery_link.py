@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, LinkState, MemorySpool, Route, clock
+from connpool import Broadcaster, LinkState, MemorySpool, Route, UsageError, clock
 from connpool.delivery import office
 from connpool.delivery.keeping import Keeping
 from connpool.delivery.link import Link, Outcome
@@ -364,3 +364,17 @@ def test_what_broke_a_connection_is_told_as_the_system_tells_it():
         error = sender.links()[0].last_error
         assert isinstance(error, ConnectionResetError)
         assert error.errno == errno.ECONNRESET
+
+
+def test_a_line_whose_end_is_found_by_a_write_alone_is_broken_and_says_why() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = Line(Stream(ours), threading.RLock())
+        ours.shutdown(socket.SHUT_WR)  # no poll tells of that
+        assert line.look_and_push(b"x") == BROKEN
+        assert isinstance(line.error, BrokenPipeError)
+
+
+def test_what_is_no_socket_is_no_line() -> None:
+    with pytest.raises(UsageError, match="a object is not a socket"):
+        Line(object(), threading.RLock())
