@@ -397,6 +397,20 @@ def test_jitter_that_is_seeded_repeats_itself_and_else_does_not() -> None:
     assert instants(None) != instants(None)
 
 
+def test_who_waits_hears_of_an_order_that_comes_in_the_midst_of_a_locked_section(clock: FakeClock) -> None:
+    """So it is in a signal handler or finaliser: there nothing is decided."""
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1")
+
+        def order() -> None:
+            clock.until_waiting(1)
+            with pool._lender._lock:
+                pool.unblacklist("a:1")
+                assert pool.stats().opening == 0
+
+        together(order, lambda: pool.try_connect(timeout=100).release())
+
+
 def test_an_interrupt_of_a_blacklisting_that_is_kept_keeps_no_dial_from_who_waits() -> None:
     for strike in at_every_bytecode(Attempts.begin_dial, Attempts._attempt, kind=SignalStrike):
         with ConnectionPool(
