@@ -124,7 +124,6 @@ class _Reader:
 
     def _pool(self, name: str, table: dict[str, Any], shared: dict[str, Any]) -> WantedPool | None:
         where = f"[pools.{name}]"
-        n_problems = len(self._problems)
         own = self._settings(where, table)
         route = self._route(where, table)
         tls = {**shared["tls"], **own["tls"]}
@@ -135,9 +134,7 @@ class _Reader:
         if own["tls"] and route is not None and not any(endpoint.tls for endpoint in route.endpoints):
             self._complain(where, "it has TLS settings, but none of its endpoints speaks TLS")
         connector = self._connector(f"{where[:-1]}.tls]", tls, options)
-        if route is None or len(self._problems) > n_problems:
-            return None
-        return WantedPool(name, route, connector, settings)
+        return None if route is None else WantedPool(name, route, connector, settings)
 
     def _route(self, where: str, table: dict[str, Any]) -> Route | None:
         if "route" not in table:
@@ -175,7 +172,7 @@ class _Reader:
             self._complain(
                 f"{where} verify", f"it must be true, or {INSECURE!r} to let anyone pose as the server"
             )
-        texts = {name: value for name, value in tls.items() if name != "verify" and isinstance(value, str)}
+        texts = {name: value for name, value in tls.items() if isinstance(value, str)}
         for name in sorted(tls.keys() - texts.keys() - {"verify"}):
             if tls[name] is not UNSET:
                 self._complain(f"{where} {name}", f"it must be a text, got {self._veiled(repr(tls[name]))}")

@@ -94,10 +94,8 @@ class Tending:
             return
         except ConnPoolError as error:
             if self._has_others(link):
-                with office._lock:
-                    link.is_wanted = True  # another endpoint of the list, at once
-                    link.last_error = error
-                return
+                link.last_error = error
+                return  # it is still to be opened: at once, at another endpoint of the list
             office.not_opened(link, endpoint, error)
             if isinstance(error, CheckoutTimeoutError):  # others have all places, or it is paused
                 self._wait_for_the_pool(link)

@@ -119,9 +119,8 @@ class Fitting:
         return suits
 
     def _put_back(self, key: Key) -> None:
-        """As it was: nobody used it."""
+        """As it was: nobody used it. Who could do with it is served when we queue up again, or leave."""
         if key.record.fate is not None:  # cleared while the filter was asked
             self._lender.take_back(key)
             return
         key.record.host.idle.append(key)
-        self._lender.serve()

@@ -198,6 +198,8 @@ def test_what_will_come_to_each_channel_is_foreseen_from_what_its_calls_took(clo
         assert [pool.info(id).queued for id in ids] == [0, 3]  # what runs counts
         callers += queue_up(pool, range(2))
         assert [pool.info(id).queued for id in ids] == [1, 4]  # waits of 10 and 20 there, of 3, 6, 9, 12 here
+        callers += queue_up(pool, range(1), where=lambda info: info.id == ids[0])
+        assert [pool.info(id).queued for id in ids] == [2, 4]  # whatever that has to wait
         for held in helds:
             for _ in range(7):
                 held.may_end.release()

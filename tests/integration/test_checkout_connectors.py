@@ -268,6 +268,8 @@ def test_permissions_required_later_hold_for_what_is_open_too() -> None:
         lent = pool.try_connect(timeout=5)
         pool.try_connect(timeout=5).release()
         pool.configure(required_permissions={"read", "write"})
+        lent.sendall(b"x")
+        assert lent.recv_exactly(1, timeout=5) == b"x"  # it is closed when it comes back
         lent.release()
         with pytest.raises(PermissionDeniedError, match="write"):
             pool.try_connect(server.endpoint, timeout=5)

@@ -640,6 +640,7 @@ def test_a_broadcaster_that_is_forgotten_leaves_neither_thread_nor_connection(a,
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith(("connpool-w", "connpool-e"))])
     pool.sweep()
     until(lambda: pool.stats().size == 0, "the end of its connection")
+    assert pool.stats().lost == 0
     recwarn.clear()
     pool.close()
 

@@ -6,12 +6,13 @@ import os
 import resource
 import select
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from connpool import Broadcaster, ConfigError, Endpoint, Lines, LinkEvent, LinkState, PoolClosedError
-from connpool.delivery import mailbox
+from connpool.delivery import mailbox, telling
 from connpool.delivery.link import Link
 from connpool.delivery.watching import Watch
 from connpool.testing import ScriptedServer, Send, Silence
@@ -224,6 +225,21 @@ def test_a_set_holds_all_kinds_of_events_that_were_wanted(a, b):
         assert sets == [DEAD | ALIVE]
 
 
+def test_what_happens_soon_after_is_told_in_one_set_with_what_woke_the_thread(a, monkeypatch):
+    sets: list[LinkEvent] = []
+    with broadcasting(a) as sender:
+        all_alive(sender)
+
+        def die(_: float) -> None:
+            if not sets:
+                sender.mark_dead(a.endpoint)
+
+        monkeypatch.setattr(telling, "pause", die)
+        sender.on_any(DEAD | ALIVE, lambda _, events: sets.append(events))
+        until(lambda: sets, "a set")
+        assert sets[0] == DEAD | ALIVE
+
+
 # -- polling
 
 
@@ -242,12 +258,37 @@ def test_who_polls_gets_each_event_once_and_no_thread_tells_it_too(a, b, diary):
         assert diary.of(a) == diary.of(b) == [ALIVE, DEAD, ALIVE]
 
 
+def test_from_the_first_poll_on_no_thread_tells_anything(a, diary):
+    with broadcasting(a) as sender:
+        sender.on(DEAD, diary)
+        starter = sender._telling._starter
+        sender.on(DEAD, Diary())
+        assert sender._telling._starter is starter
+        assert starter.thread.is_alive()
+        sender.check_event(0)
+        starter.thread.join(GUARD)
+        assert not starter.thread.is_alive()
+    with broadcasting(a) as sender:
+        sender.check_event(0)
+        sender.on(DEAD, diary)
+        assert sender._telling._starter is None
+
+
 @pytest.mark.parametrize("timeout", [0, 0.3])
 def test_a_poll_lasts_as_long_as_it_was_told(a, timeout):
     with broadcasting(a) as sender:
         all_alive(sender)
         with taking(timeout, timeout + 1.0):
             assert sender.check_event(timeout) == 0
+
+
+def test_a_poll_without_wait_waits_for_a_look_and_no_longer(a, monkeypatch):
+    monkeypatch.setattr(mailbox, "A_LOOK", GUARD)
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        since = time.monotonic()
+        assert sender.check_event(0) == 0
+        assert time.monotonic() - since < GUARD
 
 
 @pytest.mark.parametrize("timeout", [-1, None, 5.0])
@@ -618,6 +659,18 @@ def test_a_failing_handler_of_other_events_is_logged_and_others_are_told(a, diar
         until(lambda: diary.of(a)[-2:] == [DEAD, ALIVE], "the telling of both")
     assert "a handler failed" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_handler_that_wants_to_end_its_thread_ends_nothing(a, diary, caplog):
+    def leave(*_: object) -> None:
+        raise SystemExit
+
+    with broadcasting(a) as sender:
+        sender.on(ALIVE, leave)
+        until(lambda: "a handler failed" in caplog.text, "a line in the log")
+        sender.on(DEAD, diary)
+        sender.mark_dead(a.endpoint)
+        diary.until(1)
 
 
 def test_a_handler_that_hangs_holds_up_no_sender_and_no_reconnection(a):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -148,6 +149,7 @@ def test_a_group_that_dies_while_traffic_waits_to_return_gives_it_up_at_once(a, 
         until(lambda: sender.broadcast(b"m").group == 1)
         a.until_accepts(2)
         until_alive(sender, a)
+        assert sender._office.roster.switch_at < math.inf  # then upkeep sees to it
         kill(c)
         assert sender.broadcast(b"home").group == 0
         a.until_has(b"home")

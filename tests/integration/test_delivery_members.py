@@ -31,7 +31,17 @@ from connpool import (
     UsageError,
 )
 from connpool.testing import FakeClock
-from tests.helpers.sinks import GUARD, Diary, Sink, acknowledged, broadcasting, numbered, refused, route_of
+from tests.helpers.sinks import (
+    GUARD,
+    Diary,
+    Sink,
+    acknowledged,
+    all_alive,
+    broadcasting,
+    numbered,
+    refused,
+    route_of,
+)
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -118,6 +128,25 @@ def test_of_a_member_that_is_a_list_one_endpoint_gets_the_copy_and_another_takes
         until(lambda: sender.broadcast(b"again") and second.n_lines, "the other one's turn")
         assert (first.lines, first.accepts, second.accepts) == ([b"one"], 1, 1)
         assert set(second.lines) == {b"again"}
+
+
+def test_the_next_endpoint_of_a_list_is_tried_at_once_and_only_if_none_can_be_had_it_is_dead(a):
+    diary, slow = Diary(), {"blacklist_initial": 1_000, "blacklist_max": 1_000}
+    with refused() as nobody, broadcasting(nobody, ",", a, pool_settings=slow) as sender:
+        all_alive(sender)
+        sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
+        diary.until(1)
+        assert diary.told == [(LinkEvent.ALIVE, str(a.endpoint))]
+        assert sender.links()[0].failures == 0
+    with (
+        refused() as nobody,
+        refused() as none,
+        broadcasting(nobody, ",", none, pool_settings=slow) as sender,
+    ):
+        until(lambda: sender.links()[0].failures == 1)
+        sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
+        diary.until(2)
+        assert diary.told[1:] == [(LinkEvent.DEAD, none)]
 
 
 @pytest.mark.parametrize("is_late", [False, True])

@@ -15,6 +15,7 @@ import pytest
 from connpool import (
     Broadcaster,
     ConnectionPool,
+    FramingError,
     LengthPrefixed,
     Lines,
     LinkEvent,
@@ -213,6 +214,7 @@ def test_what_comes_together_with_what_a_handshake_reads_is_received(certificate
         assert sender.recv(GUARD) == (a.endpoint, b"first")
         a.until_accepts(1).send(b"ond\n")
         assert sender.recv(GUARD) == (a.endpoint, b"second")
+        assert a.accepts == 1
 
 
 def test_a_receiver_that_is_slow_makes_members_wait_instead_of_the_memory_fill():
@@ -248,7 +250,7 @@ def test_a_length_beyond_the_limit_breaks_the_link_before_memory_is_taken(announ
         a.until_accepts(1).until_ended()
 
 
-def test_messages_before_an_offence_are_received():
+def test_messages_before_an_offence_are_received(caplog):
     framing = Lines(max_size=10)
     with (
         ScriptedServer(script=[Send(b"good\n" + b"x" * 100), Silence()]) as a,
@@ -256,6 +258,8 @@ def test_messages_before_an_offence_are_received():
     ):
         assert sender.recv(GUARD) == (a.endpoint, b"good")
         until(lambda: alive(sender) == 0, "the death")
+        assert isinstance(sender.links()[0].last_error, FramingError)
+    assert "cannot be read" not in caplog.text, "it is the peer's fault"
 
 
 def test_an_offence_of_one_member_does_not_touch_another():
@@ -302,7 +306,7 @@ def test_a_framing_of_ones_own_keeps_its_half_messages_by_connection():
         assert sender.recv(GUARD) == (b.endpoint, b"by other")
 
 
-def test_a_framing_whose_feed_fails_breaks_the_link_and_nothing_else():
+def test_a_framing_whose_feed_fails_breaks_the_link_and_nothing_else(caplog):
     class Failing(Lines):
         def feed(self, data: bytes) -> list[bytes]:
             if b"bad" in data:
@@ -321,6 +325,7 @@ def test_a_framing_whose_feed_fails_breaks_the_link_and_nothing_else():
         until(lambda: alive(sender) == 1, "the death of one")
         other.send(b"good\n")
         assert sender.recv(GUARD) == (b.endpoint, b"good")
+    assert "sends cannot be read" in caplog.text
 
 
 def test_raw_bytes_can_be_forwarded_from_one_stream_to_another():

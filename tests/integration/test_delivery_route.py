@@ -53,6 +53,7 @@ def test_what_waits_for_a_member_that_is_edited_arrives_before_what_comes_later(
         sender.pool.route = route(sinks, *after)
         (waits,) = sender.unsent().items()
         assert waits == (next(info.member for info in sender.links() if info.unsent), 1)
+        assert len({info.member for info in sender.links()}) == len(sender.links())
         for sink in sinks.values():
             sink.start()
         all_alive(sender)
@@ -64,6 +65,15 @@ def test_what_waits_for_a_member_that_is_edited_arrives_before_what_comes_later(
     assert has_it.lines[0] == b"m-0"
     for sink in sinks.values():
         assert sink.lines == sorted(sink.lines)
+
+
+def test_a_member_that_is_what_an_edited_one_was_has_a_queue_of_its_own(sinks):
+    down(sinks)
+    with broadcasting(sinks[A]) as sender:
+        until(lambda: all(link.state is LinkState.DEAD for link in sender.links()), "the death of all")
+        sender.pool.route = route(sinks, A, ",", B)
+        sender.pool.route = route(sinks, B, A)
+        assert len({link.queue for link in sender._office.roster.links.values()}) == 2
 
 
 def test_two_members_that_become_a_list_leave_nothing_behind(sinks):

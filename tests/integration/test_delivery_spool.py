@@ -390,3 +390,5 @@ def test_a_pool_of_something_else_than_sockets_is_refused_with_a_reason():
     with pool, Broadcaster(pool, spool=MemorySpool()) as sender:
         until(lambda: sender.links()[0].state is LinkState.DEAD)
         assert "is not a socket" in str(sender.links()[0].last_error)
+        until(lambda: pool.stats().size == 0)
+        assert (pool.stats().lost, pool.stats().closed.total()) == (0, 1)

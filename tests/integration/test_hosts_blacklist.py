@@ -87,7 +87,7 @@ def test_a_blacklist_given_again_counts_from_then(clock: FakeClock) -> None:
 
 def test_an_unknown_endpoint_cannot_be_blacklisted(clock: FakeClock) -> None:
     with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
-        with pytest.raises(UsageError, match="x:1") as caught:
+        with pytest.raises(UsageError, match=r"x:1 \(it knows a:1\)") as caught:
             pool.blacklist("x:1", 5)
         assert isinstance(caught.value, LookupError)
         assert len(pool.endpoints()) == 1
@@ -405,6 +405,20 @@ def test_jitter_that_is_seeded_repeats_itself_and_else_does_not() -> None:
 
     assert instants(random.Random(7)) == instants(random.Random(7)) != instants(random.Random(8))
     assert instants(None) != instants(None)
+
+
+def test_who_waits_hears_of_an_order_that_comes_in_the_midst_of_a_locked_section(clock: FakeClock) -> None:
+    """So it is in a signal handler or finaliser: there nothing is decided."""
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, fail_fast=False) as pool:
+        pool.blacklist("a:1")
+
+        def order() -> None:
+            clock.until_waiting(1)
+            with pool._lender._lock:
+                pool.unblacklist("a:1")
+                assert pool.stats().opening == 0
+
+        together(order, lambda: pool.try_connect(timeout=100).release())
 
 
 def test_an_interrupt_of_a_blacklisting_that_is_kept_keeps_no_dial_from_who_waits() -> None:

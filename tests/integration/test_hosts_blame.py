@@ -28,6 +28,7 @@ from tests.helpers.certificates import Certificates
 from tests.helpers.switchboard import Switchboard, check_books, down, info_of, until
 from tests.helpers.together import together
 from tests.helpers.wire import answer_names_with, fail_names_with, info, later
+from tests.stress.works import Caller
 
 
 def check_nobody_blamed(pool: ConnectionPool) -> None:
@@ -182,6 +183,26 @@ def test_a_local_error_of_any_connector_blames_no_host(clock: FakeClock) -> None
                 pool.try_connect()
             assert len(board.dialled) == n
         check_nobody_blamed(pool)
+
+
+@pytest.mark.parametrize("is_waited_for", [False, True])
+def test_the_failing_dial_of_a_pinned_checkout_blames_the_host_if_somebody_else_waits_for_it(
+    clock: FakeClock, is_waited_for: bool
+) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || b:1", connector=board, clock=clock, max_connecting=1) as pool:
+        board.hold("a:1")
+        pinned = Caller(pool, "a:1")
+        board.until_dialling("a:1")
+        plain = Caller(pool) if is_waited_for else None
+        until(lambda: pool.stats().waiting == 1 + is_waited_for)
+        board.fail("a:1")
+        board.let_go("a:1")
+        pinned.failure(ConnectError)
+        assert info_of(pool, "a:1").failures == is_waited_for
+        with plain.loan() if plain else pool.try_connect("b:1") as conn:
+            assert str(conn.endpoint) == "b:1"
+        assert board.dialled == ["a:1", "b:1"]
 
 
 def test_a_broken_or_terminated_loan_blames_no_host(clock: FakeClock) -> None:

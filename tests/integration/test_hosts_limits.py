@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, PoolExhaustedError
+from connpool import CloseReason, ConnectionPool, PoolExhaustedError, Request
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
@@ -368,6 +368,17 @@ def test_nothing_is_evicted_for_an_endpoint_that_is_not_even_dialled(clock: Fake
         assert board.dialled == ["a:1"]
         with pool.try_connect() as conn:
             assert conn.uses == 1
+
+
+def test_nothing_is_evicted_for_who_likes_no_connection_to_the_endpoint(clock: FakeClock) -> None:
+    """It has had one dialled, and none is dialled for it again."""
+    board = Switchboard()
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, max_size=2) as pool:
+        pool.try_connect("a:1").release()
+        with pytest.raises(PoolExhaustedError):
+            pool.try_connect(Request("b:1", timeout=0, where=lambda _: False))
+        assert board.dialled == ["a:1", "b:1"]
+        assert pool.stats().idle == 2
 
 
 def test_at_the_endpoints_own_limit_evicting_others_is_no_use_and_is_not_done(clock: FakeClock) -> None:

@@ -213,6 +213,29 @@ def test_a_mistake_in_the_arguments_does_not_break_a_connection(
 
 
 @both
+def test_an_error_among_the_buffers_breaks_a_connection(is_tls: bool, certificates: Certificates) -> None:
+    def some() -> Iterator[bytes]:
+        yield b"half of it"
+        raise ZeroDivisionError
+
+    with serving(Echo(), is_tls, certificates) as (_, pool):
+        conn = pool.try_connect(timeout=5)
+        with pytest.raises(ZeroDivisionError):
+            conn.writev_all(some(), timeout=5)
+        conn.release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@both
+def test_to_read_nothing_is_not_the_end_of_the_stream(is_tls: bool, certificates: Certificates) -> None:
+    with serving(Echo(), is_tls, certificates) as (_, pool):
+        with pool.try_connect(timeout=5) as conn:
+            assert conn.recv(0, timeout=5) == b""
+            assert conn.recv_into(bytearray(), timeout=5) == 0
+        assert pool.stats().idle == 1
+
+
+@both
 @pytest.mark.parametrize(
     "read",
     [

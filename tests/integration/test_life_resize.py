@@ -157,6 +157,20 @@ def test_a_lower_limit_per_endpoint_closes_what_is_idle_now_and_what_is_lent_whe
             pool.try_connect("a:1", timeout=0)
 
 
+def test_a_lower_limit_per_endpoint_closes_no_more_of_what_is_idle_than_is_too_many() -> None:
+    """One that is lent, and will be closed when it comes back, is none that is too many."""
+    with ConnectionPool("a:1", connector=Switchboard(), max_size=10, reap_interval=None) as pool:
+        stale = pool.try_connect()
+        pool.clear()
+        for conn in [pool.try_connect() for _ in range(3)]:
+            conn.release()
+        pool.configure(max_per_endpoint=2)
+        assert (pool.stats().idle, pool.stats().in_use) == (2, 1)
+        pool.configure(max_per_endpoint=5)
+        stale.release()
+        assert pool.stats().closed == {CloseReason.SURPLUS: 1, CloseReason.STALE: 1}
+
+
 def test_more_dials_at_a_time_begin_as_soon_as_they_are_allowed(clock: FakeClock) -> None:
     board = Switchboard()
     board.hold("a:1")

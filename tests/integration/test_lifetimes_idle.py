@@ -552,12 +552,20 @@ def test_replacements_are_spread_as_well(clock: FakeClock) -> None:
         assert max(ends) - min(ends) > 1
 
 
+@pytest.mark.parametrize(
+    ("idle_timeout", "look_after_idle", "age"), [(10, None, 5), (None, 10, 10), (60, 10, 10), (None, None, 0)]
+)
 def test_after_a_leap_nothing_is_closed_for_its_idleness_though_nothing_is_looked_at(
-    clock: FakeClock,
+    idle_timeout: float | None, look_after_idle: float | None, age: float, clock: FakeClock
 ) -> None:
-    settings: dict[str, Any] = {"idle_timeout": 10, "look_after_idle": None, "max_lifetime": None}
-    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, **settings) as pool:
+    settings: dict[str, Any] = {"idle_timeout": idle_timeout, "look_after_idle": look_after_idle}
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_lifetime=None, **settings) as pool:
         fill(pool, 3)
+        lent = pool.try_connect()
         clock.advance(5_000)
+        lent.release()
         assert pool._chores.turn(is_leap=True) == 0
-        assert pool.stats().idle == 3
+        idle_since = [info.idle_since for info in pool.connections() if info.idle_since is not None]
+        assert len(idle_since) == 3
+        assert min(idle_since) == clock.now() - age, "the others are to be looked at, where that is wished"
+        assert max(idle_since) == clock.now(), "what has come back since then did so just now"

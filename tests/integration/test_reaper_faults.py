@@ -220,6 +220,20 @@ def test_a_sweep_by_hand_that_can_start_no_thread_raises_nothing(
         check_books(pool)
 
 
+def test_an_interrupt_in_the_close_of_one_reaches_the_caller_and_all_are_closed() -> None:
+    class Struck(Switchboard):
+        def close(self, line: Line) -> None:
+            super().close(line)
+            if line is self.lines[1]:
+                raise KeyboardInterrupt
+
+    with ConnectionPool("a:1", connector=Struck(), reap_interval=None) as pool:
+        fill(pool, 3)
+        with pytest.raises(KeyboardInterrupt):
+            pool.clear()
+        assert (pool.stats().size, pool.stats().closed) == (0, {CloseReason.STALE: 3})
+
+
 @pytest.mark.parametrize("revive", [False, True])
 def test_a_look_or_a_replacement_that_finds_no_thread_loses_no_connection(
     revive: bool, monkeypatch: pytest.MonkeyPatch, clock: FakeClock, caplog: pytest.LogCaptureFixture

@@ -147,6 +147,12 @@ def test_who_hears_that_a_pool_was_closed_can_make_another_of_that_name() -> Non
         assert made[0].stats().state is PoolState.OPEN
 
 
+def test_at_the_end_of_its_block_a_repository_closes_its_pools() -> None:
+    with Repository() as repo:
+        pool = repo.new("orders", "a:1", connector=Switchboard())
+    assert pool.stats().state is PoolState.CLOSED
+
+
 def test_a_pool_that_is_removed_goes_on() -> None:
     with ScriptedServer() as server, Repository() as repo:
         pool = repo.new("orders", server.endpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -380,20 +381,28 @@ def test_texts_that_the_system_cannot_take_are_told_with_their_place(
             [pools.d]
             route = "tls://a:1"
             tls = {{certificate = "client.pem", key_password = "{"hunter2" * 200}"}}
+            [pools.e]
+            route = "tls://a:1"
+            tls = {{server_hostname = "a\u0000b"}}
             """
         )
     )
     assert [problem.split(":")[0] for problem in problems] == [
-        "[pools.a] source_address", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls]"
+        "[pools.a] source_address", "[pools.b.tls]", "[pools.c.tls]", "[pools.d.tls]",
+        "[pools.e.tls]",
     ]  # fmt: skip
     assert "hunter2" not in "".join(problems)
 
 
 def test_socket_options_reach_the_socket(write) -> None:
     with ScriptedServer() as server:
-        text = f"[pools.a]\nroute = '{server.endpoint}'\nnodelay = true\nkeepalive = [60, 10, 3]\n"
-        with Repository.from_toml(write(text + "source_address = ['127.0.0.1', 0]\n")) as repo:
-            repo["a"].try_connect(timeout=5).release()
+        text = f"[pools.a]\nroute = '{server.endpoint}'\nnodelay = false\nkeepalive = [60, 10, 3]\n"
+        with (
+            Repository.from_toml(write(text + "source_address = ['127.0.0.1', 0]\n")) as repo,
+            repo["a"].try_connect(timeout=5) as conn,
+        ):
+            assert not conn.raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert conn.raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     (problem,) = problems_of(write("[pools.a]\nroute = 'a:1'\nkeepalive = 'often'\n"))
     assert problem.startswith("[pools.a] keepalive: keepalive must be")
 

@@ -22,6 +22,7 @@ from connpool import (
     CheckoutTimeoutError,
     CloseReason,
     Connection,
+    ConnectionInfo,
     ConnectionPool,
     ConnState,
     Endpoint,
@@ -202,8 +203,16 @@ def test_what_the_request_does_not_like_is_not_joined(pool: ConnectionPool) -> N
     fill(pool, 2)
     first = pool.share()
     first.extra = "mine"
-    shares = [pool.share(Request(where=lambda info: info.extra == "mine")) for _ in range(3)]
+    liked: list[ConnState] = []
+
+    def is_mine(info: ConnectionInfo) -> bool:
+        if info.extra == "mine":
+            liked.append(info.state)
+        return info.extra == "mine"
+
+    shares = [pool.share(Request(where=is_mine)) for _ in range(3)]
     assert set(raws(shares)) == {first.raw}
+    assert set(liked) == {ConnState.SHARED}
     others = [pool.share(Request(where=lambda info: info.extra is None)) for _ in range(3)]
     assert first.raw not in raws(others)
     end([first, *shares, *others])

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,11 @@ def test_counters_and_order_are_adopted_with_the_messages(path: Path) -> None:
         (b"3", (3).to_bytes(16)),
         (b"4", (4).to_bytes(16)),
     ]
+    assert one.counts() == {"a": SpoolCount(3, 6, 3)}
+    one.close()
+    with closing(sqlite3.connect(path)) as file:
+        assert dict(file.execute("SELECT kind, number FROM note WHERE kind != 'serial'")) == {"dropped": 3}
+    one = SQLiteSpool(path)
     assert one.counts() == {"a": SpoolCount(3, 6, 3)}
     one.close()
 

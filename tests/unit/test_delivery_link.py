@@ -5,13 +5,23 @@ from __future__ import annotations
 import errno
 import select
 import socket
+import struct
 import threading
 from collections import deque
 from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, LinkState, MemorySpool, Route, clock
+from connpool import (
+    Broadcaster,
+    ConnectionPool,
+    LinkState,
+    MemorySpool,
+    Route,
+    SocketConnector,
+    UsageError,
+    clock,
+)
 from connpool.delivery import office
 from connpool.delivery.keeping import Keeping
 from connpool.delivery.link import Link, Outcome
@@ -22,7 +32,7 @@ from connpool.testing import FakeClock
 from connpool.wire.io import Stream
 from connpool.wire.line import BROKEN, Line
 from connpool.wire.waiting import wait_until_ready
-from tests.helpers.sinks import Sink, broadcasting
+from tests.helpers.sinks import GUARD, MUCH, Sink, broadcasting
 from tests.helpers.switchboard import until
 
 
@@ -364,3 +374,50 @@ def test_what_broke_a_connection_is_told_as_the_system_tells_it():
         error = sender.links()[0].last_error
         assert isinstance(error, ConnectionResetError)
         assert error.errno == errno.ECONNRESET
+
+
+def test_a_line_whose_end_is_found_by_a_write_alone_is_broken_and_says_why() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        line = Line(Stream(ours), threading.RLock())
+        ours.shutdown(socket.SHUT_WR)  # no poll tells of that
+        assert line.look_and_push(b"x") == BROKEN
+        assert isinstance(line.error, BrokenPipeError)
+        assert line.push_all(b"xyz", None) == 0
+
+
+def test_a_read_that_finds_the_end_says_why() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+        server.accept()[0] as theirs,
+    ):
+        line = Line(Stream(ours), threading.RLock())
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        assert wait_until_ready(ours.fileno(), select.POLLIN, 10)
+        assert line.pull() is None
+        assert isinstance(line.error, ConnectionResetError)
+
+
+def test_on_tls_a_line_is_midway_while_a_record_could_not_be_written(certificates) -> None:
+    connector = SocketConnector(tls=certificates.client())
+    with (
+        Sink(tls=certificates.server()) as sink,
+        ConnectionPool(sink.endpoint, connector=connector) as pool,
+        pool.try_connect(timeout=GUARD) as conn,
+    ):
+        line = Line(conn._held().streaming(), threading.RLock())
+        assert line.push(b"hello\n") == 6
+        assert not line.is_midway
+        sink.until_lines(1)
+        sink.is_deaf = True
+        while line.push(b"f" * MUCH) == MUCH:
+            pass
+        assert line.is_midway
+        conn.terminate()
+
+
+def test_what_is_no_socket_is_no_line() -> None:
+    with pytest.raises(UsageError, match="a object is not a socket"):
+        Line(object(), threading.RLock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from connpool import Endpoint, Route
@@ -42,3 +43,14 @@ def test_who_looks_during_a_refresh_sees_the_hosts_of_before_or_those_of_after()
     b.blacklist(1.0, 9.0, by_hand=True)
     fleet.refresh(2.0, 2, lends=True)
     assert fleet.seen == [(), (a, b), (b,), (c,)]
+
+
+def test_what_is_put_back_lies_where_it_was_released() -> None:
+    host = Host(Endpoint("a", 1), now=0.0, on_route=True)
+    keys: dict[int, Any] = {n: SimpleNamespace(record=SimpleNamespace(since=n)) for n in (1, 2, 3, 4)}
+    host.idle.extend(keys[since] for since in (1, 2, 4))
+    host.put_back(keys[3])
+    assert [key.record.since for key in host.idle] == [1, 2, 3, 4]
+    host.withdraw(keys[4])
+    host.put_back(keys[4])
+    assert [key.record.since for key in host.idle] == [1, 2, 3, 4]

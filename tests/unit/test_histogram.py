@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from connpool.model.histogram import LONGEST, SHORTEST, Histogram
+from connpool.model.histogram import LONGEST, SHORTEST, Histogram, RecentHistogram
 from connpool.model.stats import Percentiles
 
 NOTHING = Percentiles(0.0, 0.0, 0.0, 0.0)
@@ -96,3 +96,20 @@ def test_many_at_once_are_counted_as_one_by_one(durations):
     assert together.count == singly.count == len(durations)
     assert together._buckets == singly._buckets
     assert together.percentiles() == singly.percentiles()
+
+
+def test_what_others_have_counted_is_counted_in_from_the_shortest_to_the_longest():
+    both, other = recorded(1.0, 3.0), recorded(0.0, 2.0, 20_000.0, 30_000.0)
+    both.add(other)
+    assert both.count == 6
+    assert both.percentiles() == recorded(1.0, 3.0, 0.0, 2.0, 20_000.0, 30_000.0).percentiles()
+
+
+def test_what_took_no_time_counts_for_as_long_as_what_did():
+    recent = RecentHistogram(0.0)
+    recent.record(5.0)
+    recent.turn(60.0, n_samples=10)
+    assert recent.percentiles(n_samples=10).p50 == 0.0
+    recent.turn(180.0, n_samples=20)
+    recent.record(7.0)
+    assert recent.percentiles(n_samples=21).p50 == 7.0

@@ -300,6 +300,17 @@ def test_what_is_too_old_makes_room_once(make: Make, wall: Wall) -> None:
     assert spool.counts()["a"].dropped == 2
 
 
+def test_the_bytes_of_what_is_too_old_are_room_for_as_many(make: Make, wall: Wall) -> None:
+    spool = fill(make(max_bytes=10, max_age=10), b"123456")
+    wall.now += 9
+    fill(spool, b"7890")
+    wall.now += 1
+    spool.put(["a"], b"abcdef", ID)
+
+    assert texts(spool) == [b"7890", b"abcdef"]
+    assert spool.counts()["a"].dropped == 1
+
+
 def test_what_is_moved_grows_no_younger(make: Make, wall: Wall) -> None:
     spool = fill(make(max_age=10), b"1")
     wall.now += 5
