@@ -213,10 +213,14 @@ class Watch:
 
     def _read(self, office: Office, link: Link, strand: Strand, *, has_hung_up: bool) -> None:
         """Take what has come; the end of the stream is the end of the link."""
-        is_over, error = self._take_in(office, strand, is_last=has_hung_up)
-        if is_over:
-            strand.line.is_alive()  # finds the error
-            office.lower(link, error or strand.line.error, strand)
+        try:
+            is_over, error = self._take_in(office, strand, is_last=has_hung_up)
+            if is_over:
+                strand.line.is_alive()  # finds the error
+                office.lower(link, error or strand.line.error, strand)
+        except Exception:  # short of memory, perhaps: upkeep sees to what is left undone
+            logger.exception("broadcaster %r: reading failed", office.name)
+            office.expect_soon()
 
     @staticmethod
     def _take_in(office: Office, strand: Strand, *, is_last: bool) -> tuple[bool, Exception | None]:

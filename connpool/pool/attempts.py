@@ -12,7 +12,7 @@ from connpool.pool.backoff import pause_after
 from connpool.pool.core import Books
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
-from connpool.pool.record import Key, Record
+from connpool.pool.record import Key, Phase, Record
 from connpool.pool.waiters import PATIENCE, Waiter
 
 __all__ = ["Attempts"]
@@ -155,6 +155,18 @@ class Attempts:
                     waiter.wake()  # it leaves, unless that has brought it something
                 return waiter
         return None
+
+    def _bequeath(self, waiter: Waiter) -> None:
+        """What is being opened for *waiter*, who has something now, is for the next who could use it."""
+        record, waiter.attempt = waiter.attempt, None
+        if record is None or record.phase is not Phase.OPENING or not record.host.is_up():
+            return  # nobody else need hope for a mere probe
+        for heir in self._queue:
+            could_use = heir.pinned in (None, record.host.endpoint) and heir.attempt is None
+            if could_use and heir.is_waiting() and not heir.errands:
+                heir.attempt = record
+                heir.patience_at = waiter.patience_at
+                return
 
     def eviction_is_over(self, record: Record) -> None:
         """*record* is closed. If that was to make room, who may not wait for more leaves, unless there is."""

@@ -86,8 +86,8 @@ class Connection(Traffic):
                 receive = pool._receive  # called as an attribute, it would be sought as a method
                 receive(key, now)
         except BaseException as error:
+            drop_keys(error)  # where no frame is left for it, the traceback keeps all until there is room
             del key  # let the finaliser find it: a traceback would keep it alive
-            drop_keys(error)
             raise
 
     def terminate(self, error: BaseException | None = None) -> None:

@@ -109,8 +109,8 @@ def lend_aloud(lender: Lender) -> Callable[..., Connection]:
                     conn = Checkout(pool._lender, request, timeout, turn).run(key)
                     at = ask()
         except BaseException as error:
-            key = conn = None  # a traceback must not keep a key from its finaliser
             drop_keys(error)
+            key = conn = None  # a traceback must not keep a key from its finaliser
             if handlers := listeners.by_kind[CheckoutFailed]:
                 at = ask()
                 listeners.tell(CheckoutFailed(name, at, reason_of(error), at - began, error), handlers)
@@ -140,8 +140,8 @@ def lend_aloud(lender: Lender) -> Callable[..., Connection]:
                     conn.release()
                     raise
         except BaseException as error:
-            key = conn = None  # its caller will never have it, and a traceback must not keep it
             drop_keys(error)
+            key = conn = None  # its caller will never have it, and a traceback must not keep it
             raise
         return conn
 

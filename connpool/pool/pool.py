@@ -241,8 +241,8 @@ class ConnectionPool(Steering):
                 turn = self._lender.books.fleet.turn_of(key.record.host)
             return Checkout(self._lender, Request.of(req), timeout, turn).run(key)
         except BaseException as error:
-            key = conn = None  # a traceback must not keep a key from its finaliser
             drop_keys(error)
+            key = conn = None  # a traceback must not keep a key from its finaliser
             raise
 
     _lend_untold = try_connect  # what a listened-to pool does itself, unless a class below has its own way

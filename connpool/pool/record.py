@@ -220,8 +220,18 @@ class Key:
         try:
             self._report()
         except Exception:
-            if not self._is_over():  # else the interpreter has taken apart what this needs
-                raise
+            if self._is_over():
+                return  # the interpreter has taken apart what this needs
+            me: Any = self
+            books = me.record.pool._lender.books
+            lost = getattr(me, "hold", me.record)  # None: a share that has ended
+            if lost is not None:  # told without calling a function: the stack may be full
+                books.lost.append(lost if lost is me.record else (lost, me.number))
+            try:
+                books.queue.waiters[0].gate.release()
+            except (IndexError, RuntimeError):
+                pass
+            raise
         except BaseException:  # Ctrl-C: from the beginning, since nobody else would do it
             self._report()
             raise

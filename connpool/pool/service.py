@@ -15,7 +15,7 @@ from connpool.pool.core import Books
 from connpool.pool.failures import again, blacklisted, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
-from connpool.pool.record import Key, Phase
+from connpool.pool.record import Key
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
 from connpool.pool.sharing import add_share, pick
@@ -43,24 +43,31 @@ class Service(Attempts):
     def serve(self, now: float, todo: Todo, *, is_brisk: bool = False) -> None:
         """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
         books = self._books
-        if books.lost:
-            recover(books, todo)
-        if books.timings.is_behind():
-            books.timings.catch_up(now, books.n_checkouts())
-        self.give_up_hung(now)
-        books.publish(now)
-        if books.state is POOL_CLOSED:
-            books.drain_all(CloseReason.POOL_CLOSED, todo)
-        if books.state is not POOL_OPEN:
-            self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
-            return
-        oldest = None
-        while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look
-            oldest = self._queue.oldest
-            self._announce(now, is_brisk=is_brisk)
-            self._serve_queue(now, todo)
-        books.warm_reserve.mind(now)
-        books.publish_queue()
+        try:
+            if books.lost:
+                recover(books, todo)
+            if books.timings.is_behind():
+                books.timings.catch_up(now, books.n_checkouts())
+            self.give_up_hung(now)
+            books.publish(now)
+            if books.state is POOL_CLOSED:
+                books.drain_all(CloseReason.POOL_CLOSED, todo)
+            if books.state is not POOL_OPEN:
+                self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
+                return
+            oldest = None
+            while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look
+                oldest = self._queue.oldest
+                self._announce(now, is_brisk=is_brisk)
+                self._serve_queue(now, todo)
+            books.warm_reserve.mind(now)
+            books.publish_queue()
+        except BaseException:  # cut short: the oldest looks for itself. To open its gate needs no frame
+            try:
+                self._queue.waiters[0].gate.release()
+            except (IndexError, RuntimeError):
+                pass
+            raise
 
     def _serve_queue(self, now: float, todo: Todo) -> None:
         is_dry = False  # nobody plain gets anything any more
@@ -284,25 +291,16 @@ class Service(Attempts):
     def give(self, waiter: Waiter, key: Key, now: float) -> None:
         waiter.key = key  # from here on the key is the waiter's, whatever interrupts us
         waiter.outcome = SERVED
+        try:
+            waiter.gate.release()  # not by ``wake``: the stack may be full, and nobody else would do it
+        except RuntimeError:  # it is open already
+            pass
         self._books.timings.new_waits.append((now, now - waiter.since))
-        waiter.wake()
         self._queue.leave(waiter)
         if waiter.errands:
             self._drop_errands(waiter)
         if waiter.attempt is not None:
             self._bequeath(waiter)
-
-    def _bequeath(self, waiter: Waiter) -> None:
-        """What is being opened for *waiter*, who has something now, is for the next who could use it."""
-        record, waiter.attempt = waiter.attempt, None
-        if record is None or record.phase is not Phase.OPENING or not record.host.is_up():
-            return  # nobody else need hope for a mere probe
-        for heir in self._queue:
-            could_use = heir.pinned in (None, record.host.endpoint) and heir.attempt is None
-            if could_use and heir.is_waiting() and not heir.errands:
-                heir.attempt = record
-                heir.patience_at = waiter.patience_at
-                return
 
     def fail(self, waiter: Waiter, error: BaseException) -> None:
         waiter.error = error

@@ -64,8 +64,8 @@ def share_at_hand(pool: ConnectionPool, timeout: float | None) -> SharedConnecti
             lender.serve()  # others may join
         return conn
     except BaseException as error:
-        del key, conn  # their finalisers see to it
         drop_keys(error)
+        del key, conn  # their finalisers see to it
         raise
 
 
@@ -91,8 +91,8 @@ class SharedConnection(Connection):
         try:
             leave(self._record.pool._lender, share)
         except BaseException as error:
-            del share  # as in ``Connection.release``
             drop_keys(error)
+            del share  # as in ``Connection.release``
             raise
 
     def terminate(self, error: BaseException | None = None, *, interrupt: bool = False) -> None:

@@ -63,18 +63,10 @@ class Share(Key):
     def __init__(self) -> None:
         """Nothing yet: ``add_share`` fills it in, without the cost of a call."""
 
-    def __del__(self) -> None:
-        try:
-            hold = self.hold
-        except AttributeError:  # interrupted before it was anybody's
-            return
-        if hold is not None:
-            super().__del__()
-
     def _report(self) -> None:
-        record = getattr(self, "record", None)  # None: it has reported
-        if record is not None and self.hold is not None and record.phase is not CLOSED:
-            record.pool._share_dropped(self, self.hold)
+        record, hold = getattr(self, "record", None), getattr(self, "hold", None)
+        if record is not None and hold is not None and record.phase is not CLOSED:
+            record.pool._share_dropped(self, hold)
 
 
 _numbers: Final = itertools.count(1)

@@ -135,9 +135,12 @@ class Reaper:
             if self._at_it.acquire(timeout=TAKEOVER):
                 try:
                     self._keep_up(me)
+                    return
+                except Exception:
+                    logger.exception("upkeep failed between two turns, and goes on")
+                    self._clock.wait(self._gate, BREATH)
                 finally:
                     self._at_it.release()
-                return
 
     def _keep_up(self, me: threading.Thread) -> None:
         while self._thread is me:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -233,11 +234,12 @@ def renew(path: Path) -> None:
     """Put a copy in the place of *path*: the same bytes, another identity."""
     copy = path.with_name(path.name + ".copy")
     with _told(path):
-        FileIO(copy, "ab", opener=_open_private).close()  # private before anything is in it
-        shutil.copyfile(path, copy)
-        shutil.copymode(path, copy)
-        with copy.open("rb+") as file:
-            os.fsync(file.fileno())
+        copy.unlink(missing_ok=True)  # somebody did not finish; or it is another's, or leads elsewhere
+        with path.open("rb") as old, open(copy, "xb", opener=_open_private) as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            os.fchmod(new.fileno(), stat.S_IMODE(os.fstat(old.fileno()).st_mode))
+            os.fsync(new.fileno())
     rename(copy, path)
 
 

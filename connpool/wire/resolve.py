@@ -108,13 +108,22 @@ class _Lookup(threading.Thread):
             host, port = self._query
             self.answer = list(dict.fromkeys(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
         except BaseException as exc:  # noqa: BLE001 - handed to the waiting thread
-            self.error = exc
+            self.error = (_shortage() if isinstance(exc, socket.gaierror) else None) or exc
         finally:
             self.give_place_back()
             self._done.release()
 
     def is_done_within(self, seconds: float | None) -> bool:
         return wait(self._done, seconds)
+
+
+def _shortage() -> OSError | None:
+    """What a look-up lacks here: a resolver without a descriptor says that there is no such name."""
+    try:
+        socket.socket().close()
+    except OSError as error:
+        return error
+    return None
 
 
 def _free(place: int, _: object = None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from connpool import Broadcaster, LinkState, NoEndpointError
+from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
 from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
 from tests.helpers.switchboard import until
@@ -307,3 +309,23 @@ def test_a_peer_that_takes_nothing_for_the_time_allowed_is_dead_and_others_take_
         assert str(a.endpoint) not in living(sender)
         c.until_has(messages[-1])
         assert c.lines == messages[groups.index(1) :]
+
+
+def test_a_link_whose_end_met_a_lack_of_memory_is_opened_again(a, monkeypatch):
+    failures, refresh = [MemoryError()], Roster.refresh
+
+    def without_memory(roster: Roster, now: float) -> None:
+        if failures and threading.current_thread().name.startswith("connpool-watch"):
+            raise failures.pop()
+        refresh(roster, now)
+
+    with broadcasting(a, spool=None) as sender:
+        all_alive(sender)
+        with monkeypatch.context() as patch:
+            patch.setattr(Roster, "refresh", without_memory)
+            while failures:  # who finds the end first is chance
+                until_alive(sender, a)
+                a.kill()
+        until_alive(sender, a)
+        kill(a)
+        until_dead(sender, a)

@@ -144,6 +144,21 @@ def test_what_fails_on_this_machine_blames_no_host(error: OSError, monkeypatch: 
         check_nobody_blamed(pool)
 
 
+def test_a_name_that_no_descriptor_is_left_to_look_up_blames_no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver says that there is no such name, since it can read none of its files."""
+
+    class NoSocket(socket.socket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.EMFILE, "no descriptor left")
+
+    with ConnectionPool("somewhere:1 && elsewhere:1") as pool:
+        fail_names_with(monkeypatch, socket.gaierror(socket.EAI_NONAME, "no such name"))
+        monkeypatch.setattr(socket, "socket", NoSocket)
+        with pytest.raises(ConnPoolError, match="no descriptor left"):
+            pool.try_connect(timeout=5)
+        check_nobody_blamed(pool)
+
+
 def test_what_this_machine_lacks_for_an_open_or_a_hook_of_the_users_blames_no_host() -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, "no descriptor left")

@@ -12,6 +12,7 @@ import pytest
 
 from connpool import CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock, ScriptedServer
+from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, REAPER, fill, let_pass, reapers, settle, sweep_until, the_reaper, turn
@@ -342,3 +343,18 @@ def test_a_place_that_no_thread_could_use_is_for_who_has_come_meanwhile(
         monkeypatch.setattr(threading.Thread, "start", refuse_once)
         with taking(0, 8):
             together(wait, pool.sweep)
+
+
+def test_upkeep_goes_on_after_an_error_between_two_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, hear = [MemoryError()], Reaper._hear
+
+    def without_memory(reaper: Reaper) -> None:
+        if failures:
+            raise failures.pop()
+        hear(reaper)
+
+    monkeypatch.setattr("connpool.upkeep.reaper.BREATH", 0.01)
+    monkeypatch.setattr(Reaper, "_hear", without_memory)
+    with ConnectionPool("a:1", connector=Switchboard(), min_idle=1, reap_interval=OFTEN) as pool:
+        until(lambda: pool.stats().idle == 1)
+    assert not failures

@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -230,14 +231,31 @@ def test_a_renewed_file_is_never_for_others_eyes(tmp_path: Path, monkeypatch) ->
     path.write_bytes(b"content")
     modes = []
 
-    def copyfile(source: Path, target: Path) -> None:
-        modes.append(target.stat().st_mode & 0o777)
-        target.write_bytes(source.read_bytes())
+    def copy(source: BinaryIO, target: BinaryIO) -> None:
+        modes.append(os.fstat(target.fileno()).st_mode & 0o777)
+        target.write(source.read())
 
-    monkeypatch.setattr(disk.shutil, "copyfile", copyfile)
+    monkeypatch.setattr(disk.shutil, "copyfileobj", copy)
     disk.renew(path)
 
     assert [*modes, path.stat().st_mode & 0o777] == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("is_link", [True, False], ids=["a link", "a file that all may read"])
+def test_a_renewed_file_goes_into_nothing_that_another_has_put_in_its_way(tmp_path: Path, is_link) -> None:
+    path, elsewhere, in_the_way = tmp_path / "file", tmp_path / "elsewhere", tmp_path / "file.copy"
+    path.write_bytes(b"secret")
+    path.chmod(0o600)
+    elsewhere.write_bytes(b"another's")
+    elsewhere.chmod(0o666)
+    if is_link:
+        in_the_way.symlink_to(elsewhere)
+    else:
+        in_the_way.hardlink_to(elsewhere)
+    disk.renew(path)
+    assert elsewhere.read_bytes() == b"another's"
+    assert not path.is_symlink()
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"secret", 0o600)
 
 
 def test_a_renewed_file_is_on_the_disk_before_it_takes_the_place_of_the_other(
