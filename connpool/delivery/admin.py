@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from connpool import clock as real
+from connpool.delivery.words import links_of
 from connpool.errors import ConfigError
 from connpool.model.checks import is_whole, require_seconds
 from connpool.model.delivery import LinkInfo, LinkState
@@ -44,7 +45,7 @@ class Admin(Uncopied):
 
     def links(self) -> tuple[LinkInfo, ...]:
         """Each link as it stands, in the order of the route."""
-        return self._office.describe_links()
+        return links_of(self._office)
 
     @property
     def ready(self) -> bool:

@@ -19,7 +19,7 @@ from connpool.delivery.roster import Roster
 from connpool.delivery.settings import Settings
 from connpool.delivery.spool import Spool
 from connpool.delivery.strand import Strand
-from connpool.model.delivery import GLOBAL, LinkEvent, LinkInfo, LinkState
+from connpool.model.delivery import GLOBAL, LinkEvent, LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.pool.backoff import pause_after
 from connpool.pool.census import Kept, watch
@@ -73,6 +73,7 @@ class Office:
         waiting = self.roster.waiting()
         with self._lock:
             new, gone = self.roster.follow(self.pool.route, self.clock.now(), waiting)
+            self._tell_parted_locked(gone)
             self._publish_locked()
         self.speak_up()
         for link in gone:
@@ -180,11 +181,17 @@ class Office:
     def _mark_dead_locked(self, link: Link, error: BaseException | None, endpoint: Endpoint) -> None:
         link.since = self.clock.now()
         link.last_error = None if error is None else error.with_traceback(None)
-        # Of one that has left, another may lead there by now; one that is dead was told.
-        is_told = link.state is LinkState.ALIVE or (link.state is LinkState.NEW and self.roster.has(link))
-        if is_told and not self.is_closed:
+        # Of one that has left it was told as it left; of one that is dead, too.
+        if link.state is not LinkState.DEAD and self.roster.has(link) and not self.is_closed:
             self.mailbox.post_locked(LinkEvent.DEAD, endpoint, link.newest)
         link.state = LinkState.DEAD  # last: whoever is interrupted before leaves the rest to another
+
+    def _tell_parted_locked(self, links: Iterable[Link]) -> None:
+        """Tell the ends of those of *links* that have left: from now on another may lead there."""
+        for link in links:
+            if link.state is LinkState.ALIVE and not self.roster.has(link) and not self.is_closed:
+                assert link.endpoint is not None
+                self.mailbox.post_locked(LinkEvent.DEAD, link.endpoint, link.newest)
 
     def plan_attempt_locked(self, link: Link, error: BaseException | None) -> None:
         """Decide when the next attempt to open *link* is made."""
@@ -311,10 +318,3 @@ class Office:
                 break
             logger.info("broadcaster %r: sends to group %s, before to %s", self.name, after, before)
         self.mailbox.wake()
-
-    def describe_links(self) -> tuple[LinkInfo, ...]:
-        """Each link as it stands."""
-        spool = None if self.is_closed else self.spool
-        with self._lock:
-            links = self.roster.links.values()
-            return tuple(link.describe(0 if spool is None else spool.count(link.queue)) for link in links)

@@ -13,7 +13,7 @@ from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares, shares_of, who_have
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
-from connpool.delivery.words import closed, describe
+from connpool.delivery.words import closed, describe, links_of
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
@@ -272,7 +272,7 @@ class Sending:
     def _nobody(self) -> NoEndpointError:
         office = self._office
         takes_any = office.settings.failover
-        infos = [info for info in office.describe_links() if takes_any or 0 in info.groups]
+        infos = [info for info in links_of(office) if takes_any or 0 in info.groups]
         causes = [(info.endpoint, info.last_error) for info in infos if info.last_error is not None]
         times = [info.retry_at for info in infos if info.retry_at is not None]
         told = "; ".join(map(describe, infos)) or "the route has no members"

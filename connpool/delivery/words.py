@@ -1,12 +1,25 @@
-"""What errors say of a broadcaster and its links."""
+"""What a user is told of a broadcaster and its links, by errors or when asked."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from connpool.errors import PoolClosedError
 from connpool.model.delivery import LinkInfo, LinkState
 from connpool.pool.failures import in_words
 
-__all__ = ["closed", "describe"]
+if TYPE_CHECKING:
+    from connpool.delivery.office import Office
+
+__all__ = ["closed", "describe", "links_of"]
+
+
+def links_of(office: Office) -> tuple[LinkInfo, ...]:
+    """Each link as it stands."""
+    spool = None if office.is_closed else office.spool
+    with office._lock:
+        links = office.roster.links.values()
+        return tuple(link.describe(0 if spool is None else spool.count(link.queue)) for link in links)
 
 
 def describe(link: LinkInfo) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
-from connpool import Broadcaster, Connection, LinkState, MemorySpool
+from connpool import Broadcaster, Connection, LinkEvent, LinkState, MemorySpool
+from connpool.delivery.office import Office
 from connpool.model.delivery import GLOBAL
-from tests.helpers.sinks import GUARD, Sink, broadcasting, refused, route_of
+from tests.helpers.sinks import GUARD, Diary, Sink, all_alive, broadcasting, refused, route_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -110,3 +111,26 @@ def test_who_has_a_message_is_told_though_its_member_leads_elsewhere_by_then(liv
     with broadcasting(live, ",", dead, confirm=edit_and_confirm) as sender:
         assert sender.wait_ready(GUARD)
         assert [str(endpoint) for endpoint in sender.broadcast(b"m").sent] == [str(live.endpoint)]
+
+
+def test_who_comes_back_as_it_leaves_is_told_to_be_alive_last(live, monkeypatch):
+    with Sink() as other, broadcasting(other, live) as sender:
+        diary = Diary()
+        sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, diary)
+        all_alive(sender)
+        lower = Office.lower
+
+        def come_back() -> None:
+            sender.add(live.endpoint)
+            all_alive(sender)
+
+        def lower_late(*arguments) -> bool:
+            monkeypatch.undo()
+            together(come_back)
+            return lower(*arguments)
+
+        monkeypatch.setattr(Office, "lower", lower_late)
+        sender.remove(live.endpoint)
+        until(lambda: len(diary.of(live)) == 3)
+        assert diary.of(live) == [LinkEvent.ALIVE, LinkEvent.DEAD, LinkEvent.ALIVE]
+        assert len(sender.links()) == 2
