@@ -43,6 +43,7 @@ def test_waiters_are_served_in_the_order_of_their_coming(clock: FakeClock) -> No
         held.release()
         join_all(threads)
         assert order == [0, 1, 2, 3, 4]
+        server.until_accepts(1)
         assert server.accepts == 1
 
 

@@ -157,6 +157,7 @@ def test_a_child_may_close_its_pool_without_the_parents_server_noticing() -> Non
         assert in_child(job) == 0
         assert ask(lent) == b"hello"
         lent.release()
+        server.until_accepts(2)
         assert server.open == 2
         with pool.try_connect() as conn:
             assert ask(conn) == b"hello"
