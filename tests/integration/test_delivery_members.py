@@ -795,9 +795,10 @@ def test_a_member_whose_return_hangs_does_not_slow_messages_to_the_others(a, b):
     with broadcasting(a, b, pool_settings={"connect_timeout": 30}) as sender:
         sender.broadcast(b"first")
         b.until_lines(1)
-        b.black_hole()
+        b.refuse()
         b.kill()
         until(lambda: state_of(sender, b) is LinkState.DEAD)
+        b.black_hole()
         together(lambda: [sender.broadcast(message) for message in numbered(100)], limit=3)
         a.until_lines(101)
 
