@@ -21,6 +21,7 @@ from connpool import (
     Endpoint,
     Lines,
     LinkEvent,
+    LinkState,
     MemorySpool,
     SQLiteSpool,
 )
@@ -54,6 +55,7 @@ class House:
         self._sinks = sinks
         self._names = [str(sink.endpoint) for sink in sinks]
         self.accepted: list[tuple[bytes, Delivery]] = []
+        self.told: dict[Endpoint, LinkEvent] = {}  # the last of each
         self.is_over = threading.Event()
         self.pool = ConnectionPool(
             " && ".join(self._names), max_size=10, blacklist_initial=QUICK, blacklist_max=2 * QUICK
@@ -69,6 +71,7 @@ class House:
         self.sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, self._hear)
 
     def _hear(self, sender: Broadcaster, event: LinkEvent, endpoint: Endpoint) -> None:
+        self.told[endpoint] = event
         if not self.is_over.is_set() and self.dice.random() < 0.1:
             self.order(self.dice)
 
@@ -122,6 +125,8 @@ class House:
     def check(self) -> None:
         assert self.sender.flush(GUARD) == 0, (self.sender.links(), self.sender.unsent())
         until(lambda: self.pool.stats().in_use == 1, "one loan, for the only member")
+        living = {link.endpoint for link in self.sender.links() if link.state is LinkState.ALIVE}
+        until(lambda: living == {each for each, event in self.told.items() if event is LinkEvent.ALIVE})
         assert self.sender.close(GUARD) == 0
         self.pool.close(GUARD)
         for sink in self._sinks:
