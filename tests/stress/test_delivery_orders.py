@@ -56,6 +56,8 @@ class House:
         self._names = [str(sink.endpoint) for sink in sinks]
         self.accepted: list[tuple[bytes, Delivery]] = []
         self.told: dict[Endpoint, LinkEvent] = {}  # the last of each
+        self.is_calm = False  # those who hear give no orders any more
+        self._ordering = threading.Lock()
         self.is_over = threading.Event()
         self.pool = ConnectionPool(
             " && ".join(self._names), max_size=10, blacklist_initial=QUICK, blacklist_max=2 * QUICK
@@ -72,8 +74,9 @@ class House:
 
     def _hear(self, sender: Broadcaster, event: LinkEvent, endpoint: Endpoint) -> None:
         self.told[endpoint] = event
-        if not self.is_over.is_set() and self.dice.random() < 0.1:
-            self.order(self.dice)
+        with self._ordering:
+            if not self.is_calm and self.dice.random() < 0.1:
+                self.order(self.dice)
 
     def order(self, dice: Random) -> None:
         where = dice.choice(self._sinks).endpoint
@@ -115,6 +118,8 @@ class House:
     def run(self) -> None:
         def lead() -> None:
             together(lambda: self.operate(one), lambda: self.operate(other), self.torment, limit=GUARD)
+            with self._ordering:
+                self.is_calm = True
             self.pool.route = ", ".join(self._names)  # type: ignore[assignment] # while they send
             let_pass(0.02)
             self.is_over.set()
