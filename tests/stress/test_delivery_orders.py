@@ -55,6 +55,8 @@ class House:
         self._names = [str(sink.endpoint) for sink in sinks]
         self.accepted: list[tuple[bytes, Delivery]] = []
         self.is_over = threading.Event()
+        self._hearing = threading.Lock()  # held by a handler that gives orders
+        self._is_heard = True  # whether handlers still do
         self.pool = ConnectionPool(
             " && ".join(self._names), max_size=10, blacklist_initial=QUICK, blacklist_max=2 * QUICK
         )
@@ -69,8 +71,9 @@ class House:
         self.sender.on(LinkEvent.DEAD | LinkEvent.ALIVE, self._hear)
 
     def _hear(self, sender: Broadcaster, event: LinkEvent, endpoint: Endpoint) -> None:
-        if not self.is_over.is_set() and self.dice.random() < 0.1:
-            self.order(self.dice)
+        with self._hearing:
+            if self._is_heard and self.dice.random() < 0.1:
+                self.order(self.dice)
 
     def order(self, dice: Random) -> None:
         where = dice.choice(self._sinks).endpoint
@@ -112,6 +115,8 @@ class House:
     def run(self) -> None:
         def lead() -> None:
             together(lambda: self.operate(one), lambda: self.operate(other), self.torment, limit=GUARD)
+            with self._hearing:
+                self._is_heard = False  # the next route is the last
             self.pool.route = ", ".join(self._names)  # type: ignore[assignment] # while they send
             let_pass(0.02)
             self.is_over.set()
