@@ -224,8 +224,10 @@ class Key:
                 return  # the interpreter has taken apart what this needs
             me: Any = self
             books = me.record.pool._lender.books
-            lost = getattr(me, "hold", me.record)  # None: a share that has ended
-            if lost is not None:  # told without calling a function: the stack may be full
+            lost = me.record if type(me) is Key else getattr(me, "hold", None)
+            if (
+                lost is not None
+            ):  # else it is a share that has ended. Told without a frame: the stack may be full
                 books.lost.append(lost if lost is me.record else (lost, me.number))
             try:
                 books.queue.waiters[0].gate.release()
