@@ -69,15 +69,17 @@ class Roster:
 
         Args:
             waiting: The queues in which messages wait. What no member of the route has is for the first
-                that has an endpoint in common with it, if there is one.
+                that has an endpoint in common with it, if there is one. So is what has an heir already: who
+                follows at the same time may know of more.
         """
+        inherited = [queue for link in self.links.values() for queue in link.heirlooms]
         before = dict.fromkeys(self.links.values())
         members = {queue_of(member): member for group in (route.groups if route else ()) for member in group}
         after = self._kept_for(members)
         staying = set(after.values())
         gone = [link for link in before if link not in staying]
         owned = {link.queue for link in after.values()}
-        full = dict.fromkeys(queue for queue in waiting if queue not in owned)
+        full = dict.fromkeys(queue for queue in (*waiting, *inherited) if queue not in owned)
         fresh = members.keys() - after.keys()
         left = {queue: member_of(queue) for queue in full if queue not in fresh}
         formers = kin_of(left)

@@ -241,10 +241,10 @@ class Checkout(Fitting):
 
     def _must_look(self, since: float, now: float) -> bool:
         """Whether nobody has looked for it since then: of many that wake at once, the first does."""
-        waiter, books = self._waiter, self._books
+        waiter, books, oldest = self._waiter, self._books, self._books.queue.oldest
         # Who changes the books looks for all, unless returns go untold; and the oldest may be called alone.
-        is_told = HAS_GIL and books.pool._is_awaited and books.queue.oldest is not waiter
-        if not is_told or books.next_change <= now:
+        is_led = oldest is not None and oldest is not waiter and oldest.is_waiting()
+        if not (HAS_GIL and books.pool._is_awaited and is_led) or books.next_change <= now:
             return True
         dues = [waiter.patience_at, waiter.evict_again_at, waiter.again_at]
         if waiter.front_at is not None:

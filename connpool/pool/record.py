@@ -224,7 +224,7 @@ class Key:
                 return  # the interpreter has taken apart what this needs
             me: Any = self
             books = me.record.pool._lender.books
-            lost = getattr(me, "hold", me.record)  # None: a share that has ended
+            lost = me.record if type(me) is Key else getattr(me, "hold", None)  # None: a share that has ended
             if lost is not None:  # told without calling a function: the stack may be full
                 books.lost.append(lost if lost is me.record else (lost, me.number))
             try:

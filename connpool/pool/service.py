@@ -62,11 +62,14 @@ class Service(Attempts):
                 self._serve_queue(now, todo)
             books.warm_reserve.mind(now)
             books.publish_queue()
-        except BaseException:  # cut short: the oldest looks for itself. To open its gate needs no frame
-            try:
-                self._queue.waiters[0].gate.release()
-            except (IndexError, RuntimeError):
-                pass
+        except BaseException:  # cut short: the oldest that waits looks for itself
+            for waiter in self._queue.waiters:
+                try:
+                    waiter.gate.release()  # which needs no frame
+                except RuntimeError:  # it is open already
+                    pass
+                if waiter.outcome is WAITING:
+                    break
             raise
 
     def _serve_queue(self, now: float, todo: Todo) -> None:

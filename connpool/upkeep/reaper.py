@@ -56,6 +56,7 @@ class Reaper:
         self._heap: list[tuple[float, int, Ref]] = []  # and some that hold no longer
         self._turned: dict[Ref, float] = {}  # when each had its last turn
         self._called: set[Ref] = set()  # who asked for a turn at once, and has not had it yet
+        self._is_torn = False  # something failed between two turns: whose is next is not known
 
     def hold_back(self, *, is_held: bool) -> None:
         """Start no thread for the moment: a fork is not the place for it."""
@@ -137,7 +138,9 @@ class Reaper:
                     self._keep_up(me)
                     return
                 except Exception:
-                    logger.exception("upkeep failed between two turns, and goes on")
+                    self._is_torn = True
+                    with suppress(Exception):
+                        logger.exception("upkeep failed between two turns, and goes on")
                     self._clock.wait(self._gate, BREATH)
                 finally:
                     self._at_it.release()
@@ -145,6 +148,8 @@ class Reaper:
     def _keep_up(self, me: threading.Thread) -> None:
         while self._thread is me:
             self._hear()
+            if self._is_torn:
+                self._begin_anew()
             nap = self._next_nap()
             if nap is None:
                 self._thread = None  # said first, and looked after that: who asks later starts another
@@ -169,21 +174,32 @@ class Reaper:
                 self._turned.pop(ref, None)
                 self._called.discard(ref)
         while self._asked:
-            ref, at = self._asked.popleft()
-            kept = ref()
-            if kept is None:
-                continue
-            if at == math.inf:
-                if ref not in self._called:
-                    self._due.pop(ref, None)
-                continue
-            if at == -math.inf:
-                self._called.add(ref)
-            due = self._due.get(ref, math.inf)
-            at = max(at, now, self._turned.get(ref, -math.inf) + (kept._pace() or 0.0))
-            if at < due:
-                self._due[ref] = at
-                heapq.heappush(self._heap, (at, next(self._numbers), ref))
+            self._put_down(*self._asked[0], now)
+            self._asked.popleft()  # only now: if that fails, it is done again
+
+    def _put_down(self, ref: Ref, at: float, now: float) -> None:
+        """One of these. May be done twice."""
+        kept = ref()
+        if kept is None:
+            return
+        if at == math.inf:
+            if ref not in self._called:
+                self._due.pop(ref, None)
+            return
+        if at == -math.inf:
+            self._called.add(ref)
+        due = self._due.get(ref, math.inf)
+        at = max(at, now, self._turned.get(ref, -math.inf) + (kept._pace() or 0.0))
+        if at < due:
+            self._due[ref] = at
+            heapq.heappush(self._heap, (at, next(self._numbers), ref))
+
+    def _begin_anew(self) -> None:
+        """Give all a turn: who has nothing to do is not harmed by it."""
+        now = self._clock.now()
+        self._due = dict.fromkeys([ref for ref in (*self._due, *self._turned) if ref() is not None], now)
+        self._heap = [(now, next(self._numbers), ref) for ref in self._due]
+        self._is_torn = False
 
     def _next_nap(self) -> float | None:
         """Seconds until the first is due; None: nothing ever is."""
@@ -201,9 +217,9 @@ class Reaper:
         while self._heap and self._heap[0][0] <= now:
             at, _, ref = heapq.heappop(self._heap)
             if self._due.get(ref) == at:
+                self._turned[ref] = now
                 del self._due[ref]
                 self._called.discard(ref)
-                self._turned[ref] = now
                 due.append((ref, now - at))
         return due
 

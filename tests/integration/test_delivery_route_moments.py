@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
@@ -79,6 +80,29 @@ def test_a_copy_that_is_written_ahead_for_a_member_that_has_just_left_is_for_who
         spool.hooks["put"] = lambda: setattr(sender.pool, "route", route_of(live, ",", dead))
         sender.broadcast(b"m")
         check_all_sent(sender, live, 2)
+
+
+def test_who_follows_a_route_and_knows_less_takes_nothing_from_an_heir(live, dead):
+    spool, counted, accepted = Hooked(), threading.Event(), threading.Event()
+
+    def edit() -> None:
+        sender.pool.route = shorter
+        spool.hooks["counted"] = lambda: (counted.set(), accepted.wait(GUARD))
+        other.start()  # it counts before the copy comes, and goes on when the copy has its heir
+        assert counted.wait(GUARD)
+
+    with Sink() as late:
+        late.refuse()
+        shorter = route_of(live, late, ",", dead)
+        other = threading.Thread(target=lambda: setattr(sender.pool, "route", shorter))
+        with broadcasting(live, late, dead, spool=spool) as sender:
+            until(lambda: [link.state for link in sender.links()] == [*STATES, LinkState.DEAD])
+            spool.hooks["put"] = edit
+            sender.broadcast(b"m")
+            accepted.set()
+            other.join(GUARD)
+            late.start()
+            check_all_sent(sender, late, 2)
 
 
 def test_what_waited_for_everybody_leaves_nothing_with_a_member_that_has_just_left(live, dead):

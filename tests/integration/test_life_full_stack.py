@@ -11,6 +11,8 @@ import pytest
 
 from connpool import Connection, ConnectionPool
 from connpool.pool.service import Service
+from connpool.pool.sharing import Share
+from connpool.pool.waiters import WaitQueue
 from tests.stress.works import A, Caller, TellingClock, Works, assert_ended, assert_whole
 
 AT_ONCE = 2.0  # seconds; who is forgotten waits for ten
@@ -102,4 +104,47 @@ def test_who_waits_is_served_though_the_thread_that_has_made_room_runs_out_of_me
     held.terminate()
     waiter.loan(AT_ONCE).release()
     assert not failures
+    assert_ended(pool, works)
+
+
+def test_who_waits_behind_one_that_was_served_last_is_served_though_memory_runs_out_in_between(monkeypatch):
+    works, clock, leave = Works(prompt=True), TellingClock(), WaitQueue.leave
+    pool = ConnectionPool(A, connector=works, clock=clock, max_size=2, reap_interval=None)
+    held = [pool.try_connect(), pool.try_connect()]
+    pool.pause()
+    for conn in held:
+        conn.release()
+    waiters = [Caller(pool, timeout=10)]
+    clock.until_waiting()
+    waiters.append(Caller(pool, timeout=10))
+    clock.until_waiting(2)
+
+    def without_memory(*args) -> None:
+        monkeypatch.setattr(WaitQueue, "leave", leave)
+        raise MemoryError
+
+    monkeypatch.setattr(WaitQueue, "leave", without_memory)
+    with pytest.raises(MemoryError):
+        pool.resume()
+    for loan in [waiter.loan(AT_ONCE) for waiter in waiters]:
+        loan.release()
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+def test_a_share_that_is_nobodys_yet_costs_no_connection_though_its_finaliser_fails(monkeypatch):
+    def without_memory(share: Share) -> None:
+        raise MemoryError
+
+    works = Works(prompt=True)
+    pool = ConnectionPool(A, connector=works, max_size=1, sharable=True, reap_interval=None)
+    with pool.share() as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(Share, "_report", without_memory)
+            share = Share()
+            share.record = held._record
+            del share
+        pool.share().release()  # which would find what is lost
+        assert works.n_open == 1
+    assert_whole(pool, works)
     assert_ended(pool, works)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -358,3 +360,40 @@ def test_upkeep_goes_on_after_an_error_between_two_turns(monkeypatch: pytest.Mon
     with ConnectionPool("a:1", connector=Switchboard(), min_idle=1, reap_interval=OFTEN) as pool:
         until(lambda: pool.stats().idle == 1)
     assert not failures
+
+
+@pytest.mark.parametrize("step", ["heapq.heappush", "Reaper._take_due"])
+def test_a_turn_that_is_lost_for_want_of_memory_is_given_all_the_same(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Kept:
+        name = "kept"
+        has_had_it = threading.Event()
+
+        def _pace(self) -> float:
+            return 0.0
+
+        def _take_turn(self, *, is_leap: bool) -> None:
+            self.has_had_it.set()
+
+    failures, push, take_due = [MemoryError()], heapq.heappush, Reaper._take_due
+
+    def without_memory(*args: Any) -> Any:
+        if step == "heapq.heappush":
+            fail()
+            return push(*args)
+        due = take_due(*args)
+        fail()  # whose turn it is is forgotten
+        return due
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    reaper, kept = Reaper(), Kept()
+    monkeypatch.setattr("connpool.upkeep.reaper.BREATH", 0.01)
+    monkeypatch.setattr(f"connpool.upkeep.reaper.{step}", without_memory)
+    reaper.watch(kept, -math.inf)
+    assert kept.has_had_it.wait(2)
+    assert not failures
+    reaper.end()
