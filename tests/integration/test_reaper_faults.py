@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
+from connpool import Broadcaster, CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock, ScriptedServer
 from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
@@ -358,3 +358,29 @@ def test_upkeep_goes_on_after_an_error_between_two_turns(monkeypatch: pytest.Mon
     with ConnectionPool("a:1", connector=Switchboard(), min_idle=1, reap_interval=OFTEN) as pool:
         until(lambda: pool.stats().idle == 1)
     assert not failures
+
+
+@pytest.mark.parametrize("call", [Broadcaster.wait_ready, Broadcaster.recv, Broadcaster.check_event])
+def test_links_for_which_there_were_no_threads_are_opened_for_who_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[Broadcaster, float], object]
+) -> None:
+    monkeypatch.setattr("connpool.delivery.admin.LOOK", 0.01)
+    with ScriptedServer() as server, ConnectionPool(str(server.endpoint)) as pool:
+        gate = NoThreads(monkeypatch, lambda name: name.startswith("connpool"))
+        with Broadcaster(pool) as broadcaster:
+            call(broadcaster, 0.1)
+            assert REAPER in gate.refused
+            assert not broadcaster.ready
+            n_refused = len(gate.refused)
+            if call is Broadcaster.wait_ready:  # may wait all the time
+                with taking(0, 8):
+                    together(lambda: broadcaster.wait_ready(10), lambda: open_when_tried(gate, n_refused + 2))
+            else:
+                gate.is_closed = False
+                call(broadcaster, 0.1)
+            until(lambda: broadcaster.ready)
+
+
+def open_when_tried(gate: NoThreads, times: int) -> None:
+    until(lambda: len(gate.refused) >= times)
+    gate.is_closed = False
