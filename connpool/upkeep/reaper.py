@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from connpool.clock import SystemClock, shut_gate
-from connpool.pool.census import Kept
+from connpool.pool.census import KEPT, Kept
 from connpool.wire import threads
 
 __all__ = ["REAPER", "Reaper"]
@@ -139,6 +139,8 @@ class Reaper:
                 except Exception:
                     logger.exception("upkeep failed between two turns, and goes on")
                     self._clock.wait(self._gate, BREATH)
+                    for kept in KEPT:  # whoever was to have a turn just then
+                        self.watch(kept, -math.inf)
                 finally:
                     self._at_it.release()
 

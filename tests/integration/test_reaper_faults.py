@@ -384,3 +384,23 @@ def test_links_for_which_there_were_no_threads_are_opened_for_who_waits_for_them
 def open_when_tried(gate: NoThreads, times: int) -> None:
     until(lambda: len(gate.refused) >= times)
     gate.is_closed = False
+
+
+def test_a_turn_that_was_due_when_upkeep_failed_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures, take_due = [MemoryError()], Reaper._take_due
+
+    def without_memory(reaper: Reaper) -> list[Any]:
+        due = take_due(reaper)
+        if due and failures:
+            raise failures.pop()
+        return due
+
+    monkeypatch.setattr("connpool.upkeep.reaper.BREATH", 0.01)
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, idle_timeout=0.05, reap_interval=OFTEN) as pool:
+        fill(pool, 1)
+        monkeypatch.setattr(Reaper, "_take_due", without_memory)
+        until(lambda: board.n_open == 0)
+    assert not failures
