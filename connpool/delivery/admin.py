@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
 from connpool.delivery.words import links_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
 
 __all__ = ["Admin", "require_places"]
+
+LOOK: Final = 1.0  # seconds after which who waits sees to it that upkeep runs
 
 
 def require_places(pool: ConnectionPool, route: Route | None) -> None:
@@ -61,15 +64,16 @@ class Admin(Uncopied):
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         office = self._office
         office.rouse()
-        until = None if timeout is None else real.now() + timeout
-        is_waiting = True
-        while is_waiting and not (self.ready or office.is_closed):
+        until = math.inf if timeout is None else real.now() + timeout
+        left, is_woken = math.inf, True
+        while (is_woken or left > LOOK) and not (self.ready or office.is_closed):
             for link in self._untried():
                 office.want(link)
+            office.expect_soon()  # there were no threads, perhaps, and upkeep has none either
+            left = max(0.0, until - real.now())
             with office.settled:
-                is_waiting = office.settled.wait_for(
-                    lambda: self.ready or office.is_closed or bool(self._untried()),
-                    None if until is None else max(0.0, until - real.now()),
+                is_woken = office.settled.wait_for(
+                    lambda: self.ready or office.is_closed or bool(self._untried()), min(left, LOOK)
                 )
         return self.ready
 

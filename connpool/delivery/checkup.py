@@ -113,13 +113,15 @@ def set_up(segment: Segment) -> None:
         raise Damaged("its tables are not as they were made")
     for pragma in (*MAKING, *USING) if is_new else USING:
         segment.execute(f"PRAGMA {pragma}")
+    segment.begin(is_durable=is_new)
     if is_new:
-        segment.begin(is_durable=True)
         for statement in SCHEMA:
             segment.execute(statement)
         segment.execute(f"PRAGMA application_id = {APPLICATION}")
         segment.execute(f"PRAGMA user_version = {FORMAT}")
-        segment.commit()
+    # Nothing lies there. But if SQLite could not open the file otherwise just then, it may only be read.
+    segment.delete([0])
+    segment.commit()
 
 
 def take_stock(segment: Segment) -> Books:

@@ -9,7 +9,7 @@ from typing import Final
 
 from connpool.errors import SpoolError
 
-__all__ = ["FORKED", "Damaged", "ForkedError", "Told", "UnwritableError", "told"]
+__all__ = ["FORKED", "Damaged", "ForkedError", "Told", "UnwritableError", "code_of", "told"]
 
 # What SQLite says when the fault lies in the file. ERROR: a table or a column is missing that we made.
 DAMAGE: Final = frozenset(
@@ -60,9 +60,14 @@ class UnwritableError(SpoolError):
     """The disk takes nothing more, for now. To callers it is a SpoolError."""
 
 
+def code_of(error: BaseException) -> int | None:
+    """What SQLite says, in full; None: it is not SQLite that says so."""
+    return getattr(error, "sqlite_errorcode", None)
+
+
 def told(error: sqlite3.Error, path: Path) -> Damaged | SpoolError:
     """What *error* is: damage of the file *path*, or something else: no space, no permission."""
-    code = getattr(error, "sqlite_errorcode", None)
+    code = code_of(error)
     if code is None:  # the module says so, not SQLite
         is_damage = isinstance(error, sqlite3.OperationalError)
         return Damaged(str(error)) if is_damage else SpoolError(f"spool {path}: {error}")

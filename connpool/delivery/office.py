@@ -98,12 +98,12 @@ class Office:
             if is_stray := self.is_closed or not self.roster.has(link) or strand.endpoint not in link.member:
                 self._mark_dead_locked(link, None, strand.endpoint)
             else:
+                is_behind = self.spool is not None and self.spool.count(link.queue) > 0
+                link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
                 link.state, link.since, link.endpoint = LinkState.ALIVE, self.clock.now(), strand.endpoint
                 link.retry_at = link.last_error = None
                 link.failures, link.is_wanted = 0, False
                 self.mailbox.post_locked(LinkEvent.ALIVE, strand.endpoint)
-                is_behind = self.spool is not None and self.spool.count(link.queue) > 0
-                link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
                 self._publish_locked()
         if is_stray:
             self.close_strand(strand)

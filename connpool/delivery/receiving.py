@@ -43,7 +43,7 @@ class Receiving:
         if self._settings.confirm is not None:
             raise UsageError(f"broadcaster {self.name!r}: what comes belongs to confirm", pool=self.name)
         seconds = _seconds(timeout)
-        self._office.rouse()
+        self._see_to_links()
         return self._office.mailbox.recv(seconds)
 
     def check_event(self, timeout: float | None = None, handler: Handler | None = None) -> int:
@@ -61,8 +61,14 @@ class Receiving:
         """
         require_callable("handler", handler)
         seconds = _seconds(timeout)
-        self._office.rouse()
+        self._see_to_links()
         return self._telling.check(seconds, handler)
+
+    def _see_to_links(self) -> None:
+        """If there are none, it may be for want of threads, of which upkeep is one: have it begin again."""
+        self._office.rouse()
+        if self._office.roster.active is None:
+            self._office.expect_soon()
 
     def on(self, events: LinkEvent, handler: Handler) -> None:
         """Call ``handler(broadcaster, event, endpoint)`` for each of *events*, in their order.

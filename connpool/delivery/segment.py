@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from connpool.delivery.checkup import index_of, log_of, refuse_what_sqlite_would_destroy, set_up, take_stock
-from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told
+from connpool.delivery.faults import FORKED, Damaged, ForkedError, Told, code_of
 from connpool.delivery.rows import END, PAGE_SIZE, Note, Row, first_of, lane_of, note_from, row_from
 from connpool.delivery.salvage import FRAME_SIZE, LOG_HEADER
 from connpool.errors import SpoolError
@@ -43,6 +44,7 @@ class Segment:
         self.path = path
         self._process = os.getpid()
         self._is_durable: bool | None = None
+        self._has_refuse = False  # behind its end the log holds a commit that could not be flushed
         disk.require_directory(path)
         refuse_what_sqlite_would_destroy(path)
         if (identity := disk.identity(path)) is not None and identity in _INHERITED:
@@ -57,13 +59,16 @@ class Segment:
                 try:
                     set_up(self)
                 except sqlite3.OperationalError as error:
-                    if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_IOERR_SHMSIZE:
+                    if code_of(error) != sqlite3.SQLITE_IOERR_SHMSIZE:
                         raise
                     self._keep_to_ourselves()
                     set_up(self)
                 self.books = take_stock(self)
                 self._log_identity = disk.identity(log_of(path))
-            except BaseException:
+            except BaseException as error:
+                # If the log's index, too, can be read by now, but not written, SQLite would remove the log.
+                if sys.version_info >= (3, 12) and code_of(error) == sqlite3.SQLITE_CANTOPEN:
+                    self._connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
                 self.close()
                 raise
 
@@ -146,10 +151,17 @@ class Segment:
             # Every commit is in the order of the log, so that a later flush covers the earlier ones too.
             self.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             self._is_durable = is_durable
+        if is_durable and self._has_refuse:
+            self.settle()  # who opens the file after a crash would take what is left of it for damage
+            self._has_refuse = False
         self._connection.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        self._connection.execute("COMMIT")
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            self._has_refuse = code_of(error) == sqlite3.SQLITE_IOERR_FSYNC
+            raise
 
     def roll_back(self) -> None:
         if self.is_in_transaction:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Telling"]
 
+BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 GATHERING: Final = 0.005  # seconds for which events are gathered into one set
 
 logger = logging.getLogger("connpool.delivery")
@@ -85,10 +86,15 @@ class Telling:
 def _run(ref: weakref.ref[Broadcaster], mailbox: Mailbox) -> None:
     """The thread: tell what happens, as long as nobody polls."""
     while not (mailbox.is_closed or mailbox.is_polled):
-        news = mailbox.take_news(None, None, gives_way=True)
-        if news and mailbox.has_set_handlers():
-            pause(GATHERING)
-            news += mailbox.take_news(0, None, gives_way=True)
+        try:
+            news = mailbox.take_news(None, None, gives_way=True)
+            if news and mailbox.has_set_handlers():
+                pause(GATHERING)
+                news += mailbox.take_news(0, None, gives_way=True)
+        except Exception:  # short of memory, perhaps
+            logger.exception("looking for events failed, and goes on")
+            pause(BREATH)
+            continue
         broadcaster = ref()
         if broadcaster is None:
             return

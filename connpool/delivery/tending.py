@@ -107,7 +107,11 @@ class Tending:
         except BaseException as error:
             conn.terminate(error)
             raise
-        office.raise_up(link, strand)
+        try:
+            office.raise_up(link, strand)
+        except BaseException as error:  # short of memory, perhaps: nobody would read of it, or open it again
+            office.lower(link, error, strand)
+            raise
 
     def _wait_for_the_pool(self, link: Link) -> None:
         """The pool lends nothing: no fault of the peer's, and soon over perhaps, unless it is closed."""

@@ -20,6 +20,7 @@ from connpool.wire.line import Poller
 __all__ = ["Watch"]
 
 MOST_READS: Final = 64  # of one connection before the others have their turn
+BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 SLICE: Final = 0.1  # seconds between looks whether the thread still runs that has an errand
 
 logger = logging.getLogger("connpool.delivery")
@@ -160,16 +161,18 @@ class Watch:
                 if office is None or self._is_over:
                     return
                 hasty = office.mailbox.take_hasty()
+                patience = None
                 try:
                     self._attend(office, poller, watched, interest)
                 except Exception:
                     logger.exception("broadcaster %r: reading failed", office.name)
+                    patience = BREATH
                 if not watched and self._may_leave(office):
                     return
                 if self._errand is not None:
                     self._errand()
                 del office
-                for fd, has_hung_up in poller.wait(0 if hasty else None):
+                for fd, has_hung_up in poller.wait(0 if hasty else patience):
                     office = self._office()
                     if office is not None and fd in watched:
                         self._read(office, *watched[fd], has_hung_up=has_hung_up)
@@ -206,8 +209,8 @@ class Watch:
                     continue
                 watched[fd] = (link, open_one)
             if interest.get(fd) is not for_input:
-                interest[fd] = for_input
                 poller.watch(open_one.line, for_input=for_input)
+                interest[fd] = for_input
                 if for_input and open_one.line.has_more():
                     self._read(office, link, open_one, has_hung_up=False)
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from connpool import Broadcaster, LinkState, NoEndpointError
+from connpool import Broadcaster, LinkEvent, LinkState, NoEndpointError
+from connpool.delivery import telling, watching
+from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
+from connpool.wire.line import Poller
 from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
 from tests.helpers.switchboard import until
 
@@ -329,3 +333,47 @@ def test_a_link_whose_end_met_a_lack_of_memory_is_opened_again(a, monkeypatch):
         until_alive(sender, a)
         kill(a)
         until_dead(sender, a)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "thread"),
+    [
+        (Mailbox, "post_locked", "connpool-link"),
+        (Roster, "refresh", "connpool-link"),
+        (Poller, "watch", "connpool-watch"),
+    ],
+    ids=["at the news of a link", "at the choice of a group", "at the look for its end"],
+)
+def test_a_link_whose_beginning_met_a_lack_of_memory_is_opened_and_watched(
+    a, monkeypatch, owner, name, thread
+) -> None:
+    failures, usual = [MemoryError()], getattr(owner, name)
+
+    def without_memory(*arguments: object, **more: object) -> object:
+        if failures and threading.current_thread().name.startswith(thread):
+            raise failures.pop()
+        return usual(*arguments, **more)
+
+    monkeypatch.setattr(watching, "BREATH", 0.05)
+    monkeypatch.setattr(owner, name, without_memory)
+    with broadcasting(a, spool=None) as sender:
+        until(lambda: not failures)
+        until_alive(sender, a)
+        kill(a)
+        until_dead(sender, a)
+
+
+def test_events_are_told_although_a_look_for_them_met_a_lack_of_memory(a, monkeypatch) -> None:
+    failures, take_news, told = [MemoryError()], Mailbox.take_news, threading.Event()
+
+    def without_memory(*arguments: Any, **more: Any) -> object:
+        if failures:
+            raise failures.pop()
+        return take_news(*arguments, **more)
+
+    monkeypatch.setattr(telling, "BREATH", 0.01)
+    monkeypatch.setattr(Mailbox, "take_news", without_memory)
+    with broadcasting(a, spool=None) as sender:
+        sender.on(LinkEvent.ALIVE, lambda *_: told.set())
+        assert told.wait(10)
+        assert not failures

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
+from connpool import Broadcaster, CloseReason, ConnectionClosed, ConnectionPool, ConnPoolError
 from connpool.testing import FakeClock, ScriptedServer
 from connpool.upkeep.reaper import Reaper
 from tests.helpers.switchboard import Line, Switchboard, check_books, until
@@ -397,3 +397,29 @@ def test_a_turn_that_is_lost_for_want_of_memory_is_given_all_the_same(
     assert kept.has_had_it.wait(2)
     assert not failures
     reaper.end()
+
+
+@pytest.mark.parametrize("call", [Broadcaster.wait_ready, Broadcaster.recv, Broadcaster.check_event])
+def test_links_for_which_there_were_no_threads_are_opened_for_who_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[Broadcaster, float], object]
+) -> None:
+    monkeypatch.setattr("connpool.delivery.admin.LOOK", 0.01)
+    with ScriptedServer() as server, ConnectionPool(str(server.endpoint)) as pool:
+        gate = NoThreads(monkeypatch, lambda name: name.startswith("connpool"))
+        with Broadcaster(pool) as broadcaster:
+            call(broadcaster, 0.1)
+            assert REAPER in gate.refused
+            assert not broadcaster.ready
+            n_refused = len(gate.refused)
+            if call is Broadcaster.wait_ready:  # may wait all the time
+                with taking(0, 8):
+                    together(lambda: broadcaster.wait_ready(10), lambda: open_when_tried(gate, n_refused + 2))
+            else:
+                gate.is_closed = False
+                call(broadcaster, 0.1)
+            until(lambda: broadcaster.ready)
+
+
+def open_when_tried(gate: NoThreads, times: int) -> None:
+    until(lambda: len(gate.refused) >= times)
+    gate.is_closed = False

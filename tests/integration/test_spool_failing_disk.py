@@ -1,0 +1,120 @@
+"""A disk that fails for a while: what was accepted stays, and what comes later does not suffer for it."""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from connpool import SpoolError, SQLiteSpool
+from connpool.delivery import segment
+from tests.helpers.scripts import run_program
+
+FDATASYNC = {"x86_64": 75, "aarch64": 83}
+# What a thread does within a filter of its own: the system refuses it that one call.
+WITHIN = """
+    import ctypes, os, struct, sys, threading
+    def cannot(call, deed):
+        rules = (0x20, 0, 0, 0), (0x15, 0, 1, call), (0x06, 0, 0, 0x5_0005), (0x06, 0, 0, 0x7FFF_0000)
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+        program = struct.pack("H6xP", len(rules), ctypes.addressof(code))
+        libc = ctypes.CDLL(None)
+        def run():
+            if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+                os._exit(77)
+            deed()
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in FDATASYNC, reason="the number of that call is not known here")
+def test_what_could_not_be_flushed_costs_nothing_that_is_accepted_later(tmp_path: Path) -> None:
+    program = textwrap.dedent(WITHIN) + textwrap.dedent(
+        f"""
+        from connpool import SpoolError, SQLiteSpool
+        spool = SQLiteSpool(os.path.join(sys.argv[1], "spool.db"))
+        for n in range(3):
+            spool.put(["a"], bytes(600), bytes([n] * 16))
+
+        def try_in_vain():
+            for n, size in (3, 60_000), (4, 20_000):
+                try:
+                    spool.put(["a"], bytes(size), bytes([n] * 16))
+                except SpoolError as error:
+                    print("FSYNC" in str(error), [item.id[0] for item in spool.peek("a", 9, 99_999)])
+
+        cannot({FDATASYNC[platform.machine()]}, try_in_vain)
+        spool.put(["a"], bytes(600), bytes([5] * 16))
+        os.kill(os.getpid(), 9)
+        """
+    )
+    ran = run_program(program, tmp_path)
+    if ran.status == 77:
+        pytest.skip("no call may be refused here")
+    assert (ran.err, ran.status, ran.out.splitlines()) == ("", -9, ["True [0, 1, 2]"] * 2)
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    assert spool.damage is None
+    assert [item.id[0] for item in spool.peek("a", 9, 99_999)] == [0, 1, 2, 5]
+    spool.close()
+
+
+def test_a_file_that_could_only_be_read_for_a_moment_is_opened_once_more(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "spool.db"
+    SQLiteSpool(path).close()
+    with monkeypatch.context() as patch:  # so SQLite opens what it cannot open otherwise
+        patch.setattr(
+            segment,
+            "_connect",
+            lambda path: sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None),
+        )
+        with pytest.raises(SpoolError, match=r"spool\.db: .*READONLY"):
+            SQLiteSpool(path)
+    spool = SQLiteSpool(path)
+    spool.put(["a"], b"1", bytes(16))
+    spool.close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="SQLite cannot be told to leave the log alone")
+def test_a_log_whose_index_cannot_be_opened_is_not_removed(tmp_path: Path) -> None:
+    program = """
+        import os, tempfile
+        from connpool import SpoolError, SQLiteSpool
+        from connpool.delivery import segment
+        set_up = segment.set_up
+
+        def set_up_without_index(new):
+            os.chmod(path + "-shm", 0)
+            try:
+                set_up(new)
+            finally:
+                os.chmod(path + "-shm", 0o400)
+
+        if os.getuid() == 0:  # who may do everything
+            os.setgid(65_534)
+            os.setuid(65_534)
+        with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+            path = os.path.join(folder, "spool.db")
+            if not os.fork():
+                spool = SQLiteSpool(path)
+                spool.put(["a"], b"1", bytes(16))
+                os._exit(0)
+            os.wait()
+            segment.set_up = set_up_without_index
+            try:
+                SQLiteSpool(path)
+            except SpoolError as error:
+                print("CANTOPEN" in str(error))
+            segment.set_up = set_up
+            os.chmod(path + "-shm", 0o600)
+            spool = SQLiteSpool(path)
+            print(spool.count("a"), spool.damage)
+            spool.close()
+    """
+    ran = run_program(textwrap.dedent(program), tmp_path)
+    assert (ran.err, ran.status, ran.out.splitlines()) == ("", 0, ["True", "1 None"])
