@@ -1,4 +1,4 @@
-"""Starting a thread once, whoever comes first, and waiting for its end."""
+"""What threads of a broadcaster have in common: started once, by whoever comes first, and waited for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from connpool.delivery.office import Office
 from connpool.pool.turns import Turns
 from connpool.wire import threads
 
-__all__ = ["Starter", "join"]
+__all__ = ["BREATH", "Starter", "join"]
 
+BREATH: Final = 1.0  # seconds before what has failed unexpectedly, or for the pool alone, is tried again
 GRACE: Final = 5.0  # seconds that the end waits for a thread, which may be in a handler of the user's
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from connpool.delivery.mailbox import ALL, Handler, Mailbox
 from connpool.delivery.office import Office
-from connpool.delivery.starting import Starter, join
+from connpool.delivery.starting import BREATH, Starter, join
 from connpool.wire.waiting import pause
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Telling"]
 
-BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 GATHERING: Final = 0.005  # seconds for which events are gathered into one set
 
 logger = logging.getLogger("connpool.delivery")

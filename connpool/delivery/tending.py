@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Final
 
 from connpool.delivery.flushing import Flushing
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
+from connpool.delivery.starting import BREATH
 from connpool.delivery.strand import Strand
 from connpool.errors import (
     CheckoutTimeoutError,
@@ -26,7 +26,6 @@ from connpool.wire.line import Line
 
 __all__ = ["Tending"]
 
-BREATH: Final = 1.0  # seconds before what has failed unexpectedly, or for the pool alone, is tried again
 
 logger = logging.getLogger("connpool.delivery")
 

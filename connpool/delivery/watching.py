@@ -12,7 +12,7 @@ from typing import Final
 from connpool.clock import now, open_gate
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
-from connpool.delivery.starting import Starter, join
+from connpool.delivery.starting import BREATH, Starter, join
 from connpool.delivery.strand import Strand
 from connpool.errors import FramingError
 from connpool.wire.line import Poller
@@ -20,7 +20,6 @@ from connpool.wire.line import Poller
 __all__ = ["Watch"]
 
 MOST_READS: Final = 64  # of one connection before the others have their turn
-BREATH: Final = 1.0  # seconds before what has failed unexpectedly is tried again
 SLICE: Final = 0.1  # seconds between looks whether the thread still runs that has an errand
 
 logger = logging.getLogger("connpool.delivery")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -27,14 +27,7 @@ from tests.helpers.together import together
 
 WHILE = 1.0  # seconds that the threads of a test are at it
 
-
-@pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
-    """With the GIL threads take turns quickly enough to meet."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 class Meeting:

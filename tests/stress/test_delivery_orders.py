@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
@@ -32,13 +30,7 @@ from tests.helpers.upkeep import let_pass
 
 ROUNDS: Final = 40  # of orders
 
-
-@pytest.fixture(autouse=True)
-def quick_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
+pytestmark = pytest.mark.usefixtures("quick_switches")
 
 
 def confirmed(conn: Connection, message: bytes) -> None:
