@@ -26,7 +26,6 @@ from connpool.wire.line import Line
 
 __all__ = ["Tending"]
 
-
 logger = logging.getLogger("connpool.delivery")
 
 
