@@ -4,6 +4,7 @@ No colour means anything by itself: ours is thick and blue, a floor is dotted, e
 each line has its name at its end.
 """
 
+import argparse
 import json
 import sys
 import textwrap
@@ -319,8 +320,11 @@ PICTURES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Any]]] = {
 
 def main() -> int:
     """Draw the figures of one file into a folder."""
-    source, folder = sys.argv[1:]
-    drawn = draw(json.loads(Path(source).read_text(encoding="utf-8")), Path(folder))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=main.__doc__)
+    parser.add_argument("figures", type=Path, help="the JSON file that a run has written")
+    parser.add_argument("folder", type=Path, help="where the pictures are written")
+    args = parser.parse_args()
+    drawn = draw(json.loads(args.figures.read_text(encoding="utf-8")), args.folder)
     if not drawn:
         sys.stderr.write("nothing drawn: matplotlib is not installed, or these figures have no curves\n")
     return 0 if drawn else 1

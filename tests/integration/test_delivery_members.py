@@ -24,6 +24,7 @@ from connpool import (
     MemorySpool,
     NoEndpointError,
     PermissionDeniedError,
+    PoolClosedError,
     SocketConnector,
     SpoolError,
     SQLiteSpool,
@@ -532,6 +533,16 @@ def test_a_member_is_added_to_the_group_that_is_named(a, b, c):
         assert str(sender.pool.route) == f"{a.endpoint} && {b.endpoint} || {c.endpoint}"
         with pytest.raises(ConfigError, match="group must be 0 to 2"):
             sender.add(c.endpoint, 3)
+
+
+@pytest.mark.parametrize("what", ["add", "remove"])
+def test_a_broadcaster_that_is_closed_leaves_the_route_of_its_pool_alone(a, what):
+    with broadcasting(a) as sender:
+        before = sender.pool.route
+        sender.close()
+        with pytest.raises(PoolClosedError, match=r"broadcaster .* is closed"):
+            getattr(sender, what)(a.endpoint)
+        assert sender.pool.route == before
 
 
 def test_members_that_several_threads_add_and_remove_at_once_all_come_and_go():
