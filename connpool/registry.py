@@ -64,7 +64,7 @@ class Repository:
     """
 
     def __init__(self, name: str = "default", **defaults: Any) -> None:
-        self.name = require_text("name", name)
+        self.name: str = require_text("name", name)
         self._connector: Connector | None = defaults.pop("connector", None)
         self._defaults = PoolConfig.from_settings(**defaults)
         self._entries: dict[str, Entry] = {}

@@ -62,7 +62,7 @@ class CallPool(Steering):
         require_seconds("reap_interval", reap_interval, or_none=True)
         require_seconds("revive_initial", revive_initial)
         require_seconds("revive_max", revive_max)
-        self.name = f"calls-{next(_numbers)}" if name is None else require_text("name", name)
+        self.name: str = f"calls-{next(_numbers)}" if name is None else require_text("name", name)
         self._reap_interval = reap_interval
         clock = SystemClock() if clock is None else require_methods("clock", clock, "now", "wait")
         self._now = clock.now

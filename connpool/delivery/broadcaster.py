@@ -106,7 +106,7 @@ class Broadcaster(Admin, Receiving):
         if spool is not None:
             spool.count(GLOBAL)  # one that is closed says so before anything has begun
         self.pool = pool
-        self.name = pool.name
+        self.name: str = pool.name
         self._spool: Spool | None = spool
         self._begin()
         keep(self)

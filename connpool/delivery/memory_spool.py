@@ -65,7 +65,8 @@ class MemorySpool:
         self._limits = Limits(
             max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full
         )
-        self.adopts = self._is_limited = self._limits.are_any or max_age is not None
+        self._is_limited = self._limits.are_any or max_age is not None
+        self.adopts: bool = self._is_limited
         self._teller = Teller("in memory", listener)
         self._is_closed = False
         self._start_clean()

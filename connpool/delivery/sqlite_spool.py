@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from connpool import clock
@@ -78,7 +79,7 @@ class SQLiteSpool:
         listener: Handler | None = None,
     ) -> None:
         limits = Limits(max_messages=max_messages, max_bytes=max_bytes, max_age=max_age, on_full=on_full)
-        self.path = disk.absolute(require_path("path", path))
+        self.path: Path = disk.absolute(require_path("path", path))
         self.damage: SpoolDamaged | None = None
         self._is_durable = require_flag("durable", durable)
         self._teller = Teller(str(self.path), listener)

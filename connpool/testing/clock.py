@@ -35,7 +35,7 @@ class FakeClock:
     """
 
     GUARD = 30.0
-    overtake_delay = 0.0  # a waiter is served at once, so that tests need not advance
+    overtake_delay: float = 0.0  # a waiter is served at once, so that tests need not advance
 
     _now: float = field(default=1_000.0, alias="start")
     _changed: threading.Condition = field(factory=threading.Condition, init=False)

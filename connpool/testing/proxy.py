@@ -51,8 +51,8 @@ class FaultProxy(Watched):
 
     def __init__(self, target: Endpoint | str, *, host: str = "127.0.0.1") -> None:
         self.target = target
-        self.accepts = 0
-        self.peak = 0
+        self.accepts: int = 0
+        self.peak: int = 0
         self._door = Door(host)
         self._lines: Mapping[Way, Line] = {way: Line() for way in Way}
         self._relays: list[Relay] = []

@@ -62,7 +62,7 @@ class ScriptedServer(Watched):
         host: str = "127.0.0.1",
     ) -> None:
         self.script = script
-        self.peak = 0
+        self.peak: int = 0
         self.connections: list[ServedConnection] = []
         self._live: list[ServedConnection] = []  # those of them that may be open
         self._tls = tls

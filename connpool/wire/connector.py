@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Set
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from connpool.errors import ConfigError, HandshakeError
 from connpool.model.checks import is_whole, require_callable
@@ -78,8 +78,14 @@ class SocketConnector:
     """
 
     prompt: bool = True  # look.is_usable and look.close never block
-    handshake: Callable[[Any], object] | None = None
-    permissions: Callable[[Any], Set[str]] | None = None
+    if TYPE_CHECKING:  # what a subclass may have; here there is none, which a pool need not call
+
+        def handshake(self, conn: Any, /) -> object: ...
+
+        def permissions(self, conn: Any, /) -> Set[str]: ...
+    else:
+        handshake = None
+        permissions = None
 
     def __init__(
         self,
@@ -103,9 +109,9 @@ class SocketConnector:
         if tls is not None and tls.verify_mode == ssl.CERT_NONE:
             logger.warning("SocketConnector: the TLS context verifies nobody; anyone can pose as the server")
         if handshake is not None:
-            self.handshake = handshake
+            self.handshake = handshake  # type: ignore[method-assign]
         if permissions is not None:
-            self.permissions = permissions
+            self.permissions = permissions  # type: ignore[method-assign]
         self._tls = tls
         self._verifies = tls is None or tls.verify_mode != ssl.CERT_NONE
         self._server_hostname = server_hostname

@@ -192,7 +192,7 @@ class LengthPrefixed(_Bounded):
             raise ConfigError(f"byteorder must be 'big' or 'little', got {byteorder!r}")
         self.width = width
         self.byteorder: Literal["big", "little"] = byteorder
-        self.max_size = min(max_size, 256**width - 1)
+        self.max_size: int = min(max_size, 256**width - 1)
 
     def encode(self, message: bytes) -> bytes:
         self._check_size(len(message))
