@@ -103,15 +103,21 @@ class Control:
         """Close what is open to *hosts*: idle ones now, lent ones when they come back."""
         todo = Todo()
         with self._lock:
-            records = [record for host in hosts for record in host.records]
-            # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
-            self._lender.condemn_locked(records, CloseReason.STALE)
-            for host in hosts:
-                self._books.drain_idle(host, CloseReason.STALE, todo)
-            cut = in_phase(records, Phase.OPENING)
-            if interrupt:
-                cut += in_phase(records, Phase.OPEN)
+            cut = self._renew_locked(hosts, todo, interrupt=interrupt)
             self._lender.service.serve(self._lender.now(), todo)
+        self._finish(cut, todo, why)
+
+    def _renew_locked(self, hosts: list[Host], todo: Todo, *, interrupt: bool) -> list[Record]:
+        """Condemn what is open to *hosts*. Returns what is to be cut off."""
+        records = [record for host in hosts for record in host.records]
+        # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
+        self._lender.condemn_locked(records, CloseReason.STALE)
+        for host in hosts:
+            self._books.drain_idle(host, CloseReason.STALE, todo)
+        return in_phase(records, Phase.OPENING, *([Phase.OPEN] if interrupt else []))
+
+    def _finish(self, cut: list[Record], todo: Todo, why: str) -> None:
+        """Cut off what was condemned, and do what else was decided. No lock is held."""
         try:
             self._lender.flush()  # before its consequences are heard of
         finally:  # Ctrl-C in a handler: what was decided is done all the same
@@ -150,15 +156,15 @@ class Control:
                 self._lender.connector.looks_promptly or config.dial_in_caller
             )
             self._books.publish(self._lender.now())
-            hosts = self._known_locked(None)
+            hosts, cut = self._known_locked(None), []
+            if self._lender.connector.permissions is not None and not config.required_permissions <= before:
+                cut = self._renew_locked(hosts, todo, interrupt=False)
             for host in hosts:
                 crowd = evict_from_crowd(self._books, host, todo)
                 self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
-        self._lender.carry_out(todo)
-        if self._lender.connector.permissions is not None and not config.required_permissions <= before:
-            self._renew(hosts, interrupt=False, why=f"pool {self._name!r} requires more permissions")
+        self._finish(cut, todo, f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:
         """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""
