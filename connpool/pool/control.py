@@ -187,11 +187,13 @@ class Control:
 
     @keeping_no_key
     def unblacklist(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            _lift(self._known_locked(endpoint), self._lender.now())
-            for waiter in self._books.queue:
-                waiter.may_retry([endpoint])
-        self._lender.serve()
+        try:
+            with self._lock:
+                _lift(self._known_locked(endpoint), self._lender.now())
+                for waiter in self._books.queue:
+                    waiter.may_retry([endpoint])
+        finally:  # Ctrl-C: who waits is served all the same
+            self._lender.serve()
 
     def _known_locked(self, endpoint: Endpoint | None) -> list[Host]:
         hosts = self._books.fleet.hosts

@@ -37,13 +37,13 @@ class Doors:
     @keeping_no_key
     def pause(self, *, fail: bool) -> None:
         require_flag("fail", fail)
-        with self._lock:
-            self._lender.check_open_locked()
-            if self._books.state is PoolState.OPEN:
-                self._books.listeners.post(PoolPaused, self._name, self._lender.now())
-                self._go_locked(PoolState.PAUSED)
-            self._books.pause_fails = fail
         try:
+            with self._lock:
+                self._lender.check_open_locked()
+                if self._books.state is PoolState.OPEN:
+                    self._books.listeners.post(PoolPaused, self._name, self._lender.now())
+                    self._go_locked(PoolState.PAUSED)
+                self._books.pause_fails = fail
             self._lender.flush()  # before anybody tells what became of it
         finally:
             self._turn_away()
@@ -60,15 +60,15 @@ class Doors:
 
     @keeping_no_key
     def resume(self) -> None:
-        with self._lock:
-            self._lender.check_open_locked()
-            if self._books.state is PoolState.PAUSED:
-                self._books.listeners.post(PoolResumed, self._name, self._lender.now())
-                self._go_locked(PoolState.OPEN)
-                self._books.expect(-math.inf)
         try:
+            with self._lock:
+                self._lender.check_open_locked()
+                if self._books.state is PoolState.PAUSED:
+                    self._books.listeners.post(PoolResumed, self._name, self._lender.now())
+                    self._go_locked(PoolState.OPEN)
+                    self._books.expect(-math.inf)
             self._lender.flush()  # before anybody tells what it got
-        finally:  # Ctrl-C in a handler: who waits is served all the same
+        finally:  # Ctrl-C, in a handler or before: who waits is served all the same
             self._lender.serve()
 
     # -- the end of a pool

@@ -7,11 +7,17 @@ import warnings
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, ConnPoolError
+from connpool import CloseReason, ConnectionPool, ConnPoolError, EndpointState, PoolState
+from connpool.pool.control import Control
+from connpool.pool.core import Books
+from connpool.pool.doors import Doors
+from connpool.pool.hosts import Host
+from connpool.pool.waiters import Waiter
 from connpool.testing import ScriptedServer
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 from tests.helpers.switchboard import until
 from tests.stress.house import make_house, served  # noqa: F401 - make_house is a fixture
-from tests.stress.works import AT_ONCE, A, B, Caller, assert_whole, balanced, door
+from tests.stress.works import AT_ONCE, A, B, Caller, TellingClock, Works, assert_whole, balanced, door
 
 
 def oldest_first(h, waiters, act):
@@ -113,6 +119,38 @@ def test_the_end_of_a_pause_serves_the_oldest_waiter(house):
     h.pool.pause()
     waiters = [h.waiter() for _ in range(3)]
     oldest_first(h, waiters, h.pool.resume)
+
+
+def test_an_interrupt_as_a_pause_ends_leaves_nobody_waiting():
+    for strike in at_every_bytecode(Doors.resume, Doors._go_locked, Books.expect, kind=SignalStrike):
+        clock = TellingClock()
+        pool = ConnectionPool(A, connector=Works(prompt=True), clock=clock, reap_interval=None)
+        pool.pause()
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            pool.resume()
+        if pool.stats().state is PoolState.PAUSED:
+            pool.resume()
+        waiter.loan(2).release()
+        pool.close()
+
+
+def test_an_interrupt_as_an_endpoint_is_taken_off_the_blacklist_leaves_nobody_waiting():
+    for strike in at_every_bytecode(Control.unblacklist, Host.lift, Waiter.may_retry, kind=SignalStrike):
+        clock = TellingClock()
+        pool = ConnectionPool(
+            A, connector=Works(prompt=True), clock=clock, reap_interval=None, fail_fast=False
+        )
+        pool.blacklist(A)
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            pool.unblacklist(A)
+        if pool.endpoints()[0].state is not EndpointState.UP:
+            pool.unblacklist(A)
+        waiter.loan(2).release()
+        pool.close()
 
 
 def test_an_adopted_connection_serves_the_oldest_waiter(house):
