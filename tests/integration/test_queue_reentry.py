@@ -19,6 +19,7 @@ from connpool import (
     ConnPoolError,
     PoolClosedError,
     PoolExhaustedError,
+    Repository,
     Request,
     UsageError,
 )
@@ -163,6 +164,17 @@ def test_a_pool_that_a_condition_pauses_lends_after_that_and_one_that_a_look_clo
     pool.configure(look_after_idle=0)
     with pytest.raises(PoolClosedError):
         pool.try_connect(timeout=5)
+    assert_ended(pool, works)
+
+
+def test_a_pool_that_a_look_closes_gives_no_share_either():
+    works = Works(prompt=True)
+    with Repository("mine") as repo:
+        pool = repo.new("a", A, connector=works, sharable=True, look_after_idle=0, reap_interval=None)
+        pool.try_connect().release()
+        works.looking = lambda _: pool.close() is not None
+        with pytest.raises(PoolClosedError):
+            repo.share_from_pool("a")
     assert_ended(pool, works)
 
 
