@@ -94,21 +94,19 @@ class Control:
     @keeping_no_key
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         require_flag("interrupt", interrupt)
-        with self._lock:
-            hosts = self._known_locked(endpoint)
-            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
-        self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
-
-    def _renew(self, hosts: list[Host], *, interrupt: bool, why: str) -> None:
-        """Close what is open to *hosts*: idle ones now, lent ones when they come back."""
         todo = Todo()
         with self._lock:
+            hosts = self._known_locked(endpoint)
             cut = self._renew_locked(hosts, todo, interrupt=interrupt)
+            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
             self._lender.service.serve(self._lender.now(), todo)
-        self._finish(cut, todo, why)
+        self._cut_off(cut, todo, f"pool {self._name!r} was cleared")
 
     def _renew_locked(self, hosts: list[Host], todo: Todo, *, interrupt: bool) -> list[Record]:
-        """Condemn what is open to *hosts*. Returns what is to be cut off."""
+        """Close what is open to *hosts*: idle ones now, lent ones when they come back.
+
+        Returns what is to be cut off at once.
+        """
         records = [record for host in hosts for record in host.records]
         # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
         self._lender.condemn_locked(records, CloseReason.STALE)
@@ -116,7 +114,7 @@ class Control:
             self._books.drain_idle(host, CloseReason.STALE, todo)
         return in_phase(records, Phase.OPENING, *([Phase.OPEN] if interrupt else []))
 
-    def _finish(self, cut: list[Record], todo: Todo, why: str) -> None:
+    def _cut_off(self, cut: list[Record], todo: Todo, why: str) -> None:
         """Cut off what was condemned, and do what else was decided. No lock is held."""
         try:
             self._lender.flush()  # before its consequences are heard of
@@ -131,16 +129,18 @@ class Control:
     @keeping_no_key
     def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
         """Follow what *change* makes of the present route; of two at once the second builds on the first."""
+        todo = Todo()
         with self._lock:
             route = change(self._books.route)
             dropped = self._books.fleet.follow(route, self._lender.now())
             if is_first:  # it is no switch
                 self._books.active_group = self._books.fleet.active_group()
+            cut = self._renew_locked(dropped, todo, interrupt=False)
             self._books.route = route
             if self._books.config.min_idle:
                 self._books.expect(-math.inf)
-            self._books.publish(self._lender.now())
-        self._renew(dropped, interrupt=False, why=f"the route of pool {self._name!r} was changed")
+            self._lender.service.serve(self._lender.now(), todo)
+        self._cut_off(cut, todo, f"the route of pool {self._name!r} was changed")
 
     @keeping_no_key
     def configure(self, settings: dict[str, Any]) -> None:
@@ -164,7 +164,7 @@ class Control:
                 self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
-        self._finish(cut, todo, f"pool {self._name!r} requires more permissions")
+        self._cut_off(cut, todo, f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:
         """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""
