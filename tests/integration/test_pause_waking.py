@@ -17,7 +17,6 @@ from connpool import (
     PoolClosedError,
     PoolState,
 )
-from connpool.pool.control import Control
 from connpool.pool.core import Books
 from connpool.pool.doors import Doors
 from connpool.pool.fleet import Fleet
@@ -147,7 +146,7 @@ def test_an_interrupt_as_a_pause_ends_leaves_nobody_waiting():
 
 
 def test_an_interrupt_as_an_endpoint_is_taken_off_the_blacklist_leaves_nobody_waiting():
-    for strike in at_every_bytecode(Control.unblacklist, Host.lift, Waiter.may_retry, kind=SignalStrike):
+    for strike in at_every_bytecode(Host.lift, Waiter.may_retry, kind=SignalStrike):
         clock = TellingClock()
         pool = ConnectionPool(
             A, connector=Works(prompt=True), clock=clock, reap_interval=None, fail_fast=False
