@@ -149,8 +149,8 @@ class Ledger:
         self.hand(ticket, key)
         return True
 
-    def lay_down(self, key: Key, now: float, rest: float = 0.0) -> None:
-        """Put down the key of an open line that is free."""
+    def lay_down(self, key: Key, now: float, rest: float = 0.0, *, was_used: bool = True) -> None:
+        """Put down the key of an open line that is free. If it *was_used*, others are called before it."""
         line = key.line
         if rest > 0:
             line.rest_until = now + rest
@@ -160,7 +160,10 @@ class Ledger:
             line.home().resting.append(key)
         else:
             self.refresh(line, now)
-            line.idle.append(key)
+            if was_used:
+                line.idle.append(key)
+            else:
+                line.home().put_back(key)
 
     def refresh(self, line: Line, now: float) -> None:
         """Let calls take the fast path, unless there is a reason to look closer."""

@@ -56,4 +56,4 @@ def restore(ledger: Ledger, key: Key, now: float) -> None:
         line.run = None
         if line.leaving is not None and not line.leaving.is_waiting():
             line.leaving = None  # who was to take it out has gone
-        ledger.lay_down(key, now)
+        ledger.lay_down(key, now, was_used=False)

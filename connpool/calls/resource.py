@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator
 
@@ -47,6 +48,12 @@ class Resource:
                 return key
         return None
 
+    def put_back(self, key: Key) -> None:
+        """Lay *key*, with which nothing was called, where it lay: before what was called after it."""
+        mine = _called_at(key)
+        before = sum(1 for other in look_through(self.idle) if _called_at(other) <= mine)
+        self.idle.insert(before, key)
+
     def end_rests(self, now: float) -> None:
         """Lay down as idle those whose rest is over."""
         for key in list(self.resting):
@@ -84,6 +91,10 @@ class Resource:
 
     def dequeue(self, ticket: Ticket) -> None:
         _remove(self.queue, ticket)
+
+
+def _called_at(key: Key) -> float:
+    return -math.inf if key.line.called_at is None else key.line.called_at
 
 
 def _remove(pile: deque[Key] | deque[Ticket], thing: object) -> bool:

@@ -10,10 +10,11 @@ from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.model.states import CloseReason
 from connpool.pool.backoff import pause_after
 from connpool.pool.core import Books
+from connpool.pool.failures import again
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Dial, Todo
 from connpool.pool.record import Key, Phase, Record
-from connpool.pool.waiters import PATIENCE, Waiter
+from connpool.pool.waiters import PATIENCE, Outcome, Waiter
 
 __all__ = ["Attempts"]
 
@@ -175,6 +176,18 @@ class Attempts:
         for waiter in self._queue:
             if waiter.eviction is record and not waiter.may_wait:
                 waiter.wake()
+
+    def fail(self, waiter: Waiter, error: BaseException) -> None:
+        waiter.error = error
+        waiter.outcome = Outcome.FAILED
+        waiter.wake()
+        self._queue.leave(waiter)
+
+    def fail_all(self, error: Exception) -> None:
+        """Every waiter gets its own copy of *error*."""
+        for waiter in self._queue:
+            self.fail(waiter, again(error))
+        self._books.publish_queue()
 
     def call_off(self, dial: Dial) -> None:
         """Nobody will run *dial*: all is as it was before."""

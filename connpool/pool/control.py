@@ -94,24 +94,28 @@ class Control:
     @keeping_no_key
     def clear(self, endpoint: Endpoint | None, *, interrupt: bool) -> None:
         require_flag("interrupt", interrupt)
-        with self._lock:
-            hosts = self._known_locked(endpoint)
-            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
-        self._renew(hosts, interrupt=interrupt, why=f"pool {self._name!r} was cleared")
-
-    def _renew(self, hosts: list[Host], *, interrupt: bool, why: str) -> None:
-        """Close what is open to *hosts*: idle ones now, lent ones when they come back."""
         todo = Todo()
         with self._lock:
-            records = [record for host in hosts for record in host.records]
-            # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
-            self._lender.condemn_locked(records, CloseReason.STALE)
-            for host in hosts:
-                self._books.drain_idle(host, CloseReason.STALE, todo)
-            cut = in_phase(records, Phase.OPENING)
-            if interrupt:
-                cut += in_phase(records, Phase.OPEN)
+            hosts = self._known_locked(endpoint)
+            cut = self._renew_locked(hosts, todo, interrupt=interrupt)
+            self._books.listeners.post(PoolCleared, self._name, self._lender.now(), endpoint, interrupt)
             self._lender.service.serve(self._lender.now(), todo)
+        self._cut_off(cut, todo, f"pool {self._name!r} was cleared")
+
+    def _renew_locked(self, hosts: list[Host], todo: Todo, *, interrupt: bool) -> list[Record]:
+        """Close what is open to *hosts*: idle ones now, lent ones when they come back.
+
+        Returns what is to be cut off at once.
+        """
+        records = [record for host in hosts for record in host.records]
+        # All of them first, idle ones too: one that is lent in this very moment is condemned as well.
+        self._lender.condemn_locked(records, CloseReason.STALE)
+        for host in hosts:
+            self._books.drain_idle(host, CloseReason.STALE, todo)
+        return in_phase(records, Phase.OPENING, *([Phase.OPEN] if interrupt else []))
+
+    def _cut_off(self, cut: list[Record], todo: Todo, why: str) -> None:
+        """Cut off what was condemned, and do what else was decided. No lock is held."""
         try:
             self._lender.flush()  # before its consequences are heard of
         finally:  # Ctrl-C in a handler: what was decided is done all the same
@@ -125,16 +129,18 @@ class Control:
     @keeping_no_key
     def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
         """Follow what *change* makes of the present route; of two at once the second builds on the first."""
+        todo = Todo()
         with self._lock:
             route = change(self._books.route)
             dropped = self._books.fleet.follow(route, self._lender.now())
             if is_first:  # it is no switch
                 self._books.active_group = self._books.fleet.active_group()
+            cut = self._renew_locked(dropped, todo, interrupt=False)
             self._books.route = route
             if self._books.config.min_idle:
                 self._books.expect(-math.inf)
-            self._books.publish(self._lender.now())
-        self._renew(dropped, interrupt=False, why=f"the route of pool {self._name!r} was changed")
+            self._lender.service.serve(self._lender.now(), todo)
+        self._cut_off(cut, todo, f"the route of pool {self._name!r} was changed")
 
     @keeping_no_key
     def configure(self, settings: dict[str, Any]) -> None:
@@ -150,15 +156,15 @@ class Control:
                 self._lender.connector.looks_promptly or config.dial_in_caller
             )
             self._books.publish(self._lender.now())
-            hosts = self._known_locked(None)
+            hosts, cut = self._known_locked(None), []
+            if self._lender.connector.permissions is not None and not config.required_permissions <= before:
+                cut = self._renew_locked(hosts, todo, interrupt=False)
             for host in hosts:
                 crowd = evict_from_crowd(self._books, host, todo)
                 self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
             evict_surplus(self._books, todo)
             self._lender.service.serve(self._lender.now(), todo)
-        self._lender.carry_out(todo)
-        if self._lender.connector.permissions is not None and not config.required_permissions <= before:
-            self._renew(hosts, interrupt=False, why=f"pool {self._name!r} requires more permissions")
+        self._cut_off(cut, todo, f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:
         """Nobody would replace them: loans to come would seem to be taken where earlier ones were."""
@@ -181,11 +187,13 @@ class Control:
 
     @keeping_no_key
     def unblacklist(self, endpoint: Endpoint) -> None:
-        with self._lock:
-            _lift(self._known_locked(endpoint), self._lender.now())
-            for waiter in self._books.queue:
-                waiter.may_retry([endpoint])
-        self._lender.serve()
+        try:
+            with self._lock:
+                _lift(self._known_locked(endpoint), self._lender.now())
+                for waiter in self._books.queue:
+                    waiter.may_retry([endpoint])
+        finally:  # Ctrl-C: who waits is served all the same
+            self._lender.serve()
 
     def _known_locked(self, endpoint: Endpoint | None) -> list[Host]:
         hosts = self._books.fleet.hosts

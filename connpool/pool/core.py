@@ -204,9 +204,8 @@ class Books:
                 self._count_parting(record, was)
         self.count_places()
         self.fleet.forget_empty()
-        if self.drains and self.n_lent() == 0:
-            while self.drains:
-                self.drains.pop().release()
+        while self.drains and self.n_lent() == 0:
+            self.drains.pop().release()
 
     def _count_parting(self, record: Record, was: Phase) -> None:
         host = record.host
@@ -273,7 +272,7 @@ class Books:
     def _note_news(self, now: float) -> None:
         """Write down which endpoints have gone or come back since the last time, and the active group."""
         post, name = self.listeners.post, self.pool.name
-        for host in self.fleet.hosts.values():
+        for host in list(self.fleet.hosts.values()):
             if host.is_up() is host.was_up:
                 continue
             host.was_up = host.is_up()
@@ -281,6 +280,7 @@ class Books:
                 n_failed = host.n_failed - host.n_failed_up
                 post(EndpointUp, name, now, host.endpoint, now - host.down_at, number=n_failed)
                 host.n_failed_up = host.n_failed
+                self.fleet.forget_empty()
             else:
                 host.down_at = now
                 self.expect(now if host.retry_at is None else host.retry_at)

@@ -163,10 +163,12 @@ class Desk:
         for key in keys:
             _do(blows, self.tell_closed, key.record)
         with self._lock:
-            self.books.forget(*[key.record for key in keys])
             for key in keys:
                 self.service.eviction_is_over(key.record)
-            self.service.serve(self.now(), todo)
+            try:
+                self.books.forget(*[key.record for key in keys])
+            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+                self.service.serve(self.now(), todo)
         _strike(blows)
 
     def check_open_locked(self) -> None:

@@ -37,13 +37,13 @@ class Doors:
     @keeping_no_key
     def pause(self, *, fail: bool) -> None:
         require_flag("fail", fail)
-        with self._lock:
-            self._lender.check_open_locked()
-            if self._books.state is PoolState.OPEN:
-                self._books.listeners.post(PoolPaused, self._name, self._lender.now())
-                self._go_locked(PoolState.PAUSED)
-            self._books.pause_fails = fail
         try:
+            with self._lock:
+                self._lender.check_open_locked()
+                if self._books.state is PoolState.OPEN:
+                    self._books.listeners.post(PoolPaused, self._name, self._lender.now())
+                    self._go_locked(PoolState.PAUSED)
+                self._books.pause_fails = fail
             self._lender.flush()  # before anybody tells what became of it
         finally:
             self._turn_away()
@@ -60,15 +60,15 @@ class Doors:
 
     @keeping_no_key
     def resume(self) -> None:
-        with self._lock:
-            self._lender.check_open_locked()
-            if self._books.state is PoolState.PAUSED:
-                self._books.listeners.post(PoolResumed, self._name, self._lender.now())
-                self._go_locked(PoolState.OPEN)
-                self._books.expect(-math.inf)
         try:
+            with self._lock:
+                self._lender.check_open_locked()
+                if self._books.state is PoolState.PAUSED:
+                    self._books.listeners.post(PoolResumed, self._name, self._lender.now())
+                    self._go_locked(PoolState.OPEN)
+                    self._books.expect(-math.inf)
             self._lender.flush()  # before anybody tells what it got
-        finally:  # Ctrl-C in a handler: who waits is served all the same
+        finally:  # Ctrl-C, in a handler or before: who waits is served all the same
             self._lender.serve()
 
     # -- the end of a pool
@@ -84,11 +84,14 @@ class Doors:
         with self._lock:
             if self._books.state is PoolState.CLOSED:
                 return self._books.n_lent()
-            if self._books.state is not PoolState.SHUT_DOWN:
-                self._go_locked(PoolState.SHUT_DOWN)
-            self._lender.service.fail_all(PoolClosedError(why, pool=self._name))
-            busy = self._busy_ones_locked()
-            self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
+            now = self._lender.now()
+            try:
+                if self._books.state is not PoolState.SHUT_DOWN:
+                    self._go_locked(PoolState.SHUT_DOWN)
+                busy = self._busy_ones_locked()
+                self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
+            finally:  # Ctrl-C or not: who waits goes
+                self._lender.service.serve(now, todo)
         for record in busy:
             self._lender.interrupt(record, how, why)
         self._lender.carry_out(todo)
@@ -110,15 +113,17 @@ class Doors:
         deadline = None if timeout is None else self._lender.now() + timeout
         todo = Todo()
         with self._lock:
-            if self._books.state is not PoolState.CLOSED:
-                self._go_locked(PoolState.CLOSED)
-                self._books.listeners.post(PoolClosed, self._name, self._lender.now())
+            now = self._lender.now()
+            try:
+                if self._books.state is not PoolState.CLOSED:
+                    self._go_locked(PoolState.CLOSED)
+                # Whoever closes it once more finishes what Ctrl-C has cut short.
+                self._books.listeners.post(PoolClosed, self._name, now)
                 self._lender.sleep_on()
-                error = PoolClosedError(f"pool {self._name!r} was closed", pool=self._name)
-                self._lender.service.fail_all(error)
-            opening = in_phase(self._books.records(), Phase.OPENING)
-            self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
-            self._lender.service.serve(self._lender.now(), todo)
+                opening = in_phase(self._books.records(), Phase.OPENING)
+                self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
+            finally:  # Ctrl-C or not: who waits goes
+                self._lender.service.serve(now, todo)
         for record in opening:
             self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from connpool.model.states import CloseReason
+from connpool.model.states import POOL_OPEN, CloseReason
 from connpool.pool.connection import Connection
 from connpool.pool.core import Books
 from connpool.pool.jobs import Todo
@@ -104,19 +104,23 @@ class Fitting:
             raise
         if not suits:
             waiter.refuse(record)
-            self._put_back(key)
-        return suits
+        elif self._books.state is POOL_OPEN:  # a hook or a filter may have closed it
+            return True
+        self._put_back(key)
+        return False
 
     def _suits_share(self, share: Share) -> bool:
         """Whether the request likes the connection. A share that it does not is given up."""
-        where, suits = self._waiter.request.where, False
+        where, suits, is_lent = self._waiter.request.where, False, False
         try:
             suits = where is None or bool(where(connection_info(share.record, is_idle=False)))
+            is_lent = suits and self._books.state is POOL_OPEN
         finally:
             if not suits:
                 self._waiter.refuse(share.record)
+            if not is_lent:
                 leave(self._lender, share, was_had=False)
-        return suits
+        return is_lent
 
     def _put_back(self, key: Key) -> None:
         """As it was: nobody used it. Who could do with it is served when we queue up again, or leave."""

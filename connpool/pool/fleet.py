@@ -71,9 +71,9 @@ class Fleet:
         return [host for host in before if not host.on_route]
 
     def forget_empty(self) -> None:
-        """Drop hosts that are on no route, hold nothing and are not blacklisted."""
+        """Drop hosts that are on no route, hold nothing and are not blacklisted, as listeners know."""
         for host in list(self.hosts.values()):
-            idle_one = not host.on_route and not host.records and host.is_up()
+            idle_one = not host.on_route and not host.records and host.is_up() and host.was_up
             if idle_one and host.dialable:
                 del self.hosts[host.endpoint]
                 self.given = tuple(other for other in self.given if other is not host)

@@ -170,8 +170,10 @@ class Lender(Desk):
             record.stream.hand_out()
         with self._lock:
             raw, record.raw = record.raw, None
-            self.books.forget(record)
-            self.service.serve(self.now(), todo)
+            try:
+                self.books.forget(record)
+            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+                self.service.serve(self.now(), todo)
         self.carry_out(todo)
         return raw
 

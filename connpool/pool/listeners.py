@@ -18,6 +18,7 @@ from connpool.model.events import (
     EndpointUp,
     Event,
     GroupSwitched,
+    PoolClosed,
 )
 from connpool.pool.failures import in_words
 
@@ -56,6 +57,7 @@ class Listeners:
         self.by_kind = by_kind
         self.pending: list[News] = []  # a deque would take ten times the memory, in each of many pools
         self._teller: weakref.ref[Teller] | None = None
+        self._is_at_end = False
 
     @property
     def by_kind(self) -> Mapping[type[Event], tuple[Handler, ...]]:
@@ -130,11 +132,13 @@ class Listeners:
                 logger.exception(FAILED, self._pool, event)
 
     def post(self, kind: type[Event], *fields: Any, number: int = 0) -> None:
-        """Write down what has just happened. With the pool's lock held.
+        """Write down what has just happened; nothing does after ``PoolClosed``. With the pool's lock held.
 
         *number*: for the log: dials that failed while an endpoint was down; groups that a route has.
         """
-        self.pending.append((kind, fields, number))
+        if not self._is_at_end:
+            self.pending.append((kind, fields, number))
+            self._is_at_end = kind is PoolClosed
 
     def take_turn(self, teller: Teller) -> News | None:
         """The next event for *teller* to tell; None: another is at it, or all is told. Under the lock."""

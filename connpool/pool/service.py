@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import enum
 
+from connpool.errors import PoolClosedError
 from connpool.model.endpoint import Endpoint
-from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason
+from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason, PoolState
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
 from connpool.pool.core import Books
@@ -50,10 +51,8 @@ class Service(Attempts):
                 books.timings.catch_up(now, books.n_checkouts())
             self.give_up_hung(now)
             books.publish(now)
-            if books.state is POOL_CLOSED:
-                books.drain_all(CloseReason.POOL_CLOSED, todo)
             if books.state is not POOL_OPEN:
-                self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
+                self._lend_nothing(now, todo)
                 return
             oldest = None
             while oldest is not self._queue.oldest:  # whoever comes first must be announced before we look
@@ -71,6 +70,15 @@ class Service(Attempts):
                 if waiter.outcome is WAITING:
                     break
             raise
+
+    def _lend_nothing(self, now: float, todo: Todo) -> None:
+        """The pool is not open: who waits does so for the end of a pause, or goes."""
+        state, name = self._books.state, self._books.pool.name
+        if state is POOL_CLOSED:
+            self._books.drain_all(CloseReason.POOL_CLOSED, todo)
+        if state is not PoolState.PAUSED and self._queue:
+            self.fail_all(PoolClosedError(f"pool {name!r} was {state.value}", pool=name))
+        self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
 
     def _serve_queue(self, now: float, todo: Todo) -> None:
         is_dry = False  # nobody plain gets anything any more
@@ -166,12 +174,6 @@ class Service(Attempts):
                 oldest.wake()
             elif oldest.front_at is None or now - oldest.front_at >= delay:
                 oldest.is_asleep = True
-        self._books.publish_queue()
-
-    def fail_all(self, error: Exception) -> None:
-        """Every waiter gets its own copy of *error*."""
-        for waiter in self._queue:
-            self.fail(waiter, again(error))
         self._books.publish_queue()
 
     def leave(self, waiter: Waiter) -> Key | None:
@@ -304,12 +306,6 @@ class Service(Attempts):
             self._drop_errands(waiter)
         if waiter.attempt is not None:
             self._bequeath(waiter)
-
-    def fail(self, waiter: Waiter, error: BaseException) -> None:
-        waiter.error = error
-        waiter.outcome = Outcome.FAILED
-        waiter.wake()
-        self._queue.leave(waiter)
 
     def _finish(self, waiter: Waiter, now: float) -> None:
         """*waiter* has what it waits for, but an interrupt left it standing in the queue."""

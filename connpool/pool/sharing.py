@@ -184,7 +184,10 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
     assert hold is not None
     key: Key | None = None
     try:
-        if was_had and books.is_heard:
+        if not was_had:
+            with lender._lock:
+                record.uses -= 1
+        elif books.is_heard:
             now = lender.now()
             lender.tell_checked_in(record, now, now - share.since)
     finally:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from connpool.model.request import Request
-from connpool.model.states import CloseReason
+from connpool.model.states import POOL_CLOSED, CloseReason
 from connpool.pool.flock import Flock
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
@@ -65,7 +65,8 @@ class Stock:
             if share is None:
                 continue
             self._lender.carry_out(todo)
-            if share.record.fate in (None, CloseReason.USED_UP):
+            is_closed = self._books.state is POOL_CLOSED  # by a hook, perhaps, of the look
+            if share.record.fate in (None, CloseReason.USED_UP) and not is_closed:
                 conn = SharedConnection()
                 conn._record, conn._key = share.record, share
                 return tell_of(self._lender, conn)

@@ -409,3 +409,21 @@ def test_a_channel_that_is_given_a_ttl_later_is_closed_without_any_traffic_too()
         pool.init(tape)
         pool.update(RESOURCE, lambda info: attrs.evolve(info, ttl=0.05))
         until(lambda: tape.closes == 1)
+
+
+def test_channels_that_were_not_taken_out_after_all_keep_their_turns(still, clock):
+    tapes, last = [Tape() for _ in range(4)], Tape()
+    for tape in [*tapes, last]:
+        still.init(tape)
+        still.call(RESOURCE, "get", None, where=lambda info, tape=tape: info.channel is tape)
+        clock.advance(1)
+    last.doing = held = Held()
+    running = Caller(still, "running", where=lambda info: info.channel is last)
+    assert held.begun.acquire(timeout=10)
+    with pytest.raises(CallTimeoutError):
+        still.pop(resource=RESOURCE, where=lambda info: info.channel not in tapes[2:], timeout=0)
+    for number in range(4):
+        still.call(RESOURCE, "get", number)
+    assert [tape.calls[-1] for tape in tapes] == [0, 1, 2, 3]
+    held.may_end.release()
+    assert running.outcome() == "running"

@@ -15,6 +15,7 @@ from connpool import (
     CheckedIn,
     CloseReason,
     Connection,
+    ConnectionClosed,
     ConnectionInfo,
     ConnectionPool,
     ConnectTimeoutError,
@@ -23,6 +24,7 @@ from connpool import (
     HandshakeError,
     NoEndpointError,
     PermissionDeniedError,
+    PoolExhaustedError,
     Request,
     SocketConnector,
     UsageError,
@@ -274,6 +276,28 @@ def test_permissions_required_later_hold_for_what_is_open_too() -> None:
         with pytest.raises(PermissionDeniedError, match="write"):
             pool.try_connect(server.endpoint, timeout=5)
         until(lambda: pool.stats().closed[CloseReason.STALE] == 2)
+
+
+def test_from_the_moment_that_more_permissions_are_required_nothing_that_has_fewer_is_lent() -> None:
+    connector = SocketConnector(permissions=lambda conn: {"read"})
+    with (
+        ScriptedServer() as server,
+        ConnectionPool(server.endpoint, connector=connector, required_permissions={"read"}) as pool,
+    ):
+
+        def ask(_: object) -> None:
+            stop()
+            with pytest.raises((PermissionDeniedError, PoolExhaustedError)) as caught:
+                pool.try_connect(server.endpoint, timeout=0).terminate()
+            refused.append(caught.value)
+
+        refused: list[Exception] = []
+        lent = [pool.try_connect(timeout=5) for _ in range(3)]
+        for conn in lent:
+            conn.release()
+        stop = pool.listen(ask, ConnectionClosed)
+        pool.configure(required_permissions={"read", "write"}, max_size=2)
+        assert len(refused) == 1
 
 
 def test_fewer_permissions_required_leave_open_what_is_open() -> None:

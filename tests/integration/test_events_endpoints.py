@@ -205,6 +205,18 @@ def test_an_endpoint_that_was_down_off_the_route_is_told_to_be_up_when_it_joins_
         ]
 
 
+def test_of_endpoints_nothing_is_told_after_the_end_of_the_pool(stage):
+    s = stage("a:1 || b:1")
+    s.pool.blacklist(B)
+    held = s.pool.try_connect()
+    s.pool.close()
+    s.pool.blacklist(A)
+    s.pool.unblacklist(B)
+    s.pool.clear()
+    held.release()
+    assert [name for name, *_ in s.story()][-3:] == ["PoolClosed", "CheckedIn", "ConnectionClosed"]
+
+
 def test_an_endpoint_off_the_route_switches_no_group(stage):
     s = stage("a:1 || b:1")
     s.down.add(C)

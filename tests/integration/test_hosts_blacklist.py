@@ -15,6 +15,7 @@ import pytest
 from connpool import (
     ConnectionPool,
     EndpointState,
+    EndpointUp,
     NoEndpointError,
     UsageError,
 )
@@ -83,6 +84,26 @@ def test_a_blacklist_given_again_counts_from_then(clock: FakeClock) -> None:
             pool.try_connect()
         clock.advance(2.5)
         pool.try_connect().release()
+
+
+@pytest.mark.parametrize("seconds", [5, None])
+def test_an_endpoint_off_the_route_is_told_up_and_forgotten_when_its_blacklist_ends(
+    seconds: float | None, clock: FakeClock
+) -> None:
+    told: list[str] = []
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock) as pool:
+        pool.listen(lambda event: told.append(str(event.endpoint)), EndpointUp)
+        conn = pool.try_connect("b:1")
+        pool.blacklist("b:1", seconds)
+        conn.terminate()
+        assert down(pool) == ["b:1"]
+        if seconds is None:
+            pool.unblacklist("b:1")
+        else:
+            clock.advance(seconds)
+            pool.sweep()
+        assert told == ["b:1"]
+        assert [str(info.endpoint) for info in pool.endpoints()] == ["a:1"]
 
 
 def test_an_unknown_endpoint_cannot_be_blacklisted(clock: FakeClock) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from connpool import (
@@ -9,12 +11,16 @@ from connpool import (
     ConnectionPool,
     EndpointState,
     NoEndpointError,
+    PoolCleared,
     Route,
     RouteSyntaxError,
 )
+from connpool.pool.control import Control
 from connpool.testing import FakeClock, ScriptedServer, Silence
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
+from tests.stress.works import A, TellingClock, Works
 
 
 def names(pool: ConnectionPool) -> list[str]:
@@ -294,3 +300,27 @@ def test_clear_wakes_a_waiter_for_whom_it_made_room(clock: FakeClock) -> None:
         pool.clear()
         pool.try_connect().release()
         assert board.n_open == 1
+
+
+def lead_elsewhere(pool: ConnectionPool) -> None:
+    pool.route = "b:1"
+
+
+@pytest.mark.parametrize(
+    ("act", "deed"), [(lead_elsewhere, Control.reroute), (ConnectionPool.clear, Control.clear)]
+)
+def test_what_an_interrupted_change_is_told_of_has_been_done(
+    act: Callable[[ConnectionPool], None], deed: Callable[..., None]
+) -> None:
+    for strike in at_every_bytecode(deed, kind=SignalStrike):
+        works = Works(prompt=True)
+        told: list[PoolCleared] = []
+        pool = ConnectionPool(A, connector=works, clock=TellingClock(), reap_interval=None)
+        pool.listen(told.append, PoolCleared)
+        pool.try_connect().release()
+        with strike:
+            act(pool)
+        pool.sweep()  # which tells what has been decided
+        if told or str(pool.route) != str(A):
+            works.until(lambda works=works: works.n_open == 0)
+        pool.close()

@@ -7,11 +7,26 @@ import warnings
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, ConnPoolError
+from connpool import (
+    CloseReason,
+    Connection,
+    ConnectionPool,
+    ConnPoolError,
+    EndpointState,
+    PoolClosed,
+    PoolClosedError,
+    PoolState,
+)
+from connpool.pool.core import Books
+from connpool.pool.doors import Doors
+from connpool.pool.fleet import Fleet
+from connpool.pool.hosts import Host
+from connpool.pool.waiters import Waiter
 from connpool.testing import ScriptedServer
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 from tests.helpers.switchboard import until
 from tests.stress.house import make_house, served  # noqa: F401 - make_house is a fixture
-from tests.stress.works import AT_ONCE, A, B, Caller, assert_whole, balanced, door
+from tests.stress.works import AT_ONCE, A, B, Caller, TellingClock, Works, assert_whole, balanced, door
 
 
 def oldest_first(h, waiters, act):
@@ -113,6 +128,75 @@ def test_the_end_of_a_pause_serves_the_oldest_waiter(house):
     h.pool.pause()
     waiters = [h.waiter() for _ in range(3)]
     oldest_first(h, waiters, h.pool.resume)
+
+
+def test_an_interrupt_as_a_pause_ends_leaves_nobody_waiting():
+    for strike in at_every_bytecode(Doors.resume, Doors._go_locked, Books.expect, kind=SignalStrike):
+        clock = TellingClock()
+        pool = ConnectionPool(A, connector=Works(prompt=True), clock=clock, reap_interval=None)
+        pool.pause()
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            pool.resume()
+        if pool.stats().state is PoolState.PAUSED:
+            pool.resume()
+        waiter.loan(2).release()
+        pool.close()
+
+
+def test_an_interrupt_as_an_endpoint_is_taken_off_the_blacklist_leaves_nobody_waiting():
+    for strike in at_every_bytecode(Host.lift, Waiter.may_retry, kind=SignalStrike):
+        clock = TellingClock()
+        pool = ConnectionPool(
+            A, connector=Works(prompt=True), clock=clock, reap_interval=None, fail_fast=False
+        )
+        pool.blacklist(A)
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            pool.unblacklist(A)
+        if pool.endpoints()[0].state is not EndpointState.UP:
+            pool.unblacklist(A)
+        waiter.loan(2).release()
+        pool.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
+@pytest.mark.parametrize("end", [Connection.terminate, Connection.detach])
+def test_an_interrupt_as_a_place_is_freed_leaves_nobody_waiting(end):
+    for strike in at_every_bytecode(
+        Books.forget, Books._count_parting, Fleet.forget_empty, kind=SignalStrike
+    ):
+        works, clock = Works(prompt=True), TellingClock()
+        pool = ConnectionPool(A, connector=works, clock=clock, reap_interval=None, max_size=1)
+        held = pool.try_connect()
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            end(held)
+        waiter.loan(2).release()
+        pool.close()
+
+
+@pytest.mark.parametrize("end", [ConnectionPool.close, ConnectionPool.shutdown])
+def test_an_interrupt_as_a_pool_ends_leaves_nobody_waiting_and_a_second_close_finishes_it(end):
+    for strike in at_every_bytecode(Doors.close, Doors.shutdown, Doors._go_locked, kind=SignalStrike):
+        works, clock, told = Works(prompt=True), TellingClock(), []
+        pool = ConnectionPool(A, connector=works, clock=clock, reap_interval=None, max_size=1)
+        pool.listen(told.append, PoolClosed)
+        held = pool.try_connect()
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            end(pool)
+        if pool.stats().state is not PoolState.OPEN:
+            waiter.join(2)
+        pool.close()
+        waiter.failure(PoolClosedError)
+        held.release()
+        assert len(told) == 1
+        assert works.n_open == 0
 
 
 def test_an_adopted_connection_serves_the_oldest_waiter(house):

@@ -12,7 +12,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from connpool import Connection, ConnectionPool, ConnPoolError, PoolExhaustedError, Request, UsageError
+from connpool import (
+    CheckoutTimeoutError,
+    Connection,
+    ConnectionPool,
+    ConnPoolError,
+    PoolClosedError,
+    PoolExhaustedError,
+    Repository,
+    Request,
+    UsageError,
+)
 from connpool.pool import shared, sharing
 from connpool.pool.connection import HAS_GIL
 from tests.helpers.together import together
@@ -126,6 +136,45 @@ def test_a_condition_that_raises_costs_no_place():
     with pytest.raises(ZeroDivisionError):
         pool.try_connect(Request(where=where), timeout=1)
     assert_whole(pool, works)
+    assert_ended(pool, works)
+
+
+@pytest.mark.parametrize("n_holders", [0, 1])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_pool_that_a_condition_closes_lends_nothing_more(shared, n_holders):
+    works = Works(prompt=True)
+    pool = make(works, sharable=True, max_size=2)
+    held = [pool.share() for _ in range(n_holders)]
+    with pytest.raises(PoolClosedError):
+        pool.try_connect(Request(shared=shared, where=lambda _: pool.close() is not None), timeout=5)
+    assert pool.stats().size == n_holders
+    for share in held:
+        share.release()
+    assert_ended(pool, works)
+
+
+def test_a_pool_that_a_condition_pauses_lends_after_that_and_one_that_a_look_closes_never():
+    works = Works(prompt=True)
+    pool = make(works)
+    with pytest.raises(CheckoutTimeoutError):
+        pool.try_connect(Request(where=lambda _: pool.pause() is None), timeout=0.01)
+    pool.resume()
+    pool.try_connect().release()
+    works.looking = lambda _: pool.close() is not None
+    pool.configure(look_after_idle=0)
+    with pytest.raises(PoolClosedError):
+        pool.try_connect(timeout=5)
+    assert_ended(pool, works)
+
+
+def test_a_pool_that_a_look_closes_gives_no_share_either():
+    works = Works(prompt=True)
+    with Repository("mine") as repo:
+        pool = repo.new("a", A, connector=works, sharable=True, look_after_idle=0, reap_interval=None)
+        pool.try_connect().release()
+        works.looking = lambda _: pool.close() is not None
+        with pytest.raises(PoolClosedError):
+            repo.share_from_pool("a")
     assert_ended(pool, works)
 
 

@@ -184,6 +184,17 @@ def test_who_has_given_up_gets_no_share_while_it_tells_why(
         end(shares)
 
 
+def test_a_share_that_its_request_refuses_is_no_loan(board: Switchboard) -> None:
+    with ConnectionPool("a:1", connector=board, sharable=True, max_size=1) as pool:
+        one = pool.share()
+        with pytest.raises(CheckoutTimeoutError):
+            pool.try_connect(Request(shared=True, where=lambda _: False), timeout=0.01)
+        other = pool.share()
+        assert pool.stats().checkouts == pool.endpoints()[0].checkouts == 2
+        assert (one.uses, other.uses) == (0, 1)
+        end([one, other])
+
+
 def test_a_request_that_is_shared_is_a_share(pool: ConnectionPool) -> None:
     with pool.try_connect(Request(shared=True)) as one, pool.share("a:1") as other:
         assert one.raw is other.raw

@@ -54,3 +54,16 @@ def test_what_is_put_back_lies_where_it_was_released() -> None:
     host.withdraw(keys[4])
     host.put_back(keys[4])
     assert [key.record.since for key in host.idle] == [1, 2, 3, 4]
+
+
+def test_a_host_off_the_route_is_not_forgotten_before_it_is_told_that_it_is_up() -> None:
+    fleet = Fleet()
+    host = fleet.host(Endpoint("a", 1), 0.0)
+    host.blacklist(0.0, 9.0, by_hand=True)
+    host.was_up = False
+    host.lift(1.0)
+    fleet.forget_empty()
+    assert host.endpoint in fleet.hosts
+    host.was_up = True
+    fleet.forget_empty()
+    assert host.endpoint not in fleet.hosts
