@@ -245,6 +245,7 @@ class Keeper:
         draft = Draft(self.books)
         self._is_at_it = True
         segment.begin(is_durable=True in [job.is_durable for job in jobs])
+        self.ledger.remove_later(draft, self.ledger.again)
         for job in jobs:
             assert job.work is not None
             job.error = None
@@ -277,6 +278,7 @@ class Keeper:
             self.ledger.claimed.pop(position, None)
         self.ledger.late.update(draft.late)
         self.ledger.late.difference_update(draft.made_good)
+        self.ledger.again.clear()
         if draft.dropped:
             self.news.append(draft.dropped)
             draft.dropped = {}
@@ -309,5 +311,4 @@ class Keeper:
         books = self.ledger.segment.books
         books.serial = books.reserved = max(books.serial, self.books.serial)  # of what was lost, too
         self.books = books
-        self.ledger.late.clear()  # they are in these books again
-        self.ledger.doubt_claims()
+        self.ledger.doubt()

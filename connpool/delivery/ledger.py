@@ -33,6 +33,7 @@ class Ledger:
         claimed: Positions that limits spare, and the size of each message; None: the file was mended or
             opened anew since, and may no longer have it.
         late: Positions that were removed, and are still in the file: a full disk has no space for removals.
+        again: Those of before the file was mended or opened anew, which has them in its books again.
     """
 
     def __init__(self, limits: Limits, name: str) -> None:
@@ -41,6 +42,7 @@ class Ledger:
         self._name = name
         self.claimed: dict[int, int | None] = {}
         self.late: set[int] = set()
+        self.again: set[int] = set()
         self.segment: Segment | None = None
 
     # -- what callers want
@@ -97,9 +99,11 @@ class Ledger:
         self._strike_out(draft, sizes)
         draft.late.update(sizes)
 
-    def doubt_claims(self) -> None:
-        """Let claims hold, but not for proof that what was claimed is still there."""
+    def doubt(self) -> None:
+        """Another file is open: let claims hold, but not for proof that what was claimed is still there."""
         self.claimed.update(dict.fromkeys(self.claimed))
+        self.again |= self.late
+        self.late.clear()
 
     def _sizes(self, draft: Draft, positions: Iterable[int]) -> dict[int, int]:
         """Of the messages at those of *positions* where there is one."""
@@ -114,9 +118,10 @@ class Ledger:
 
     def _make_good(self, draft: Draft) -> None:
         """Delete what was removed without a change to the file."""
-        if self.late:
-            self.living().delete(self.late)
-            draft.made_good.update(self.late)
+        late = self.late | draft.late
+        if late:
+            self.living().delete(late)
+            draft.made_good.update(late)
 
     def move(self, draft: Draft, source: str, targets: Sequence[str], max_messages: int) -> int:
         tally = draft.books.tallies.get(source)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
 from connpool import clock
 from connpool.delivery.books import Books
 from connpool.delivery.checkup import log_of
-from connpool.delivery.faults import Damaged, Told
+from connpool.delivery.faults import Damaged, Told, UnwritableError
 from connpool.delivery.rows import LANES, Note, Row, first_of, lane_of, sealed, serial_of
 from connpool.delivery.salvage import Salvage
 from connpool.delivery.segment import Segment
@@ -55,8 +55,8 @@ def renewed(path: Path, books: Books, notes: Iterable[Note]) -> Segment:
         SpoolError: it cannot be written: others have taken the space, perhaps.
     """
     remove_file(path)  # now there is space
-    new = Segment(path)
-    with Told(path):
+    with _just_written(path):
+        new = Segment(path)
         try:
             new.begin(is_durable=True)
             new.write("serial", b"", books.reserved)
@@ -88,13 +88,14 @@ def mend(path: Path, why: str, tell: Tell, known: int = 0) -> Segment:
         database, log = (files.enter_context(disk.reading(part)) for part in (path, log_of(path)))
         try:
             recovered, lost = _write(draft, Salvage(database, log))
-        except SpoolError:
+        except Exception:
             remove_file(draft)  # it may be what fills the disk
             raise
     mended = _free_name(path)
     disk.rename(draft, mended)  # from here on it is this one that counts
     tell(damage_of(path, _swap(path, mended), recovered, max(lost, known - recovered)), why)
-    return Segment(path)
+    with _just_written(path):
+        return Segment(path)
 
 
 def rescue(segment: Segment, path: Path, late: Iterable[int]) -> Path:
@@ -143,14 +144,22 @@ def damage_of(path: Path, aside: Path, recovered: int, lost: int) -> SpoolDamage
 
 def _write(draft: Path, found: Salvage) -> tuple[int, int]:
     """Fill the new file *draft*; returns how many messages that are, and how many are lost."""
-    try:
+    with _just_written(draft):
         segment = Segment(draft)
         try:
             return _fill(segment, found)
         finally:
             segment.close()
+
+
+@contextmanager
+def _just_written(path: Path) -> Iterator[None]:
+    """Blame the disk, not the file, for whatever is damaged of the new one *path*."""
+    try:
+        with Told(path):
+            yield
     except Damaged as damage:
-        raise SpoolError(f"spool {draft}: the disk does not keep what is written: {damage}") from damage
+        raise UnwritableError(f"spool {path}: the disk does not keep what is written: {damage}") from damage
 
 
 def _fill(segment: Segment, found: Salvage) -> tuple[int, int]:

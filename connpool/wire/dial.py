@@ -26,6 +26,7 @@ __all__ = ["ATTEMPT_DELAY", "DialOptions", "interleave", "open_tcp", "open_unix"
 ATTEMPT_DELAY: Final = 0.25
 
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EINTR, errno.EALREADY})
+_OURS: Final = LOCAL_ERRORS | {errno.EAGAIN}  # connect(2): no room for another route, or no own port
 _KEEP_IDLE: Final[int] = getattr(socket, "TCP_KEEPIDLE", 0) or getattr(socket, "TCP_KEEPALIVE", 0)  # macOS
 
 
@@ -202,7 +203,7 @@ class _Race:
         sock.close()
 
     def _failed(self, exc: OSError, name: str, *, is_ours: bool = False) -> None:
-        self._are_ours = self._are_ours and (is_ours or exc.errno in LOCAL_ERRORS)
+        self._are_ours = self._are_ours and (is_ours or exc.errno in _OURS)
         self._errors.append(OSError(exc.errno, exc.strerror or str(exc), name))
         self._next_at = now()  # the next address need not wait
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from connpool.clock import shut_gate, wait
 from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.wire import threads
-from connpool.wire.waiting import LOCAL_ERRORS, Budget, pause
+from connpool.wire.waiting import Budget, pause
 
 __all__ = ["MAX_LOOKUPS", "AddressInfo", "is_address", "resolve"]
 
@@ -22,8 +22,9 @@ AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
 # behind. This many may be under way in the whole process; further ones wait.
 MAX_LOOKUPS: Final = 8
 
-# What says that the own resolver is at fault, or out of reach, rather than the name wrong.
-_LOCAL: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY, socket.EAI_SYSTEM})
+# What says that the own resolver is at fault, or out of reach, rather than the name wrong. So does any
+# OSError that is no gaierror: it stands for EAI_SYSTEM.
+_LOCAL: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY})
 
 # Who occupies which place. One setdefault claims one, atomically, and the claim dies with the look-up
 # that it names: a Ctrl-C at any moment can neither lose a place nor leave a lock held.
@@ -173,7 +174,7 @@ def _unresolved(budget: Budget, exc: OSError | UnicodeError) -> ConnectError:
     error = ConnectError(
         f"{budget.endpoint}: cannot resolve {budget.endpoint.host!r}: {reason}",
         endpoint=budget.endpoint,
-        local=code in (_LOCAL if isinstance(exc, socket.gaierror) else LOCAL_ERRORS),
+        local=isinstance(exc, OSError) and (not isinstance(exc, socket.gaierror) or code in _LOCAL),
     )
     error.errno = code
     return error

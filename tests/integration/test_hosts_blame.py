@@ -131,6 +131,7 @@ LOCAL = [
     socket.gaierror(socket.EAI_AGAIN, "no resolver answers"),
     OSError(errno.EMFILE, "no descriptor left"),
     OSError(errno.ENFILE, "no descriptor left in the system"),
+    OSError(errno.EBUSY, "the resolver's files are in use"),  # so CPython says EAI_SYSTEM
 ]
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import sqlite3
 import sys
 import textwrap
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from connpool import SpoolError, SQLiteSpool
-from connpool.delivery import segment
+from connpool.delivery import mend, segment
+from connpool.delivery.faults import Damaged, UnwritableError
+from connpool.delivery.ledger import Ledger
+from connpool.delivery.segment import Segment
 from tests.helpers.scripts import run_program
 
 FDATASYNC = {"x86_64": 75, "aarch64": 83}
@@ -61,6 +66,86 @@ def test_what_could_not_be_flushed_costs_nothing_that_is_accepted_later(tmp_path
     spool = SQLiteSpool(tmp_path / "spool.db")
     assert spool.damage is None
     assert [item.id[0] for item in spool.peek("a", 9, 99_999)] == [0, 1, 2, 5]
+    spool.close()
+
+
+def fail_once(patch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+    """Let the method *name* of *owner* raise *error*, and work again from then on."""
+    real = getattr(owner, name)
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        patch.setattr(owner, name, real)
+        raise error
+
+    patch.setattr(owner, name, fail)
+
+
+def ids_in(spool: SQLiteSpool) -> list[int]:
+    items = spool.peek("a", 1_000, 10_000_000)
+    spool.release([item.position for item in items])
+    return [item.id[0] for item in items]
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["cannot be read", "cannot be rolled back"])
+def test_what_a_full_disk_kept_in_the_file_stays_removed_though_the_file_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    for n in range(5):
+        spool.put(["a"], b"1", bytes([n] * 16))
+    fail_once(monkeypatch, Ledger, "remove", UnwritableError("no space"))
+    spool.remove([item.position for item in spool.peek("a", 2, 99)])
+    if is_read:
+        fail_once(monkeypatch, Segment, "begin", Damaged("it cannot be read, for a moment"))
+    else:
+        fail_once(monkeypatch, Segment, "commit", SpoolError("it cannot be written, for a moment"))
+        fail_once(monkeypatch, Segment, "roll_back", SpoolError("nor rolled back"))
+        with pytest.raises(SpoolError, match="cannot be written"):
+            spool.put(["a"], b"1", bytes([6] * 16))
+    assert ids_in(spool) == [2, 3, 4]
+    assert spool.count("a") == 3
+    spool.put(["a"], b"1", bytes([5] * 16))
+    assert ids_in(spool) == [2, 3, 4, 5]
+    spool.close()
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    assert ids_in(spool) == [2, 3, 4, 5]
+    spool.close()
+
+
+def test_a_disk_that_can_neither_be_read_nor_keeps_the_copy_is_a_spool_error_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    spool.put(["a"], b"1", bytes(16))
+    stock = segment.take_stock
+    left = 2  # the copy is opened as it is written, and then for good
+
+    def take_stock_but_once(new: Segment) -> object:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Damaged("what was just written cannot be read")
+        return stock(new)
+
+    fail_once(monkeypatch, Segment, "begin", Damaged("it cannot be read, for a moment"))
+    monkeypatch.setattr(segment, "take_stock", take_stock_but_once)
+    with pytest.raises(SpoolError, match="the disk does not keep what is written"):
+        spool.put(["a"], b"2", bytes([1] * 16))
+    assert ids_in(spool) == [0]
+    spool.close()
+
+
+def test_a_file_that_cannot_be_read_while_it_is_mended_leaves_no_half_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    spool.put(["a"], b"1", bytes(16))
+    fail_once(monkeypatch, Segment, "begin", Damaged("it cannot be read, for a moment"))
+    fail_once(monkeypatch, mend.Salvage, "rows", OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(SpoolError, match="Input/output error"):
+        spool.put(["a"], b"2", bytes([1] * 16))
+    assert [path for path in tmp_path.iterdir() if "mending" in path.name] == []
+    assert ids_in(spool) == [0]
     spool.close()
 
 

@@ -304,6 +304,17 @@ def test_no_descriptor_left_is_our_own_fault() -> None:
     assert caught_unix.value.local
 
 
+@pytest.mark.parametrize("code", [errno.EADDRNOTAVAIL, errno.EAGAIN, errno.ENOBUFS])
+def test_what_connect_lacks_on_this_machine_is_our_own_fault(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: code)
+    with pytest.raises(ConnectError) as caught:
+        SocketConnector().open(Endpoint("127.0.0.1", 1), 5.0)
+    assert caught.value.errno == code
+    assert caught.value.local
+
+
 def test_no_thread_left_is_our_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: object) -> None:
         raise RuntimeError("can't start new thread")
