@@ -11,6 +11,7 @@ from connpool import CloseReason, ConnectionPool, PoolExhaustedError, Request
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
+from tests.stress.works import Caller
 
 
 def test_one_endpoint_takes_no_more_than_its_share_and_the_other_gets_the_rest() -> None:
@@ -341,6 +342,30 @@ def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: Fa
         until(lambda: pool.stats().closing == 0)
         assert pool.stats().closed == {CloseReason.EVICTED: 2, CloseReason.TERMINATED: 1}
         check_books(pool)
+
+
+def test_who_may_not_wait_is_refused_when_the_place_made_for_it_goes_to_who_came_first(
+    clock: FakeClock,
+) -> None:
+    board = SlowToClose()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=2, max_connecting=1) as pool:
+        pool.try_connect("b:1").release()
+        board.hold("a:1")
+        callers = [Caller(pool, "a:1") for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        try:
+            hasty = Caller(pool, "c:1", timeout=0)
+            until(lambda: pool.stats().closing == 1)
+            board.let_go("a:1")
+            until(lambda: pool.stats().waiting == 2)
+            clock.until_waiting(2)
+            assert hasty.is_waiting
+        finally:
+            board.may_close.set()
+            board.let_go("a:1")
+        hasty.failure(PoolExhaustedError)
+        for caller in callers:
+            caller.loan().release()
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])
