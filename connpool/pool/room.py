@@ -74,7 +74,7 @@ def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float,
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
         return evict_from(books, others, waiter, now, todo)
     if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
-        return evict_from(books, [h for h in wanted if books.is_at_limit(h)], waiter, now, todo)
+        return evict_from(books, wanted, waiter, now, todo)
     return False
 
 
