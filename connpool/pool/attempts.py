@@ -131,7 +131,7 @@ class Attempts:
         """Somebody wants any of *hosts*: is one down whose dials all hang, and blamed it for nobody else?"""
         books, is_news = self._books, False
         for host in hosts:
-            if host.idle or not host.is_up() or len(host.hung) < books.config.max_connecting:
+            if host.idle or len(host.hung) < books.config.max_connecting:
                 continue
             if host.rely_on(host.hung):
                 host.fail(self._hangs(next(iter(host.hung)), now), now, books.config, books.rng)

@@ -146,8 +146,7 @@ class Chores:
 
     def _makes_room(self) -> bool:
         """Whether one that was to make room is still being closed."""
-        records = self._books.records()
-        return any(r.phase is Phase.CLOSING and r.fate is CloseReason.EVICTED for r in records)
+        return any(record.fate is CloseReason.EVICTED for record in self._books.records())
 
     def _make_room_locked(self, host: Host, todo: Todo) -> None:
         others = [other for other in self._hosts() if other is not host and len(other.records) > 1]

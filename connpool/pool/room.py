@@ -74,7 +74,7 @@ def evict_for(books: Books, waiter: Waiter, hosts: tuple[Host, ...], now: float,
         others = [h for h in books.fleet.hosts.values() if waiter.is_fresh_only or h not in hosts]
         return evict_from(books, others, waiter, now, todo)
     if waiter.is_fresh_only:  # at the limit of an endpoint only one of its own makes room
-        return evict_from(books, [h for h in wanted if books.is_at_limit(h)], waiter, now, todo)
+        return evict_from(books, wanted, waiter, now, todo)
     return False
 
 
@@ -97,7 +97,7 @@ def would_rather_dial(books: Books, record: Record, now: float) -> bool:
     turn is at it gets a connection to it, at the expense of one with more than its share.
     """
     fleet, waiter = books.fleet, books.queue.oldest
-    if not fleet.poor or record.host not in fleet.rich or waiter is None or not waiter.is_plain:
+    if record.host not in fleet.rich or waiter is None or not waiter.is_plain:
         return False
     host = fleet.rota[waiter.turn % len(fleet.rota)]
     if host not in fleet.poor or waiter.attempt is not None or not books.has_place(host, now):

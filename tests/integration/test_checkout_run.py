@@ -18,7 +18,9 @@ from connpool.testing import (
     Send,
     ServedConnection,
 )
+from tests.helpers.switchboard import until
 from tests.helpers.together import together
+from tests.stress.works import Caller
 
 
 def request(conn: Connection) -> bytes:
@@ -177,6 +179,34 @@ def test_the_repetition_gets_a_new_connection_although_idle_ones_are_left() -> N
         assert pool.run(work, idempotent=True) == b"answer"
         assert uses == [1, 0]
         assert server.accepts == 3
+
+
+@pytest.mark.parametrize("limit", [{"max_size": 2}, {"max_per_endpoint": 2}])
+def test_where_another_gets_the_place_of_a_stale_one_an_idle_one_makes_room_for_the_repetition(
+    limit: dict[str, int],
+) -> None:
+    with (
+        ScriptedServer(script=read_second_and(Close())) as server,
+        ConnectionPool(server.endpoint, **limit) as pool,
+    ):
+        for loan in [pool.try_connect(timeout=5) for _ in range(2)]:
+            assert request(loan) == b"answer"
+            loan.release()
+        uses: list[int] = []
+        others: list[Caller] = []
+
+        def work(conn: Connection) -> bytes:
+            uses.append(conn.uses)
+            if not others:
+                others.append(Caller(pool, Request(where=lambda info: info.uses == 0)))
+                until(lambda: pool.stats().waiting == 1)
+                assert pool.stats().idle == 1
+            return request(conn)
+
+        assert pool.run(work, Request(timeout=5), idempotent=True) == b"answer"
+        assert uses == [1, 0]
+        others[0].loan().release()
+        assert pool.stats().closed == {CloseReason.BROKEN: 1, CloseReason.EVICTED: 1}
 
 
 def test_a_pinned_request_is_repeated_at_its_own_endpoint() -> None:

@@ -14,9 +14,12 @@ from connpool import (
     ConnectionPool,
     ConnectTimeoutError,
     Endpoint,
+    EndpointDown,
     EndpointState,
     HandshakeError,
     NoEndpointError,
+    PoolExhaustedError,
+    Request,
 )
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.faults import WatchedConnector, turn
@@ -259,7 +262,9 @@ def test_who_waits_behind_the_hanging_dials_of_pinned_checkouts_goes_on_to_the_n
 def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_the_next_group(
     clock: FakeClock, n_dials: int, timeout: float
 ) -> None:
-    connector = WatchedConnector(clock=clock)
+    told: list[EndpointDown] = []
+    told_before_dials: list[int] = []
+    connector = WatchedConnector(clock=clock, before=lambda _: told_before_dials.append(len(told)))
     settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": n_dials, **LIMITS}
     with (
         ScriptedServer() as deaf,
@@ -279,6 +284,7 @@ def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_th
             clock.advance(0.1)
             return pool.stats().waiting == 0
 
+        pool.listen(told.append, EndpointDown)
         connector.hang(n_dials)
         try:
             together(*[pin] * n_dials, go_on, limit=20)
@@ -288,6 +294,7 @@ def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_th
             assert info_of(pool, deaf.endpoint).failures == 1
             with pool.try_connect(timeout=timeout) as conn:
                 assert (conn.endpoint, conn.uses) == (other.endpoint, 1)
+            assert told_before_dials == [1]
         finally:
             connector.let_go()
         until(lambda: connector.n_under_way == 0)
@@ -318,6 +325,38 @@ def test_an_endpoint_where_fewer_dials_hang_than_may_be_under_way_is_dialled_and
             together(pin, go_on, limit=20)
             with pool.try_connect(timeout=10):
                 assert info_of(pool, server.endpoint).failures == 0
+        finally:
+            connector.let_go()
+        until(lambda: connector.n_under_way == 0)
+
+
+def test_an_endpoint_where_all_dials_hang_and_one_is_idle_is_not_blamed_by_who_does_not_want_that(
+    clock: FakeClock,
+) -> None:
+    connector = WatchedConnector(clock=clock)
+    settings: dict[str, Any] = {"connector": connector, "clock": clock, "max_connecting": 1, **LIMITS}
+    with ScriptedServer() as server, ConnectionPool(server.endpoint, **settings) as pool:
+        loan = pool.try_connect()
+
+        def pin() -> None:
+            with pytest.raises(ConnectTimeoutError, match="goes on after"):
+                pool.try_connect(server.endpoint, timeout=100)
+
+        def go_on() -> None:
+            connector.until_dials(2)
+            until(passes_and_it_is_gone, "the end of the pinned checkout")
+
+        def passes_and_it_is_gone() -> bool:
+            clock.advance(0.1)
+            return pool.stats().waiting == 0
+
+        connector.hang(1)
+        try:
+            together(pin, go_on, limit=20)
+            loan.release()
+            with pytest.raises(PoolExhaustedError):
+                pool.try_connect(Request(timeout=0, where=lambda _: False))
+            assert info_of(pool, server.endpoint).failures == 0
         finally:
             connector.let_go()
         until(lambda: connector.n_under_way == 0)

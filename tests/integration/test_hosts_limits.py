@@ -11,6 +11,7 @@ from connpool import CloseReason, ConnectionPool, PoolExhaustedError, Request
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
+from tests.stress.works import Caller
 
 
 def test_one_endpoint_takes_no_more_than_its_share_and_the_other_gets_the_rest() -> None:
@@ -175,14 +176,15 @@ class SlowToClose(Switchboard):
         super().close(raw)
 
 
+@pytest.mark.parametrize("is_pinned", [False, True])
 @pytest.mark.parametrize("is_useful", [False, True])
 @pytest.mark.parametrize("is_lent", [False, True])
 def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
-    clock: FakeClock, is_lent: bool, is_useful: bool
+    clock: FakeClock, is_lent: bool, is_useful: bool, is_pinned: bool
 ) -> None:
     """Peers that are gone are slow to say goodbye to."""
     board = SlowToClose()
-    route = "a:1" if is_useful else "a:1 || b:1"
+    route = ("a:1" if is_pinned else "b:1") if is_useful else "a:1 || b:1"
     with ConnectionPool(route, connector=board, clock=clock, max_size=3) as pool:
         loans = [pool.try_connect("a:1") for _ in range(3)]
         if not is_useful:
@@ -196,7 +198,7 @@ def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
             give_back()
 
         def ask() -> None:
-            with pool.try_connect("b:1" if is_useful else None, timeout=100) as conn:
+            with pool.try_connect("b:1" if is_pinned else None, timeout=100) as conn:
                 assert endpoints_of([conn]) == ["b:1"]
 
         def go_on() -> None:
@@ -204,7 +206,9 @@ def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
             give_back()
             until(lambda: pool.stats().closing == 1)
             if not is_useful:
+                began = clock.now()
                 until(passes_and_it_is_served, "a place")
+                assert clock.now() < began + 50
                 return
             for _ in range(20):
                 clock.until_waiting(1)
@@ -268,6 +272,49 @@ def test_an_endpoint_gives_up_no_more_than_its_share_to_one_that_is_back_however
             pool.try_connect().release()
         assert {str(info.endpoint): info.size for info in pool.endpoints()} == {"a:1": 2, "b:1": 1}
         check_books(pool)
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+@pytest.mark.parametrize("turn", [0, 1, 2])
+@pytest.mark.parametrize("giver", ["a:1", "c:1"])
+def test_a_loan_makes_room_when_its_endpoint_has_more_than_its_share_and_it_is_the_turn_of_one_with_none(
+    clock: FakeClock, giver: str, turn: int, is_pinned: bool
+) -> None:
+    with ConnectionPool("a:1, b:1, c:1", connector=Switchboard(), clock=clock, max_size=6) as pool:
+        pool.blacklist("b:1")
+        loans = {name: [pool.try_connect(name) for _ in range(n)] for name, n in (("a:1", 4), ("c:1", 2))}
+        pool.unblacklist("b:1")
+        while next(pool._lender.books.fleet.turns) % 3 != (turn - 1) % 3:
+            pass
+        caller = Caller(pool, giver if is_pinned else None)
+        clock.until_waiting(1)
+        loans[giver].pop().release()
+        makes_room = (giver, turn, is_pinned) == ("a:1", 1, False)
+        with caller.loan() as conn:
+            assert (str(conn.endpoint), conn.uses) == (("b:1", 0) if makes_room else (giver, 1))
+        for loan in (*loans["a:1"], *loans["c:1"]):
+            loan.release()
+        check_books(pool)
+
+
+def test_nothing_makes_room_for_an_endpoint_that_was_lifted_while_its_dial_hangs(clock: FakeClock) -> None:
+    board = Switchboard()
+    settings = {"max_size": 4, "max_connecting": 1, "connect_timeout": 2}
+    with ConnectionPool("a:1, b:1", connector=board, clock=clock, **settings) as pool:
+        board.hold("b:1")
+        hung = Caller(pool, "b:1")
+        until(lambda: clock.advance(1) is None and not hung.is_waiting)
+        loans = [pool.try_connect("a:1") for _ in range(3)]
+        for _ in range(2):
+            caller = Caller(pool)
+            clock.until_waiting(1)
+            pool.unblacklist("b:1")
+            loans.pop().release()
+            loans.append(caller.loan())
+        assert [loan.uses for loan in loans] == [0, 0, 2]
+        for loan in loans:
+            loan.release()
+        board.let_go("b:1")
 
 
 @pytest.mark.parametrize("is_back", [False, True])
@@ -341,6 +388,30 @@ def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: Fa
         until(lambda: pool.stats().closing == 0)
         assert pool.stats().closed == {CloseReason.EVICTED: 2, CloseReason.TERMINATED: 1}
         check_books(pool)
+
+
+def test_who_may_not_wait_is_refused_when_the_place_made_for_it_goes_to_who_came_first(
+    clock: FakeClock,
+) -> None:
+    board = SlowToClose()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=2, max_connecting=1) as pool:
+        pool.try_connect("b:1").release()
+        board.hold("a:1")
+        callers = [Caller(pool, "a:1") for _ in range(2)]
+        until(lambda: pool.stats().waiting == 2)
+        try:
+            hasty = Caller(pool, "c:1", timeout=0)
+            until(lambda: pool.stats().closing == 1)
+            board.let_go("a:1")
+            until(lambda: pool.stats().waiting == 2)
+            clock.until_waiting(2)
+            assert hasty.is_waiting
+        finally:
+            board.may_close.set()
+            board.let_go("a:1")
+        hasty.failure(PoolExhaustedError)
+        for caller in callers:
+            caller.loan().release()
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (2, 1, 0)])

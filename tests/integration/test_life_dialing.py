@@ -14,9 +14,11 @@ from connpool import (
     NoEndpointError,
 )
 from connpool.testing import FakeClock
+from connpool.wire import threads
 from tests.helpers.switchboard import Switchboard, check_books, down, until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
+from tests.stress.works import Caller
 
 
 @contextlib.contextmanager
@@ -112,6 +114,30 @@ def test_where_no_thread_can_be_started_everything_can_still_fail_in_order(
         pool.try_connect().release()
         pool.clear()
         assert board.n_open == 0
+
+
+def test_a_dial_for_which_there_is_no_thread_keeps_nobody_from_one_who_was_to_have_what_it_opens(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who had it begun has been given what came back meanwhile."""
+    callers: list[Caller] = []
+
+    def refuse(thread: threading.Thread) -> bool:
+        monkeypatch.undo()
+        callers.append(Caller(pool))
+        until(lambda: pool.stats().waiting == 2)
+        loan.release()
+        return False
+
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=2) as pool:
+        loan = pool.try_connect()
+        monkeypatch.setattr(threads, "start", refuse)
+        with pool.try_connect() as conn:
+            assert conn.uses == 1
+            with callers[0].loan() as other:
+                assert other.uses == 0
+        assert len(board.dialled) == 2
 
 
 def test_threads_are_used_again_once_there_are_some(

@@ -297,6 +297,52 @@ def test_one_makes_room_for_the_probe_however_long_closing_it_takes(clock: FakeC
         assert pool.stats().closed == {CloseReason.EVICTED: 1}
 
 
+def test_it_is_another_endpoint_that_makes_room_for_the_probe_and_not_the_one_that_is_probed(
+    clock: FakeClock,
+) -> None:
+    board = Switchboard()
+    with ConnectionPool("a:1 || c:1", connector=board, clock=clock, max_size=4) as pool:
+        loans = [pool.try_connect() for _ in range(2)]
+        board.fail("a:1")
+        loans += [pool.try_connect() for _ in range(2)]
+        for loan in loans:
+            loan.release()
+            clock.advance(0.1)
+        board.mend("a:1")
+        clock.advance(2)
+        sweep_until(pool, lambda: not down(pool))
+        assert (info_of(pool, "a:1").idle, info_of(pool, "c:1").idle) == (3, 1)
+
+
+def test_what_expires_in_the_same_turn_is_room_enough_for_the_probe(clock: FakeClock) -> None:
+    board = Switchboard()
+    with fallen(clock, board, "a:1 || c:1", max_size=3, idle_timeout=5) as pool:
+        fill(pool, 3)
+        board.mend("a:1")
+        clock.advance(3)
+        fill(pool, 2)
+        clock.advance(2)
+        settle(pool)
+        assert (pool.stats().closed, down(pool)) == ({CloseReason.IDLE: 1}, [])
+
+
+def test_a_close_that_hangs_and_was_to_make_no_room_keeps_nothing_from_the_probe(clock: FakeClock) -> None:
+    def refuse(endpoint: Endpoint) -> None:
+        if endpoint == A:
+            raise ConnectionRefusedError
+
+    works, settings = Works(), {"max_size": 3, "clock": clock}
+    works.opening = refuse
+    with ConnectionPool("a:1 || c:1", connector=works, **settings) as pool, door() as closing:
+        fill(pool, 3)
+        works.opening, works.closing = lambda _: None, closing
+        pool.try_connect().terminate()
+        works.closing = lambda _: None
+        clock.advance(2)
+        sweep_until(pool, lambda: not down(pool))
+        assert pool.stats().closing == 1
+
+
 def test_in_a_pool_full_of_loans_the_probe_waits_for_a_place(clock: FakeClock) -> None:
     board = Switchboard()
     with fallen(clock, board, "a:1 || c:1", max_size=2) as pool:
