@@ -100,9 +100,7 @@ class _Lookup(threading.Thread):
     def give_place_back(self) -> None:
         """Free the place claimed, unless that was done before."""
         if self._claim is not None:
-            place, mine = self._claim
-            if _under_way.get(place) is mine:
-                _free(place)
+            _free(*self._claim)
 
     def run(self) -> None:
         try:
@@ -127,8 +125,10 @@ def _shortage() -> OSError | None:
     return None
 
 
-def _free(place: int, _: object = None) -> None:
-    _under_way.pop(place, None)
+def _free(place: int, mine: weakref.ref[_Lookup]) -> None:
+    """Free *place*, unless it was given back: who had it may be forgotten long after that."""
+    if _under_way.get(place) is mine:
+        _under_way.pop(place, None)
 
 
 def _look_up(host: str, port: int, budget: Budget) -> list[AddressInfo]:

@@ -88,6 +88,15 @@ def test_a_place_whose_claimant_vanished_is_free_again() -> None:
     assert not resolve._under_way
 
 
+def test_who_is_forgotten_after_its_look_up_frees_nobody_elses_place() -> None:
+    early, late = (resolve._Lookup("nowhere.example", 1) for _ in range(2))
+    assert early.claim_place()
+    early.give_place_back()
+    assert late.claim_place()  # before the thread that waited for the first has looked at its answer
+    del early
+    assert len(resolve._under_way) == 1
+
+
 # -- time and cancellation, phase by phase
 
 
