@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from typing import ClassVar
 
 from attrs import define, field
 
@@ -35,7 +36,7 @@ class FakeClock:
     """
 
     GUARD = 30.0
-    overtake_delay: float = 0.0  # a waiter is served at once, so that tests need not advance
+    overtake_delay: ClassVar[float] = 0.0  # a waiter is served at once, so that tests need not advance
 
     _now: float = field(default=1_000.0, alias="start")
     _changed: threading.Condition = field(factory=threading.Condition, init=False)
