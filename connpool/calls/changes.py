@@ -90,7 +90,7 @@ class Change:
         if "rest_left" in changed or now >= line.expires_at:  # else its turn stays what it was
             key = line.home().withdraw(line)
             if key is not None:
-                self._ledger.lay_down(key, now)
+                self._ledger.lay_down(key, now, was_used=False)
         self._ledger.serve(line.home(), now)
 
 

@@ -115,6 +115,7 @@ class Office:
             with self._lock:
                 if line.phase is Phase.OPENING:
                     self._ledger.doom(key, CloseReason.POOL_CLOSED)
+            switch.wink()  # an interrupt may have kept us from looking who waits
             switch.carry_out()
             raise
         switch.carry_out()
@@ -193,8 +194,12 @@ class Office:
         with self._lock:
             lines = self.known(name)
         change = Change(self._switch, fn, where)
-        for line in lines:
-            change.make(line)
+        try:
+            for line in lines:
+                change.make(line)
+        except BaseException:
+            self._switch.wink()  # an interrupt may have kept us from looking who waits
+            raise
 
     # -- listening
 
@@ -227,21 +232,24 @@ class Office:
         self._switch.check_outside()
         deadline = self.deadline(timeout)
         ledger = self._ledger
-        with self._lock:
-            ledger.state = PoolState.CLOSED
-            lines = tuple(line for line in ledger.lines.values() if line.phase is Phase.OPEN)
-        if deadline is not None:
-            drain(self._switch, lines, deadline)
-        with self._lock:
-            now = self._clock.now()
-            recover(ledger, now)
-            ledger.fail_all()
-            for line in list(ledger.down):
-                ledger.part(line)
-            running = _condemn_all(ledger, now)
+        try:
+            with self._lock:
+                ledger.state = PoolState.CLOSED
+                lines = tuple(line for line in ledger.lines.values() if line.phase is Phase.OPEN)
+            if deadline is not None:
+                drain(self._switch, lines, deadline)
+        finally:  # Ctrl-C or not: nobody waits any longer
+            with self._lock:
+                ledger.state = PoolState.CLOSED
+                ledger.fail_all()
+                now = self._clock.now()
+                recover(ledger, now)
+                for line in list(ledger.down):
+                    ledger.part(line)
+                running = _condemn_all(ledger, now)
+            self._switch.carry_out()
         if deadline is not None:
             self._switch.workers.cut_off(running)
-        self._switch.carry_out()
         self._switch.sleep_on()
         return len(running)
 

@@ -58,7 +58,7 @@ class Resource:
         """Lay down as idle those whose rest is over."""
         for key in list(self.resting):
             if key.line.rest_until <= now and _remove(self.resting, key):
-                self.idle.append(key)
+                self.put_back(key)
 
     def enqueue(self, ticket: Ticket) -> None:
         """Queue up by number."""

@@ -111,10 +111,12 @@ class Attempts:
                 if now < (hangs_at := books.hangs_at(record)):
                     books.hang_at = min(books.hang_at, hangs_at)
                     continue
-                host.hung[record] = host.opening.pop(record)
+                blames = underway.blames and not underway.cancel.is_set()  # called off, it says nothing
+                host.hung[record] = underway._replace(blames=blames)
+                del host.opening[record]
                 error = self._hangs(record, now)
                 failed_at = record.opened_at + books.config.connect_timeout  # it is seen only now
-                self._charge(host, error, failed_at, blames=underway.blames)
+                self._charge(host, error, failed_at, blames=blames)
                 waiter = self.attempt_is_over(record)
                 if waiter is not None:
                     self._has_failed(waiter, host, error, now)

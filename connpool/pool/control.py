@@ -131,39 +131,45 @@ class Control:
         """Follow what *change* makes of the present route; of two at once the second builds on the first."""
         todo = Todo()
         with self._lock:
-            route = change(self._books.route)
-            dropped = self._books.fleet.follow(route, self._lender.now())
-            if is_first:  # it is no switch
-                self._books.active_group = self._books.fleet.active_group()
-            cut = self._renew_locked(dropped, todo, interrupt=False)
-            self._books.route = route
-            if self._books.config.min_idle:
-                self._books.expect(-math.inf)
-            self._lender.service.serve(self._lender.now(), todo)
+            now, route = self._lender.now(), change(self._books.route)
+            try:
+                dropped = self._books.fleet.follow(route, now)
+                if is_first:  # it is no switch
+                    self._books.active_group = self._books.fleet.active_group()
+                cut = self._renew_locked(dropped, todo, interrupt=False)
+                self._books.route = route
+                if self._books.config.min_idle:
+                    self._books.expect(-math.inf)
+            finally:  # Ctrl-C or not: who waits is served
+                self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"the route of pool {self._name!r} was changed")
 
     @keeping_no_key
     def configure(self, settings: dict[str, Any]) -> None:
         todo = Todo()
         with self._lock:
+            now = self._lender.now()
             before = self._books.config.required_permissions
             config = self._books.config.evolve(**settings)
-            self._books.adopt_config(config)
-            if not config.track_origin:
-                self._forget_origins_locked()
-            observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
-            self._lender.service.looks_are_prompt = (
-                self._lender.connector.looks_promptly or config.dial_in_caller
-            )
-            self._books.publish(self._lender.now())
-            hosts, cut = self._known_locked(None), []
-            if self._lender.connector.permissions is not None and not config.required_permissions <= before:
-                cut = self._renew_locked(hosts, todo, interrupt=False)
-            for host in hosts:
-                crowd = evict_from_crowd(self._books, host, todo)
-                self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
-            evict_surplus(self._books, todo)
-            self._lender.service.serve(self._lender.now(), todo)
+            is_stricter = not config.required_permissions <= before
+            try:
+                self._books.adopt_config(config)
+                if not config.track_origin:
+                    self._forget_origins_locked()
+                observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
+                self._lender.service.looks_are_prompt = (
+                    self._lender.connector.looks_promptly or config.dial_in_caller
+                )
+                self._books.publish(now)
+                hosts, cut = self._known_locked(None), []
+                if self._lender.connector.permissions is not None and is_stricter:
+                    cut = self._renew_locked(hosts, todo, interrupt=False)
+                for host in hosts:
+                    crowd = evict_from_crowd(self._books, host, todo)
+                    self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
+                evict_surplus(self._books, todo)
+            finally:  # Ctrl-C or not: who waits is served
+                self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"pool {self._name!r} requires more permissions")
 
     def _forget_origins_locked(self) -> None:

@@ -29,9 +29,13 @@ from connpool import (
     Reply,
     UnknownChannelError,
 )
+from connpool.calls.changes import Change
+from connpool.calls.ledger import Ledger
+from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket
 from connpool.testing import FakeClock
 from tests.helpers.channels import RESOURCE, Caller, Held, Tape, n_waiting, queue_up
+from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 from tests.helpers.switchboard import until
 
 
@@ -677,3 +681,55 @@ def test_a_channel_that_comes_while_the_pool_is_closed_is_refused_and_not_kept(p
         pool.put(ChannelInfo(tape)) if is_put else pool.init(tape)
     until(lambda: tape.is_open is is_put, "its end, unless it is the caller's")
     assert pool.resources() == []
+
+
+# -- Ctrl-C in the midst of a change
+
+
+def test_an_interrupt_while_a_close_waits_for_calls_ends_the_wait_and_closes(monkeypatch):
+    def strike(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(connpool.calls.office, "drain", strike)
+    pool, tape, held, idle = CallPool(), Tape(methods={"get"}), Held(), Tape(methods={"set"})
+    tape.doing = held
+    pool.init(tape)
+    pool.init(idle)
+    running = Caller(pool, "running")
+    assert held.begun.acquire(timeout=10)
+    waiting = queue_up(pool, ["waiting"])[0]
+    with pytest.raises(KeyboardInterrupt):
+        pool.close(10)
+    assert isinstance(waiting.outcome(), PoolClosedError)
+    assert not idle.is_open
+    held.may_end.release()
+    assert running.outcome() == "running"
+    until(lambda: not tape.is_open)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_interrupt_as_another_channel_can_be_called_leaves_nobody_waiting(is_new):
+    deeds = Change._apply_locked, Ledger.admit, Ledger.lay_down, Ledger.serve, Resource.take_for
+    for strike in at_every_bytecode(*deeds, kind=SignalStrike):
+        with CallPool(reap_interval=0.01) as pool:
+            tape, other, held = Tape(), Tape(methods={"set"}), Held()
+            tape.doing = held
+            pool.init(tape)
+            running = Caller(pool, "running")
+            assert held.begun.acquire(timeout=10)
+            if not is_new:
+                pool.init(other)
+            waiting = queue_up(pool, ["waiting"])[0]
+            with strike:
+                if is_new:
+                    other.methods = {"get"}
+                    pool.init(other)
+                else:
+                    pool.update(RESOURCE, lambda info: attrs.evolve(info, methods={"get"}))
+            can = [info.methods for info in pool.map(RESOURCE, lambda info: info) if info.channel is other]
+            if can == [{"get"}]:
+                assert waiting.outcome() == "waiting"
+            held.may_end.release()
+            held.may_end.release()
+            running.outcome()
+            waiting.outcome()

@@ -427,3 +427,19 @@ def test_channels_that_were_not_taken_out_after_all_keep_their_turns(still, cloc
     assert [tape.calls[-1] for tape in tapes] == [0, 1, 2, 3]
     held.may_end.release()
     assert running.outcome() == "running"
+
+
+def test_a_channel_whose_rest_is_over_or_was_changed_keeps_its_turn(still, clock):
+    first, second = Tape(), Tape()
+    first.doing = lambda method, payload: Reply(payload, retry_after=10.0 if payload == 1 else None)
+    for tape in (first, second):
+        still.init(tape)
+    for number in (1, 2):
+        still.call(RESOURCE, "get", number)
+        clock.advance(5)
+    still.sweep()
+    still.call(RESOURCE, "get", 3)
+    assert first.calls == [1, 3]
+    still.update(RESOURCE, lambda info: attrs.evolve(info, rest_left=0.0), where=lambda info: info.id == 2)
+    still.call(RESOURCE, "get", 4)
+    assert second.calls == [2, 4]

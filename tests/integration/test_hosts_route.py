@@ -9,6 +9,7 @@ import pytest
 from connpool import (
     CloseReason,
     ConnectionPool,
+    EndpointDown,
     EndpointState,
     NoEndpointError,
     PoolCleared,
@@ -20,7 +21,7 @@ from connpool.testing import FakeClock, ScriptedServer, Silence
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
-from tests.stress.works import A, TellingClock, Works
+from tests.stress.works import A, Caller, TellingClock, Works, door
 
 
 def names(pool: ConnectionPool) -> list[str]:
@@ -324,3 +325,23 @@ def test_what_an_interrupted_change_is_told_of_has_been_done(
         if told or str(pool.route) != str(A):
             works.until(lambda works=works: works.n_open == 0)
         pool.close()
+
+
+def test_a_dial_that_hangs_on_after_its_endpoint_has_left_the_route_leaves_nothing_of_it(
+    clock: FakeClock,
+) -> None:
+    works = Works()
+    told: list[EndpointDown] = []
+    with door() as dial, ConnectionPool(A, connector=works, clock=clock) as pool:
+        works.opening = lambda endpoint: dial(endpoint) if endpoint == A else None
+        pool.listen(told.append, EndpointDown)
+        waiter = Caller(pool, timeout=60)
+        dial.until_entered()
+        pool.route = "b:1"
+        clock.advance(1)  # its patience is at an end
+        waiter.loan().release()
+        clock.advance(10)
+        pool.sweep()
+        dial.let_go()
+        until(lambda: names(pool) == ["b:1"])
+        assert told == []

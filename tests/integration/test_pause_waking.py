@@ -17,10 +17,12 @@ from connpool import (
     PoolClosedError,
     PoolState,
 )
+from connpool.pool.control import Control
 from connpool.pool.core import Books
 from connpool.pool.doors import Doors
 from connpool.pool.fleet import Fleet
 from connpool.pool.hosts import Host
+from connpool.pool.room import evict_surplus
 from connpool.pool.waiters import Waiter
 from connpool.testing import ScriptedServer
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode
@@ -162,12 +164,15 @@ def test_an_interrupt_as_an_endpoint_is_taken_off_the_blacklist_leaves_nobody_wa
         pool.close()
 
 
+def add_a_place(conn):
+    conn._record.pool.configure(max_size=2)
+
+
 @pytest.mark.filterwarnings("ignore:.*not given back:ResourceWarning")
-@pytest.mark.parametrize("end", [Connection.terminate, Connection.detach])
+@pytest.mark.parametrize("end", [Connection.terminate, Connection.detach, add_a_place])
 def test_an_interrupt_as_a_place_is_freed_leaves_nobody_waiting(end):
-    for strike in at_every_bytecode(
-        Books.forget, Books._count_parting, Fleet.forget_empty, kind=SignalStrike
-    ):
+    steps = Books.forget, Books._count_parting, Fleet.forget_empty, Books.adopt_config, evict_surplus
+    for strike in at_every_bytecode(*steps, kind=SignalStrike):
         works, clock = Works(prompt=True), TellingClock()
         pool = ConnectionPool(A, connector=works, clock=clock, reap_interval=None, max_size=1)
         held = pool.try_connect()
@@ -175,6 +180,23 @@ def test_an_interrupt_as_a_place_is_freed_leaves_nobody_waiting(end):
         clock.until_waiting()
         with strike:
             end(held)
+        if end is add_a_place and pool.config.max_size == 1:  # it was struck before
+            end(held)
+        waiter.loan(2).release()
+        if end is add_a_place:
+            held.release()
+        pool.close()
+
+
+def test_an_interrupt_as_the_route_changes_leaves_nobody_waiting():
+    for strike in at_every_bytecode(Control._renew_locked, Books.drain_idle, kind=SignalStrike):
+        works, clock = Works(prompt=True), TellingClock()
+        pool = ConnectionPool(A, connector=works, clock=clock, reap_interval=None, fail_fast=False)
+        pool.blacklist(A)
+        waiter = Caller(pool)
+        clock.until_waiting()
+        with strike:
+            pool.route = "b:1"
         waiter.loan(2).release()
         pool.close()
 
