@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from connpool.delivery.books import Books, Draft
 from connpool.delivery.desk import Desk, Job
-from connpool.delivery.faults import Damaged, Told, UnwritableError, told
+from connpool.delivery.faults import Damaged, Told, told
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.limits import Limits
 from connpool.delivery.mend import damage_of, mend, open_whole, remove_file, renewed, rescue
@@ -178,8 +178,8 @@ class Keeper:
             segment = self.ledger.segment
             if segment is None or self.books.messages or not self.ledger.late or not self._is_in_place():
                 return
-            # Its notes are damaged, or others have taken the space: whoever needs the file tries again.
-            with suppress(Damaged, UnwritableError), Told(segment.path):
+            # Its notes are damaged, or the disk is not to be had: whoever needs the file tries again.
+            with suppress(Damaged, SpoolError), Told(segment.path):
                 self._merged = [note for note in segment.notes() if note.kind == "merged"]
                 self.ledger.segment = None
                 segment.close()

@@ -44,6 +44,11 @@ class Line:
         self.is_dropping, self.latency, self.rate, self.budget = False, 0.0, None, None
 
 
+def _set_up(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+
+
 def hang_up(sock: socket.socket, ending: Ending) -> None:
     """Close *sock*, which does not block, in the way that *ending* says."""
     with contextlib.suppress(OSError):  # it is gone, or was never connected: so much the better
@@ -170,15 +175,13 @@ class Relay:
     """A client that was accepted, the server that was dialled for it, and the two ways between."""
 
     def __init__(self, client: socket.socket, target: tuple[str, int], lines: Mapping[Way, Line]) -> None:
-        client.setblocking(False)
+        _set_up(client)  # first: some systems refuse that of one that has left, and nothing else is open yet
         self.has_client = True  # which has neither left nor been thrown out
         self.is_over = False
         self._target = target
         self._client = client
         self._server = socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET)
-        self._server.setblocking(False)
-        for sock in (client, self._server):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        _set_up(self._server)
         self._is_dialling = self._is_connected = False
         self._up = Pipe(lines[Way.UP], client, self._server)
         self._down = Pipe(lines[Way.DOWN], self._server, client)

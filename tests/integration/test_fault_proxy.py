@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import socket
 import ssl
@@ -205,6 +206,25 @@ def test_it_refuses_the_new_and_keeps_the_old(proxy: FaultProxy) -> None:
         with dialled(proxy) as new:
             assert ask(new) == b"ping"
     assert proxy.accepts == 2
+
+
+def test_who_has_left_before_it_is_let_in_leaves_nothing_open(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some systems refuse to set anything of such a socket."""
+    real = socket.socket.setsockopt
+
+    def refuse_once(sock: socket.socket, level: int, option: int, value: int | bytes) -> None:
+        if (level, option) == (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+            monkeypatch.setattr(socket.socket, "setsockopt", real)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(sock, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", refuse_once)
+    with pytest.raises(ConnectionResetError), dialled(proxy) as client:
+        client.recv(1)
+    with dialled(proxy) as client:
+        assert ask(client) == b"ping"
 
 
 def test_it_rejects_the_new_with_a_reset(proxy: FaultProxy, server: ScriptedServer) -> None:

@@ -13,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from connpool import SpoolError, SQLiteSpool
-from connpool.delivery import mend, segment
+from connpool.delivery import keeper, mend, segment
 from connpool.delivery.faults import Damaged, UnwritableError
 from connpool.delivery.ledger import Ledger
 from connpool.delivery.segment import Segment
@@ -69,7 +69,7 @@ def test_what_could_not_be_flushed_costs_nothing_that_is_accepted_later(tmp_path
     spool.close()
 
 
-def fail_once(patch: pytest.MonkeyPatch, owner: type, name: str, error: Exception) -> None:
+def fail_once(patch: pytest.MonkeyPatch, owner: object, name: str, error: Exception) -> None:
     """Let the method *name* of *owner* raise *error*, and work again from then on."""
     real = getattr(owner, name)
 
@@ -109,6 +109,21 @@ def test_what_a_full_disk_kept_in_the_file_stays_removed_though_the_file_is_open
     spool.close()
     spool = SQLiteSpool(tmp_path / "spool.db")
     assert ids_in(spool) == [2, 3, 4, 5]
+    spool.close()
+
+
+def test_a_removal_that_has_happened_is_no_error_because_the_empty_file_cannot_be_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = SQLiteSpool(tmp_path / "spool.db")
+    spool.put(["a"], b"1", bytes(16))
+    (item,) = spool.peek("a", 2, 99)
+    fail_once(monkeypatch, Ledger, "remove", UnwritableError("no space"))
+    fail_once(monkeypatch, keeper, "renewed", SpoolError("it cannot be opened, for a moment"))
+    spool.remove([item.position])
+    assert spool.count("a") == 0
+    spool.put(["a"], b"2", bytes([1] * 16))
+    assert ids_in(spool) == [1]
     spool.close()
 
 
