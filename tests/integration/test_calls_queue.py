@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import attrs
 import pytest
@@ -515,6 +516,9 @@ def test_a_timeout_that_is_none_is_refused(pool, timeout):
     pool.init(Tape())
     with pytest.raises(ConfigError, match="timeout"):
         pool.call(RESOURCE, "get", timeout=timeout)
+    for end in (pool.close, partial(pool.pop, resource=RESOURCE), partial(pool.pop, 1)):
+        with pytest.raises(ConfigError, match="timeout"):
+            end(timeout=timeout)
     assert pool.call(RESOURCE, "get", 1) == 1
 
 

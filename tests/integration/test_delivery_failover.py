@@ -15,8 +15,10 @@ from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
 from connpool.wire.line import Poller
+from tests.helpers.faults import WatchedConnector
 from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
 from tests.helpers.switchboard import until
+from tests.helpers.together import together
 
 NARROW = {"connector": narrow()}
 NEVER = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
@@ -195,6 +197,35 @@ def test_without_failover_and_spool_a_dead_group_is_an_error_and_never_silence(a
             sender.broadcast(b"one")
         assert str(c.endpoint) not in str(caught.value)
     assert c.lines == []
+
+
+def test_the_first_message_waits_until_all_of_its_group_have_been_tried(a, b):
+    may_open = threading.Event()
+    connector = WatchedConnector(before=lambda where: where == a.endpoint or may_open.wait(10))
+    with broadcasting(a, b, spool=None, pool_settings={"connector": connector}) as sender:
+
+        def go_on() -> None:
+            until_alive(sender, a)
+            until(lambda: any(link.was_awaited for link in sender._office.roster.links.values()))
+            assert not over.wait(0.05)
+            may_open.set()
+
+        def send() -> None:
+            sent.extend(sender.broadcast(b"one").sent)
+            over.set()
+
+        over, sent = threading.Event(), []
+        together(send, go_on)
+        assert sent == [a.endpoint, b.endpoint]
+
+
+def test_who_was_taken_down_by_hand_is_no_cause_of_a_refusal(a):
+    with broadcasting(a, spool=None, reconnect=False) as sender:
+        all_alive(sender)
+        sender.mark_dead(a.endpoint)
+        with pytest.raises(NoEndpointError, match=f"{a.endpoint} is dead") as caught:
+            sender.broadcast(b"one")
+        assert caught.value.causes == ()
 
 
 # -- when no group lives
