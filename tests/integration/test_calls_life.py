@@ -134,7 +134,17 @@ def test_what_has_interrupted_the_pool_s_own_work_is_turned_away(still, clock):
         clock.advance(5)
         assert still.sweep() == 0
         assert tape.is_open
-        for use in (lambda: still.init(Tape()), lambda: still.map(RESOURCE, str), still.close):
+        for use in (
+            lambda: still.init(Tape()),
+            lambda: still.put(ChannelInfo(tape)),
+            lambda: still.info(1),
+            lambda: still.extra(1, "mine"),
+            lambda: still.map(RESOURCE, str),
+            lambda: still.update(RESOURCE, lambda info: info),
+            lambda: still.pop(1),
+            still.resources,
+            still.close,
+        ):
             with pytest.raises(UsageError, match="cannot be used by what has interrupted it"):
                 use()
     assert still.sweep() == 1

@@ -562,6 +562,21 @@ def test_an_interrupt_while_a_new_channel_is_told_of_closes_it_for_good(still):
         still.call(RESOURCE, "get")
 
 
+def test_an_interrupt_while_the_beginning_of_a_call_is_told_of_costs_no_channel(still):
+    def strike(event: CallStarted) -> None:
+        raise KeyboardInterrupt
+
+    tape = Tape()
+    still.init(tape)
+    stop = still.listen(strike, CallStarted)
+    with pytest.raises(KeyboardInterrupt) as caught:  # which keeps all that lies on its way
+        still.call(RESOURCE, "get")
+    stop()
+    assert still.call(RESOURCE, "get", 1, where=lambda info: True, timeout=0) == 1
+    assert (tape.calls, tape.closes) == ([1], 0)
+    del caught
+
+
 def test_an_interrupt_while_the_end_of_a_call_is_told_of_costs_no_channel(still):
     def strike(event: CallEnded) -> None:
         raise KeyboardInterrupt

@@ -368,6 +368,22 @@ def test_calls_behind_one_that_closes_the_channel_are_answered_by_another_in_ord
     assert first.closes == 1
 
 
+def test_an_error_that_asks_never_to_be_called_again_closes_the_channel(pool):
+    class OverError(Exception):
+        retry_after = math.inf
+
+    def fail(method: object, payload: object) -> None:
+        raise OverError
+
+    tape = Tape()
+    tape.doing = fail
+    pool.init(tape)
+    with pytest.raises(OverError):
+        pool.call(RESOURCE, "get")
+    assert pool.is_empty(RESOURCE)
+    until(lambda: tape.closes == 1)
+
+
 def test_without_another_all_of_them_are_refused_and_none_hangs(pool):
     first, held = closing_first()
     pool.init(first)

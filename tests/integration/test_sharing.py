@@ -47,7 +47,7 @@ from tests.helpers.forks import in_child
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode, in_a_handler, needs_monitoring
 from tests.helpers.switchboard import Line, Switchboard, until
 from tests.helpers.together import together
-from tests.helpers.upkeep import OFTEN, fill
+from tests.helpers.upkeep import OFTEN, fill, settle
 from tests.helpers.wire import taking
 
 ECHO = Answer(lambda request: request, delimiter=b"\n")
@@ -478,7 +478,13 @@ def test_a_termination_that_interrupts_ends_the_others_reads() -> None:
 def test_a_share_is_given_back_once(pool: ConnectionPool) -> None:
     mine, other = pool.share(), pool.share()
     mine.release()
-    for again in (mine.release, mine.terminate, lambda: mine.raw, lambda: mine.sendall(b"x")):
+    for again in (
+        mine.release,
+        mine.terminate,
+        lambda: mine.raw,
+        lambda: mine.uses,
+        lambda: mine.sendall(b"x"),
+    ):
         with pytest.raises(UsageError, match="given back already"):
             again()
     assert numbers(pool) == (0, 0, 1)
@@ -697,6 +703,35 @@ def test_what_has_grown_too_old_while_it_lay_idle_is_not_shared(board: Switchboa
         assert share.raw is board.lines[1]
         assert pool.stats().closed == {CloseReason.EXPIRED: 1}
         share.release()
+
+
+def test_a_connection_is_idle_since_its_last_share_came_back(board: Switchboard, clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, idle_timeout=60) as pool:
+        share = pool.share()
+        clock.advance(100)
+        settle(pool)
+        share.release()
+        clock.advance(10)
+        settle(pool)
+        assert numbers(pool) == (1, 0, 0)
+
+
+def test_who_wants_a_share_of_one_endpoint_gets_what_nobody_has_first(pool: ConnectionPool) -> None:
+    share = pool.share()
+    pool.try_connect("a:1").release()
+    with pool.try_connect(Request("a:1", shared=True, where=lambda info: True)) as other:
+        assert other.raw is not share.raw
+    share.release()
+
+
+@pytest.mark.parametrize("error", [None, OSError("broken")])
+def test_a_share_has_another_opened_in_its_place_if_it_is_terminated_for_an_error(
+    board: Switchboard, clock: FakeClock, error: OSError | None
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, revive=True) as pool:
+        pool.share().terminate(error)
+        settle(pool)
+        assert len(board.dialled) == (1 if error is None else 2)
 
 
 def test_the_last_share_comes_back_as_any_loan_does(board: Switchboard, clock: FakeClock) -> None:
