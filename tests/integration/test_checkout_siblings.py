@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool
+from connpool import CloseReason, ConnectionInfo, ConnectionPool, Request
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard
 from tests.stress.works import Caller
@@ -114,4 +114,17 @@ def test_who_comes_just_before_one_is_laid_down_gets_it(clock: FakeClock) -> Non
         loan = pool.try_connect()
         shelf.deeds = (lambda: callers.append(Caller(pool)), lambda: clock.until_waiting(1))
         loan.release()
+        callers[0].loan().release()
+
+
+def test_who_comes_while_they_are_judged_by_who_wants_one_for_good_gets_one(clock: FakeClock) -> None:
+    def judge(info: ConnectionInfo) -> bool:
+        callers.append(Caller(pool))
+        clock.until_waiting(1)
+        return False
+
+    callers: list[Caller] = []
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
+        pool.try_connect().release()
+        assert pool.take(Request(where=judge)) is None
         callers[0].loan().release()

@@ -135,6 +135,23 @@ def test_not_failing_fast_ends_with_the_deadline_and_blames_nobody_more(clock: F
         assert info_of(pool, "a:1").failures == 1
 
 
+def test_not_failing_fast_who_pins_an_endpoint_that_is_tried_again_gets_no_other(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings = {"fail_fast": False, "blacklist_initial": 1, "max_size": 2}
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
+        other = pool.try_connect("b:1")
+        caller = Caller(pool, "a:1")
+        until(lambda: pool.stats().connect_failures == 1)
+        board.hold("a:1")
+        board.mend("a:1")
+        until(lambda: clock.advance(0.1) is None and board.dialled.count("a:1") == 2)
+        other.release()
+        clock.advance(1)
+        board.let_go("a:1")
+        with caller.loan() as conn:
+            assert endpoints_of([conn]) == ["a:1"]
+
+
 def test_not_failing_fast_ends_with_the_deadline_though_a_pinned_endpoint_rests_for_longer(
     clock: FakeClock,
 ) -> None:

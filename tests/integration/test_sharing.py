@@ -49,6 +49,7 @@ from tests.helpers.switchboard import Line, Switchboard, until
 from tests.helpers.together import together
 from tests.helpers.upkeep import OFTEN, fill, settle
 from tests.helpers.wire import taking
+from tests.stress.works import Caller
 
 ECHO = Answer(lambda request: request, delimiter=b"\n")
 
@@ -342,6 +343,30 @@ def test_who_waits_for_the_first_to_be_opened_joins_it_at_once(board: Switchboar
 
         together(ask, ask, ask, ask, open_up)
         assert len(board.lines) == 1
+
+
+def test_who_is_interrupted_when_it_was_just_given_a_share_leaves_it_to_others(board: Switchboard) -> None:
+    class Struck(FakeClock):
+        is_struck = False
+
+        def wait(self, gate: Any, timeout: float | None) -> bool:
+            is_woken = super().wait(gate, timeout)
+            if self.is_struck:
+                raise KeyboardInterrupt
+            return is_woken
+
+    clock, told = Struck(), []
+    settings = {"sharable": True, "max_size": 1, "max_sharers": 2}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        shares = [pool.share(), pool.share()]
+        caller = Caller(pool, Request(shared=True))
+        clock.until_waiting(1)
+        clock.is_struck = True
+        pool.listen(told.append, CheckedIn)
+        end(shares)
+        caller.failure(KeyboardInterrupt)
+        assert numbers(pool) == (1, 0, 0)
+        assert len(told) == 2, "of the third share nobody was told"
 
 
 def test_who_gives_up_waiting_alone_lets_the_shares_behind_it_join(board: Switchboard) -> None:
