@@ -345,6 +345,34 @@ def test_who_waits_for_the_first_to_be_opened_joins_it_at_once(board: Switchboar
         assert len(board.lines) == 1
 
 
+def test_who_waits_alone_behind_it_keeps_nobody_from_joining(board: Switchboard, clock: FakeClock) -> None:
+    settings = {"sharable": True, "max_size": 1, "max_sharers": 2}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        shares = [pool.share(), pool.share()]
+        first = Caller(pool, Request(shared=True))
+        clock.until_waiting(1)
+        alone = Caller(pool)
+        clock.until_waiting(2)
+        shares.pop().release()
+        shares.append(first.loan())
+        end(shares)
+        alone.loan().release()
+
+
+def test_who_waits_for_a_share_that_it_likes_keeps_nobody_from_joining_another(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=1) as pool:
+        share = pool.share()
+        picky = Caller(pool, Request(shared=True, where=lambda info: info.uses > 1))
+        until(lambda: pool.stats().waiting == 1)
+        other = Caller(pool, Request(shared=True))
+        shares = [other.loan(), share]
+        clock.advance(1)
+        end(shares)
+        picky.loan().release()
+
+
 def test_who_is_interrupted_when_it_was_just_given_a_share_leaves_it_to_others(board: Switchboard) -> None:
     class Struck(FakeClock):
         is_struck = False
