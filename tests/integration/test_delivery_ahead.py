@@ -196,6 +196,7 @@ def test_copies_for_a_group_that_is_found_dead_take_no_room_from_the_next_or_fro
             find_dead(a, monkeypatch)
             assert sender.broadcast(b"one").sent == (b.endpoint,)
             assert b.until_lines(1) == [b"one"]
+            assert not any(link.done or link.own for link in sender._office.roster.links.values())
     a.start()
     with broadcasting(a, spool=MemorySpool(max_messages=1, on_full="raise"), write_ahead=True) as sender:
         until(lambda: sender.ready)

@@ -11,6 +11,7 @@ import pytest
 
 from connpool import Broadcaster, LinkEvent, LinkState, NoEndpointError
 from connpool.delivery import telling, watching
+from connpool.delivery.link import Link, Outcome
 from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
@@ -76,9 +77,27 @@ def test_the_message_that_meets_a_death_goes_to_the_next_group_in_the_same_call(
         end(a)
         delivery = sender.broadcast(b"two")
         assert (delivery.sent, delivery.spooled, delivery.group) == ((c.endpoint,), (), 1)
+        assert living(sender) == [str(c.endpoint)]
         c.until_has(b"two")
         assert sender.unsent().total == 0
     assert (a.lines, c.lines) == ([b"one"], [b"two"])
+
+
+def test_when_one_of_a_group_is_found_dead_those_before_it_have_the_message_and_it_has_a_copy(
+    a: Sink, b: Sink, monkeypatch: pytest.MonkeyPatch
+):
+    def send(link: Link, *args: Any) -> Outcome:
+        return Outcome.DEAD if link.queue == str(b.endpoint) else try_send(link, *args)
+
+    try_send = Link.try_send
+    with broadcasting(a, b) as sender:
+        all_alive(sender)
+        with monkeypatch.context() as patch:
+            patch.setattr(Link, "try_send", send)
+            delivery = sender.broadcast(b"one")
+        assert (delivery.sent, delivery.spooled) == ((a.endpoint,), (str(b.endpoint),))
+        b.until_has(b"one")
+    assert a.lines == b.lines == [b"one"]
 
 
 def test_without_a_spool_too_the_message_that_meets_a_death_is_sent_to_the_next_group(a, c):
@@ -196,6 +215,7 @@ def test_without_failover_and_spool_a_dead_group_is_an_error_and_never_silence(a
         with pytest.raises(NoEndpointError) as caught:
             sender.broadcast(b"one")
         assert str(c.endpoint) not in str(caught.value)
+        assert str(a.endpoint) in str(caught.value)
     assert c.lines == []
 
 
