@@ -229,7 +229,6 @@ class Office:
 
     @keeping_no_key
     def close(self, timeout: float | None) -> int:
-        self._switch.check_outside()
         deadline = self.deadline(timeout)
         ledger = self._ledger
         try:

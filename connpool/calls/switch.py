@@ -102,9 +102,6 @@ class Switch:
 
     def pass_on(self, key: Key) -> None:
         """A call is over that leaves nothing to be done but to serve the next."""
-        if self.is_inside():
-            key.line.idle.append(key)
-            return
         with self._lock:
             if self.ledger.pass_on(key):
                 return

@@ -60,8 +60,8 @@ class Ticket:
         return self.line
 
     def may_use(self, line: Line) -> bool:
-        """Whether *line* is not on its way out, as far as this ticket is concerned."""
-        return line.leaving is None or line.leaving is self or self.number < line.leaving.number
+        """Whether *line* is not on its way out, as far as this call is concerned."""
+        return line.leaving is None or self.number < line.leaving.number
 
     def suits(self, line: Line) -> bool:
         """Whether *line* can serve it."""

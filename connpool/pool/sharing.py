@@ -140,12 +140,11 @@ def pick(
     Of several the one that was joined longest ago. *waiter*: for whom; None: for one without any wishes.
     *hosts*: to which it may lead, where nothing is pinned; None: to those that are lent from just now.
     """
-    config = books.config
-    most, most_uses = config.max_sharers, config.max_uses
+    most = books.config.max_sharers
     best: Hold | None = None
     for hold in books.holds:
         record, load = hold.record, len(hold.sharers)
-        if now >= record.expires_at or (most_uses is not None and record.uses >= most_uses):
+        if now >= record.expires_at:
             continue
         if best is not None:
             is_better = (load, hold.joined) < (len(best.sharers), best.joined)

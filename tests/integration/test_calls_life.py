@@ -134,6 +134,19 @@ def test_what_has_interrupted_the_pool_s_own_work_is_turned_away(still, clock):
         clock.advance(5)
         assert still.sweep() == 0
         assert tape.is_open
+        for use in (
+            lambda: still.init(Tape()),
+            lambda: still.put(ChannelInfo(tape)),
+            lambda: still.info(1),
+            lambda: still.extra(1, "mine"),
+            lambda: still.map(RESOURCE, str),
+            lambda: still.update(RESOURCE, lambda info: info),
+            lambda: still.pop(1),
+            still.resources,
+            still.close,
+        ):
+            with pytest.raises(UsageError, match="cannot be used by what has interrupted it"):
+                use()
     assert still.sweep() == 1
     until(lambda: tape.closes == 1)
 
@@ -292,6 +305,7 @@ def test_an_attempt_that_fails_is_repeated_when_the_channel_says_and_counted(sti
     until(lambda: still.resources() == [RESOURCE])
     assert (tape.attempts, tape.opens, tape.closes) == (4, 2, 1)
     assert still.info(id).failures == 0
+    assert not still._switch.ledger.down
 
 
 def test_a_channel_that_says_never_again_leaves_the_pool(still, clock):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
 from collections import deque
@@ -31,6 +32,7 @@ from connpool import (
 )
 from connpool.calls.changes import Change
 from connpool.calls.ledger import Ledger
+from connpool.calls.line import Phase
 from connpool.calls.resource import Resource
 from connpool.calls.tickets import Ticket
 from connpool.testing import FakeClock
@@ -302,6 +304,85 @@ def test_a_channel_that_was_dropped_in_the_midst_of_a_call_is_closed(still):
         still.call(RESOURCE, "get")
 
 
+def test_a_channel_that_was_dropped_is_found_by_who_waits_for_it(still):
+    tape = Tape()
+    still.init(tape)
+    key = still._switch.ledger.idle[RESOURCE].popleft()
+    waiting = queue_up(still, [1])[0]
+    assert key.line.waiting
+    del key
+    assert waiting.outcome() == 1
+
+
+def test_a_channel_that_a_call_has_in_hand_without_any_use_for_it_when_its_pool_is_closed_is_closed(still):
+    class Method:
+        def __hash__(self) -> int:
+            if still._switch.is_wanted():
+                still.close()
+            return 0
+
+    tape = Tape()
+    still.init(tape)
+    with pytest.raises(PoolClosedError):
+        still.call(RESOURCE, Method())
+    until(lambda: tape.closes == 1)
+
+
+def test_a_call_that_finds_a_channel_dropped_in_the_midst_of_another_has_it_closed(still):
+    lost, tape = Tape(), Tape()
+    still.init(lost)
+    key = still._switch.ledger.idle[RESOURCE].popleft()
+    key.line.run = threading.get_ident(), "get", still._now()
+    del key
+    still.init(tape)
+    assert still.call(RESOURCE, "get", 1, where=lambda info: True) == 1
+    until(lambda: lost.closes == 1)
+
+
+def test_a_channel_that_was_condemned_when_an_interrupt_struck_is_closed_by_the_next_turn(still):
+    tape = Tape()
+    id = still.init(tape)
+    still._switch.ledger.lines[id].condemn(CloseReason.TERMINATED)
+    assert still.sweep() == 1
+    until(lambda: tape.closes == 1)
+
+
+def test_a_call_whose_leaving_was_interrupted_is_found_by_the_next_that_waits(still, monkeypatch):
+    def strike(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    still.init(Tape())
+    monkeypatch.setattr(connpool.calls.queueing, "withdraw", strike)
+    with pytest.raises(KeyboardInterrupt):
+        still.call(RESOURCE, "unknown")
+    gc.collect()
+    assert n_waiting(still) == 1
+    assert still.call(RESOURCE, "get", 1, where=lambda info: True) == 1
+    assert n_waiting(still) == 0
+
+
+def test_a_channel_on_its_way_out_when_an_interrupt_strikes_is_closed(still, monkeypatch):
+    def strike(resource: object, now: float) -> None:
+        if not tape_is_in():
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        serve(resource, now)
+
+    def tape_is_in() -> bool:
+        return any(line.phase is not Phase.GONE for line in lines)
+
+    tape = Tape()
+    still.init(tape)
+    lines = list(still._switch.ledger.lines.values())
+    serve = still._switch.ledger.serve
+    monkeypatch.setattr(still._switch.ledger, "serve", strike)
+    with pytest.raises(KeyboardInterrupt):
+        still.pop(resource=RESOURCE)
+    until(lambda: tape.closes == 1)
+    assert still.is_empty(RESOURCE)
+
+
 # -- who leaves with something in hand
 
 
@@ -357,8 +438,9 @@ def test_who_waits_for_a_rest_that_is_made_longer_sleeps_on():
         caller = queue_up(pool, [1])[0]
         clock.until_waiting(1)
         pool.update(RESOURCE, lambda info: attrs.evolve(info, rest_left=30.0))
+        n_waits = clock.n_waits
         clock.advance(10)
-        until(lambda: clock.n_waits >= 2)
+        until(lambda: clock.n_waits > n_waits)
         clock.until_waiting(1)
         assert caller.is_alive()
         clock.advance(20)
@@ -482,6 +564,21 @@ def test_an_interrupt_while_a_new_channel_is_told_of_closes_it_for_good(still):
     assert tape.attempts == 1
     with pytest.raises(NoResourceError):
         still.call(RESOURCE, "get")
+
+
+def test_an_interrupt_while_the_beginning_of_a_call_is_told_of_costs_no_channel(still):
+    def strike(event: CallStarted) -> None:
+        raise KeyboardInterrupt
+
+    tape = Tape()
+    still.init(tape)
+    stop = still.listen(strike, CallStarted)
+    with pytest.raises(KeyboardInterrupt) as caught:  # which keeps all that lies on its way
+        still.call(RESOURCE, "get")
+    stop()
+    assert still.call(RESOURCE, "get", 1, where=lambda info: True, timeout=0) == 1
+    assert (tape.calls, tape.closes) == ([1], 0)
+    del caught
 
 
 def test_an_interrupt_while_the_end_of_a_call_is_told_of_costs_no_channel(still):

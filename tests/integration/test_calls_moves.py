@@ -443,3 +443,40 @@ def test_a_channel_whose_rest_is_over_or_was_changed_keeps_its_turn(still, clock
     still.update(RESOURCE, lambda info: attrs.evolve(info, rest_left=0.0), where=lambda info: info.id == 2)
     still.call(RESOURCE, "get", 4)
     assert second.calls == [2, 4]
+
+
+def test_a_channel_that_leaves_during_an_update_is_not_changed(still):
+    ids = [still.init(Tape()) for _ in range(2)]
+    seen = []
+
+    def change(info: ChannelInfo) -> ChannelInfo:
+        seen.append(info.id)
+        if info.id == ids[0]:
+            still.pop(ids[1])
+        return info
+
+    still.update(RESOURCE, change)
+    assert seen == ids[:1]
+
+
+def test_an_update_that_takes_its_time_makes_no_rest_longer(still, clock):
+    tape = Tape()
+    tape.opening = lambda: 10.0
+    id = still.init(tape)
+    still.update(RESOURCE, lambda info: clock.advance(3) or attrs.evolve(info, extra="new"))
+    assert (still.info(id).extra, still.info(id).rest_left) == ("new", 7.0)
+
+
+def test_one_that_is_put_in_for_another_resource_is_called_there(still):
+    id = still.init(Tape())
+    still.put(attrs.evolve(still.pop(id), resource="other"))
+    assert still.resources() == ["other"]
+    assert still.call("other", "get", 1) == 1
+
+
+def test_a_filter_is_asked_about_those_channels_alone_that_support_the_method(still):
+    seen = []
+    for methods in ({"get"}, {"set"}):
+        still.init(Tape(methods=methods))
+    still.call(RESOURCE, "get", where=lambda info: seen.append(info.methods) or True)
+    assert seen == [{"get"}]

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 import attrs
 import pytest
@@ -367,6 +368,22 @@ def test_calls_behind_one_that_closes_the_channel_are_answered_by_another_in_ord
     assert first.closes == 1
 
 
+def test_an_error_that_asks_never_to_be_called_again_closes_the_channel(pool):
+    class OverError(Exception):
+        retry_after = math.inf
+
+    def fail(method: object, payload: object) -> None:
+        raise OverError
+
+    tape = Tape()
+    tape.doing = fail
+    pool.init(tape)
+    with pytest.raises(OverError):
+        pool.call(RESOURCE, "get")
+    assert pool.is_empty(RESOURCE)
+    until(lambda: tape.closes == 1)
+
+
 def test_without_another_all_of_them_are_refused_and_none_hangs(pool):
     first, held = closing_first()
     pool.init(first)
@@ -515,6 +532,9 @@ def test_a_timeout_that_is_none_is_refused(pool, timeout):
     pool.init(Tape())
     with pytest.raises(ConfigError, match="timeout"):
         pool.call(RESOURCE, "get", timeout=timeout)
+    for end in (pool.close, partial(pool.pop, resource=RESOURCE), partial(pool.pop, 1)):
+        with pytest.raises(ConfigError, match="timeout"):
+            end(timeout=timeout)
     assert pool.call(RESOURCE, "get", 1) == 1
 
 

@@ -56,8 +56,10 @@ def test_each_method_has_its_count_its_mean_and_its_slowest(pool, tape):
 
 
 def test_it_is_told_when_a_channel_was_opened_and_called_last(pool, tape, clock):
-    opened = clock.now()
+    opened, told = clock.now(), []
+    pool.listen(lambda event: told.append(pool.info(event.id).last_called_at), ChannelOpened)
     id = pool.init(tape)
+    assert told == [None]
     assert (pool.info(id).opened_at, pool.info(id).last_called_at) == (opened, None)
     clock.advance(3)
     pool.call(RESOURCE, "get", 2.0)
@@ -217,6 +219,8 @@ def test_listeners_hear_only_what_they_asked_for_and_nothing_else_can_be_asked_f
     told = []
     pool.init(Tape())
     pool.listen(told.append, CallRefused)
+    pool.listen(print, CallStarted)()
+    assert not pool._switch.ledger.is_heard  # so calls go the short way again
     pool.call(RESOURCE, "get")
     with pytest.raises(MethodNotSupportedError):
         pool.call(RESOURCE, "put")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from connpool import CloseReason, ConnectionPool
-from connpool.testing import ScriptedServer
+from connpool import CloseReason, ConnectionInfo, ConnectionPool, Request
+from connpool.testing import FakeClock, ScriptedServer
+from tests.helpers.switchboard import Switchboard
+from tests.stress.works import Caller
 
 
 def test_when_one_breaks_the_dead_ones_beside_it_are_not_lent_one_by_one() -> None:
@@ -66,3 +72,61 @@ def test_a_repetition_at_the_limit_of_its_endpoint_makes_room_for_itself() -> No
             return conn.recv_exactly(1, timeout=5)
 
         assert pool.run(ask, idempotent=True) == b"x"
+
+
+def test_who_comes_while_they_are_looked_at_gets_one_as_soon_as_it_is_found_in_order(
+    clock: FakeClock,
+) -> None:
+    class Slow(Switchboard):
+        def is_usable(self, line: Any) -> bool:
+            callers.append(Caller(pool))
+            self.until_dialling("a:1")
+            return super().is_usable(line)
+
+    board = Slow()
+    callers: list[Caller] = []
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=2) as pool:
+        broken, other = pool.try_connect(), pool.try_connect()
+        other.release()
+        board.hold("a:1")
+        broken._held().condemn(CloseReason.BROKEN)
+        broken.release()
+        with callers[0].loan() as conn:
+            assert conn.uses == 1
+        board.let_go("a:1")
+
+
+def test_who_comes_just_before_one_is_laid_down_gets_it(clock: FakeClock) -> None:
+    """After the look who waits, and before what comes back can be seen."""
+
+    class Shelf(deque[Any]):
+        deeds: tuple[Callable[[], object], ...] = ()
+
+        def append(self, key: Any) -> None:
+            deeds, self.deeds = self.deeds, ()
+            for deed in deeds:
+                deed()
+            super().append(key)
+
+    callers: list[Caller] = []
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
+        (host,) = pool._lender.books.fleet.hosts.values()
+        host.idle = shelf = Shelf()
+        pool.sweep()
+        loan = pool.try_connect()
+        shelf.deeds = (lambda: callers.append(Caller(pool)), lambda: clock.until_waiting(1))
+        loan.release()
+        callers[0].loan().release()
+
+
+def test_who_comes_while_they_are_judged_by_who_wants_one_for_good_gets_one(clock: FakeClock) -> None:
+    def judge(info: ConnectionInfo) -> bool:
+        callers.append(Caller(pool))
+        clock.until_waiting(1)
+        return False
+
+    callers: list[Caller] = []
+    with ConnectionPool("a:1", connector=Switchboard(), clock=clock, max_size=1) as pool:
+        pool.try_connect().release()
+        assert pool.take(Request(where=judge)) is None
+        callers[0].loan().release()

@@ -24,6 +24,7 @@ from tests.helpers.sinks import (
     GUARD,
     Sink,
     acknowledged,
+    all_alive,
     broadcasting,
     by_sender,
     check_ascending,
@@ -195,6 +196,7 @@ def test_copies_for_a_group_that_is_found_dead_take_no_room_from_the_next_or_fro
             find_dead(a, monkeypatch)
             assert sender.broadcast(b"one").sent == (b.endpoint,)
             assert b.until_lines(1) == [b"one"]
+            assert not any(link.done or link.own for link in sender._office.roster.links.values())
     a.start()
     with broadcasting(a, spool=MemorySpool(max_messages=1, on_full="raise"), write_ahead=True) as sender:
         until(lambda: sender.ready)
@@ -202,6 +204,29 @@ def test_copies_for_a_group_that_is_found_dead_take_no_room_from_the_next_or_fro
         assert sender.broadcast(b"two").spooled == (GLOBAL,)
         a.start()
         assert a.until_lines(1) == [b"two"]
+
+
+def test_what_lies_ready_for_a_dead_group_is_sent_to_all_of_it_once_if_a_worker_has_one_copy_in_hand(
+    a, monkeypatch
+):
+    def in_hand(*_: object) -> bool:
+        monkeypatch.undo()
+        return False
+
+    with Sink() as b, broadcasting(a, b, write_ahead=True) as sender:
+        all_alive(sender)
+        links = sender._office.roster.links.values()
+        until(lambda: not any(link.is_tended for link in links), "the end of the workers")
+        monkeypatch.setattr(Link, "try_send", lambda *_: Outcome.DEAD)
+        monkeypatch.setattr(Link, "withdraw", in_hand)
+        delivery = sender.broadcast(b"one")
+        assert (delivery.sent, delivery.spooled, delivery.group) == (
+            (),
+            (str(a.endpoint), str(b.endpoint)),
+            0,
+        )
+        assert b.until_lines(1) == [b"one"]
+    assert (a.lines, b.lines) == ([b"one"], [b"one"])
 
 
 def test_a_message_that_is_refused_when_its_group_is_found_dead_leaves_no_copies(a, monkeypatch):

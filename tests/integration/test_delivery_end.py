@@ -248,6 +248,23 @@ def test_threads_that_send_while_it_ends_are_told_or_have_their_messages_deliver
         until(lambda: set(accepted) <= set(a.lines), "all that was accepted")
 
 
+@pytest.mark.parametrize("write_ahead", [False, True])
+@pytest.mark.parametrize("has_spool", [False, True])
+def test_a_message_whose_broadcaster_is_closed_while_it_is_framed_is_refused_for_that(
+    a, has_spool, write_ahead
+):
+    class Closing(Lines):
+        def encode(self, message: bytes) -> bytes:
+            sender.close(0.1)
+            return super().encode(message)
+
+    settings = {"spool": MemorySpool() if has_spool else None, "write_ahead": write_ahead and has_spool}
+    with broadcasting(a, framing=Closing(), **settings) as sender:
+        all_alive(sender)
+        with pytest.raises(PoolClosedError, match="'sensors' is closed"):
+            sender.broadcast(b"late")
+
+
 def test_while_it_ends_nothing_more_is_taken(a):
     futures, refusals = [], []
 

@@ -653,11 +653,40 @@ def test_a_failing_handler_of_other_events_is_logged_and_others_are_told(a, diar
         a.until_accepts(1)
         all_alive(sender)
         sender.on(event, failing)
-        sender.on(DEAD | ALIVE, diary)
         sender.on_any(event, failing)
+        sender.on(DEAD | ALIVE, diary)
         a.kill()
         until(lambda: diary.of(a)[-2:] == [DEAD, ALIVE], "the telling of both")
     assert "a handler failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_the_answer_of_a_handler_to_other_events_is_no_verdict(a):
+    def judge(sender: Broadcaster, event: LinkEvent, endpoint: object) -> int:
+        told.append(event)
+        return -1
+
+    told: list[LinkEvent] = []
+    with broadcasting(a) as sender:
+        sender.on(DEAD | ALIVE, judge)
+        until(lambda: told == [ALIVE])
+        sender.mark_dead(a.endpoint)
+        until(lambda: told == [ALIVE, DEAD, ALIVE])
+        sender.broadcast(b"one")
+        a.until_has(b"one")
+    assert a.accepts == 2
+
+
+def test_a_handler_for_all_that_has_happened_may_fail_within_a_look_for_events(a, caplog):
+    def failing(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with broadcasting(a) as sender:
+        all_alive(sender)
+        sender.check_event(0)
+        sender.on_any(DEAD, failing)
+        sender.mark_dead(a.endpoint)
+        sender.check_event(GUARD)
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -11,12 +11,15 @@ import pytest
 
 from connpool import Broadcaster, LinkEvent, LinkState, NoEndpointError
 from connpool.delivery import telling, watching
+from connpool.delivery.link import Link, Outcome
 from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
 from connpool.wire.line import Poller
+from tests.helpers.faults import WatchedConnector
 from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
 from tests.helpers.switchboard import until
+from tests.helpers.together import together
 
 NARROW = {"connector": narrow()}
 NEVER = {"blacklist_initial": 1_000.0, "blacklist_max": 1_000.0}
@@ -74,9 +77,27 @@ def test_the_message_that_meets_a_death_goes_to_the_next_group_in_the_same_call(
         end(a)
         delivery = sender.broadcast(b"two")
         assert (delivery.sent, delivery.spooled, delivery.group) == ((c.endpoint,), (), 1)
+        assert living(sender) == [str(c.endpoint)]
         c.until_has(b"two")
         assert sender.unsent().total == 0
     assert (a.lines, c.lines) == ([b"one"], [b"two"])
+
+
+def test_when_one_of_a_group_is_found_dead_those_before_it_have_the_message_and_it_has_a_copy(
+    a: Sink, b: Sink, monkeypatch: pytest.MonkeyPatch
+):
+    def send(link: Link, *args: Any) -> Outcome:
+        return Outcome.DEAD if link.queue == str(b.endpoint) else try_send(link, *args)
+
+    try_send = Link.try_send
+    with broadcasting(a, b) as sender:
+        all_alive(sender)
+        with monkeypatch.context() as patch:
+            patch.setattr(Link, "try_send", send)
+            delivery = sender.broadcast(b"one")
+        assert (delivery.sent, delivery.spooled) == ((a.endpoint,), (str(b.endpoint),))
+        b.until_has(b"one")
+    assert a.lines == b.lines == [b"one"]
 
 
 def test_without_a_spool_too_the_message_that_meets_a_death_is_sent_to_the_next_group(a, c):
@@ -194,7 +215,37 @@ def test_without_failover_and_spool_a_dead_group_is_an_error_and_never_silence(a
         with pytest.raises(NoEndpointError) as caught:
             sender.broadcast(b"one")
         assert str(c.endpoint) not in str(caught.value)
+        assert str(a.endpoint) in str(caught.value)
     assert c.lines == []
+
+
+def test_the_first_message_waits_until_all_of_its_group_have_been_tried(a, b):
+    may_open = threading.Event()
+    connector = WatchedConnector(before=lambda where: where == a.endpoint or may_open.wait(10))
+    with broadcasting(a, b, spool=None, pool_settings={"connector": connector}) as sender:
+
+        def go_on() -> None:
+            until_alive(sender, a)
+            until(lambda: any(link.was_awaited for link in sender._office.roster.links.values()))
+            assert not over.wait(0.05)
+            may_open.set()
+
+        def send() -> None:
+            sent.extend(sender.broadcast(b"one").sent)
+            over.set()
+
+        over, sent = threading.Event(), []
+        together(send, go_on)
+        assert sent == [a.endpoint, b.endpoint]
+
+
+def test_who_was_taken_down_by_hand_is_no_cause_of_a_refusal(a):
+    with broadcasting(a, spool=None, reconnect=False) as sender:
+        all_alive(sender)
+        sender.mark_dead(a.endpoint)
+        with pytest.raises(NoEndpointError, match=f"{a.endpoint} is dead") as caught:
+            sender.broadcast(b"one")
+        assert caught.value.causes == ()
 
 
 # -- when no group lives

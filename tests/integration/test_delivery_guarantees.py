@@ -13,13 +13,31 @@ from pathlib import Path
 
 import pytest
 
-from connpool import Broadcaster, Connection, LinkState, SpoolDamaged, SpoolError, SQLiteSpool
+from connpool import (
+    Broadcaster,
+    Connection,
+    LinkState,
+    MemorySpool,
+    SpoolDamaged,
+    SpoolError,
+    SQLiteSpool,
+)
 from connpool.testing import FaultProxy
 from tests.helpers import guarantees
 from tests.helpers.architecture import ROOT
 from tests.helpers.guarantees import arguments
 from tests.helpers.scripts import run_program
-from tests.helpers.sinks import MUCH, Sink, all_alive, broadcasting, fill, first_comings, kill, numbered
+from tests.helpers.sinks import (
+    MUCH,
+    Sink,
+    all_alive,
+    broadcasting,
+    fill,
+    first_comings,
+    kill,
+    numbered,
+    refused,
+)
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 
@@ -382,6 +400,18 @@ def test_of_a_damaged_file_what_can_be_read_is_sent_in_order_and_the_rest_is_tol
 
 
 # -- the page
+
+
+def test_an_interrupt_of_the_spool_is_kept_from_nobody_though_others_have_the_message(a):
+    class Struck(MemorySpool):
+        def put(self, queues, message, id):
+            raise KeyboardInterrupt
+
+    with refused() as nobody, broadcasting(a, nobody, spool=Struck()) as sender:
+        until(lambda: {link.state for link in sender.links()} == {LinkState.ALIVE, LinkState.DEAD})
+        with pytest.raises(KeyboardInterrupt):
+            sender.broadcast(b"one")
+        a.until_has(b"one")
 
 
 def test_every_cell_of_the_table_names_a_test_that_there_is() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connpool import CloseReason, ConnectionPool, PoolExhaustedError, Request
+from connpool import CheckoutTimeoutError, CloseReason, ConnectionPool, PoolExhaustedError, Request
 from connpool.testing import FakeClock, ScriptedServer
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
@@ -185,7 +185,8 @@ def test_if_closing_one_takes_long_another_makes_room_that_nobody_would_get(
     """Peers that are gone are slow to say goodbye to."""
     board = SlowToClose()
     route = ("a:1" if is_pinned else "b:1") if is_useful else "a:1 || b:1"
-    with ConnectionPool(route, connector=board, clock=clock, max_size=3) as pool:
+    settings = {"max_size": 3, "connect_timeout": 500}  # nobody looks for dials that hang meanwhile
+    with ConnectionPool(route, connector=board, clock=clock, **settings) as pool:
         loans = [pool.try_connect("a:1") for _ in range(3)]
         if not is_useful:
             pool.blacklist("a:1")
@@ -314,7 +315,6 @@ def test_nothing_makes_room_for_an_endpoint_that_was_lifted_while_its_dial_hangs
         assert [loan.uses for loan in loans] == [0, 0, 2]
         for loan in loans:
             loan.release()
-        board.let_go("b:1")
 
 
 @pytest.mark.parametrize("is_back", [False, True])
@@ -388,6 +388,20 @@ def test_no_other_one_makes_room_while_it_is_dials_that_are_waited_for(clock: Fa
         until(lambda: pool.stats().closing == 0)
         assert pool.stats().closed == {CloseReason.EVICTED: 2, CloseReason.TERMINATED: 1}
         check_books(pool)
+
+
+def test_a_deadline_is_not_put_off_by_a_close_that_takes_longer(clock: FakeClock) -> None:
+    board = SlowToClose()
+    with ConnectionPool("a:1", connector=board, clock=clock, max_size=1) as pool:
+        pool.try_connect().release()
+        caller = Caller(pool, "b:1", timeout=0.1)
+        try:
+            until(lambda: pool.stats().closing == 1)
+            clock.until_waiting(1)
+            clock.advance(0.15)
+            caller.failure(CheckoutTimeoutError)
+        finally:
+            board.may_close.set()
 
 
 def test_who_may_not_wait_is_refused_when_the_place_made_for_it_goes_to_who_came_first(

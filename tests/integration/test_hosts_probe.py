@@ -11,6 +11,7 @@ from connpool.testing import FakeClock
 from tests.helpers.switchboard import Line, Switchboard, check_books, down, endpoints_of, info_of, until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
+from tests.stress.works import Caller
 
 # -- half-open: one probe at a time -------------------------------------------------
 
@@ -132,6 +133,35 @@ def test_not_failing_fast_ends_with_the_deadline_and_blames_nobody_more(clock: F
         together(wait, move)
         assert board.dialled == ["a:1"]
         assert info_of(pool, "a:1").failures == 1
+
+
+def test_not_failing_fast_who_pins_an_endpoint_that_is_tried_again_gets_no_other(clock: FakeClock) -> None:
+    board = Switchboard("a:1")
+    settings = {"fail_fast": False, "blacklist_initial": 1, "max_size": 2}
+    with ConnectionPool("a:1 && b:1", connector=board, clock=clock, **settings) as pool:
+        other = pool.try_connect("b:1")
+        caller = Caller(pool, "a:1")
+        until(lambda: pool.stats().connect_failures == 1)
+        board.hold("a:1")
+        board.mend("a:1")
+        until(lambda: clock.advance(0.1) is None and board.dialled.count("a:1") == 2)
+        other.release()
+        clock.advance(1)
+        board.let_go("a:1")
+        with caller.loan() as conn:
+            assert endpoints_of([conn]) == ["a:1"]
+
+
+def test_not_failing_fast_ends_with_the_deadline_though_a_pinned_endpoint_rests_for_longer(
+    clock: FakeClock,
+) -> None:
+    board = Switchboard("a:1")
+    with ConnectionPool("a:1", connector=board, clock=clock, fail_fast=False, blacklist_initial=50) as pool:
+        caller = Caller(pool, "a:1", timeout=2)
+        until(lambda: pool.stats().connect_failures == 1)
+        clock.until_waiting(1)
+        clock.advance(3)
+        caller.failure(CheckoutTimeoutError)
 
 
 def test_not_failing_fast_goes_on_trying_until_one_lives(clock: FakeClock) -> None:

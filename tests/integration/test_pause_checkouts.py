@@ -115,6 +115,16 @@ def test_who_may_not_wait_is_told_that_the_pool_is_paused(stage, warm, fail):
     assert_whole(s.pool, s.works)
 
 
+def test_a_paused_pool_does_not_lend_what_was_added_to_it_either():
+    with ConnectionPool(None) as pool:
+        pool.add_connection(object())
+        pool.pause()
+        with pytest.raises(PoolPausedError):
+            pool.try_connect(timeout=0)
+        pool.resume()
+        pool.try_connect(timeout=0).release()
+
+
 def test_a_full_pool_that_is_paused_is_paused_not_exhausted(stage):
     s = stage(max_size=1)
     with s.pool.try_connect():

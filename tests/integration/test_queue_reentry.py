@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from connpool import (
+    CheckedIn,
     CheckoutTimeoutError,
     Connection,
     ConnectionPool,
@@ -359,6 +360,20 @@ def test_a_loan_that_comes_back_for_good_while_the_lock_is_held_is_closed_and_no
     assert pool.sweep() == 1
     assert balanced(pool).lost == 0
     assert works.n_open == 0
+    assert_ended(pool, works)
+
+
+def test_a_loan_that_comes_back_the_long_way_while_the_lock_is_held_is_kept():
+    works = Works(prompt=True)
+    pool = make(works)
+    pool.listen(print, CheckedIn)
+    conn = pool.try_connect()
+    with pool._lender._lock:
+        conn.release()
+    assert (balanced(pool).idle, pool.sweep()) == (1, 0)
+    with pool.try_connect() as conn:
+        assert conn.uses == 1
+    assert_whole(pool, works)
     assert_ended(pool, works)
 
 

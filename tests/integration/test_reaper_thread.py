@@ -411,6 +411,35 @@ def test_a_dial_that_ends_after_its_pool_was_closed_makes_nothing_due() -> None:
     until(lambda: not reapers(), "the end of a thread that has nothing left to do")
 
 
+def test_who_is_forgotten_is_kept_in_mind_no_longer() -> None:
+    reaper, wards = Reaper(), [Ward(), Ward()]
+    for at in (-math.inf, time.monotonic() + 600):
+        reaper.watch(wards[0], at)
+        until(lambda: wards[0].turns == 1)
+    later = weakref.ref(wards.pop(0))
+    until(lambda: not reaper._due)
+    assert later() is None
+    reaper.watch(wards[0], -math.inf)
+    until(lambda: wards[0].turns == 1)
+    until(lambda: not reapers())
+    assert len(reaper._turned) == 1
+
+
+def test_the_first_is_found_among_many_instants_that_hold_no_longer() -> None:
+    reaper, wards = Reaper(), [Ward(), Ward(), Ward()]
+    now = time.monotonic()
+    for _ in range(20):
+        for ward, at in zip(wards, (300, 200, 100), strict=True):
+            reaper._due.clear()
+            reaper._put_down(weakref.ref(ward), now + at, now)
+    reaper._due.clear()
+    for ward, at in zip(wards, (300, 200, 100), strict=True):
+        reaper._put_down(weakref.ref(ward), now + at, now)
+    nap = reaper._next_nap()
+    assert nap is not None
+    assert nap <= 100
+
+
 def test_one_that_begins_when_another_has_taken_its_place_ends_though_that_one_goes_on() -> None:
     reaper, ward = Reaper(), Ward()
     reaper.watch(ward, time.monotonic() + 600)

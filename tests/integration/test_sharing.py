@@ -47,8 +47,9 @@ from tests.helpers.forks import in_child
 from tests.helpers.interrupts import SignalStrike, at_every_bytecode, in_a_handler, needs_monitoring
 from tests.helpers.switchboard import Line, Switchboard, until
 from tests.helpers.together import together
-from tests.helpers.upkeep import OFTEN, fill
+from tests.helpers.upkeep import OFTEN, fill, settle
 from tests.helpers.wire import taking
+from tests.stress.works import Caller
 
 ECHO = Answer(lambda request: request, delimiter=b"\n")
 
@@ -355,6 +356,58 @@ def test_who_waits_for_the_first_to_be_opened_joins_it_at_once(board: Switchboar
         assert len(board.lines) == 1
 
 
+def test_who_waits_alone_behind_it_keeps_nobody_from_joining(board: Switchboard, clock: FakeClock) -> None:
+    settings = {"sharable": True, "max_size": 1, "max_sharers": 2}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        shares = [pool.share(), pool.share()]
+        first = Caller(pool, Request(shared=True))
+        clock.until_waiting(1)
+        alone = Caller(pool)
+        clock.until_waiting(2)
+        shares.pop().release()
+        shares.append(first.loan())
+        end(shares)
+        alone.loan().release()
+
+
+def test_who_waits_for_a_share_that_it_likes_keeps_nobody_from_joining_another(
+    board: Switchboard, clock: FakeClock
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, max_size=1) as pool:
+        share = pool.share()
+        picky = Caller(pool, Request(shared=True, where=lambda info: info.uses > 1))
+        until(lambda: pool.stats().waiting == 1)
+        other = Caller(pool, Request(shared=True))
+        shares = [other.loan(), share]
+        clock.advance(1)
+        end(shares)
+        picky.loan().release()
+
+
+def test_who_is_interrupted_when_it_was_just_given_a_share_leaves_it_to_others(board: Switchboard) -> None:
+    class Struck(FakeClock):
+        is_struck = False
+
+        def wait(self, gate: Any, timeout: float | None) -> bool:
+            is_woken = super().wait(gate, timeout)
+            if self.is_struck:
+                raise KeyboardInterrupt
+            return is_woken
+
+    clock, told = Struck(), []
+    settings = {"sharable": True, "max_size": 1, "max_sharers": 2}
+    with ConnectionPool("a:1", connector=board, clock=clock, **settings) as pool:
+        shares = [pool.share(), pool.share()]
+        caller = Caller(pool, Request(shared=True))
+        clock.until_waiting(1)
+        clock.is_struck = True
+        pool.listen(told.append, CheckedIn)
+        end(shares)
+        caller.failure(KeyboardInterrupt)
+        assert numbers(pool) == (1, 0, 0)
+        assert len(told) == 2, "of the third share nobody was told"
+
+
 def test_who_gives_up_waiting_alone_lets_the_shares_behind_it_join(board: Switchboard) -> None:
     with ConnectionPool("a:1", connector=board, sharable=True, max_size=1) as pool:
         share = pool.share()
@@ -489,7 +542,13 @@ def test_a_termination_that_interrupts_ends_the_others_reads() -> None:
 def test_a_share_is_given_back_once(pool: ConnectionPool) -> None:
     mine, other = pool.share(), pool.share()
     mine.release()
-    for again in (mine.release, mine.terminate, lambda: mine.raw, lambda: mine.sendall(b"x")):
+    for again in (
+        mine.release,
+        mine.terminate,
+        lambda: mine.raw,
+        lambda: mine.uses,
+        lambda: mine.sendall(b"x"),
+    ):
         with pytest.raises(UsageError, match="given back already"):
             again()
     assert numbers(pool) == (0, 0, 1)
@@ -708,6 +767,35 @@ def test_what_has_grown_too_old_while_it_lay_idle_is_not_shared(board: Switchboa
         assert share.raw is board.lines[1]
         assert pool.stats().closed == {CloseReason.EXPIRED: 1}
         share.release()
+
+
+def test_a_connection_is_idle_since_its_last_share_came_back(board: Switchboard, clock: FakeClock) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, idle_timeout=60) as pool:
+        share = pool.share()
+        clock.advance(100)
+        settle(pool)
+        share.release()
+        clock.advance(10)
+        settle(pool)
+        assert numbers(pool) == (1, 0, 0)
+
+
+def test_who_wants_a_share_of_one_endpoint_gets_what_nobody_has_first(pool: ConnectionPool) -> None:
+    share = pool.share()
+    pool.try_connect("a:1").release()
+    with pool.try_connect(Request("a:1", shared=True, where=lambda info: True)) as other:
+        assert other.raw is not share.raw
+    share.release()
+
+
+@pytest.mark.parametrize("error", [None, OSError("broken")])
+def test_a_share_has_another_opened_in_its_place_if_it_is_terminated_for_an_error(
+    board: Switchboard, clock: FakeClock, error: OSError | None
+) -> None:
+    with ConnectionPool("a:1", connector=board, clock=clock, sharable=True, revive=True) as pool:
+        pool.share().terminate(error)
+        settle(pool)
+        assert len(board.dialled) == (1 if error is None else 2)
 
 
 def test_the_last_share_comes_back_as_any_loan_does(board: Switchboard, clock: FakeClock) -> None:

@@ -189,7 +189,7 @@ def test_a_peer_that_the_system_has_given_up_has_closed_the_channel(pool, socket
 
     monkeypatch.setattr(Connection, "recv", give_up)
     with pytest.raises(ChannelClosedError, match="Connection timed out"):
-        pool.call("upper", "say")
+        pool.call("upper", "say", timeout=5)
     assert pool.resources() == []
 
 

@@ -678,6 +678,18 @@ def test_what_was_removed_is_wiped_from_the_file(path: Path) -> None:
     assert b"secret" not in path.read_bytes()
 
 
+def test_a_copy_of_the_file_is_without_what_is_still_to_be_taken_out(path: Path) -> None:
+    spool = SQLiteSpool(path)
+    positions = [spool.put(["a"], message, ID)[0] for message in (b"1", b"2", b"3")]
+    other = path.with_name("other.db")
+    spool._keeper.ledger.segment.copy_to(other, positions[1:2])
+    assert texts(spool) == [b"1", b"2", b"3"]
+    spool.close()
+    copy = SQLiteSpool(other)
+    assert texts(copy) == [b"1", b"3"]
+    copy.close()
+
+
 # -- trouble -------------------------------------------------------------------
 
 

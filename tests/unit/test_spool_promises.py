@@ -321,6 +321,18 @@ def test_what_is_moved_grows_no_younger(make: Make, wall: Wall) -> None:
     assert texts(spool, "b") == [b"2"]
 
 
+def test_what_grows_too_old_after_another_did_is_counted_no_more_then(make: Make, wall: Wall) -> None:
+    spool = fill(make(max_age=10), b"1")
+    wall.now += 5
+    fill(spool, b"2", queue="b")
+    wall.now += 5.5
+    fill(spool, b"3", queue="c")
+    assert [spool.count(queue) for queue in "abc"] == [0, 1, 1]
+    wall.now += 5
+    fill(spool, b"4", queue="c")
+    assert [spool.count(queue) for queue in "abc"] == [0, 0, 2]
+
+
 def test_what_is_claimed_is_given_again_however_old_it_is(make: Make, wall: Wall) -> None:
     spool = fill(make(max_age=10), b"1", b"2")
     claimed = spool.peek("a", 1, 1)
