@@ -64,11 +64,11 @@ class Connection(Traffic):
         """
         try:
             key = self._key
+            record = key.record
             del self._key
         except AttributeError:
             raise self._given_back() from None
         try:
-            record = self._record
             pool = record.pool
             ask = pool._now
             now = ask()
@@ -145,7 +145,7 @@ class Connection(Traffic):
 
     def __enter__(self) -> Self:
         try:
-            self._key  # noqa: B018 - is it still ours?
+            self._key.record  # noqa: B018 - is it still ours?
         except AttributeError:
             raise self._given_back() from None
         return self
@@ -154,7 +154,7 @@ class Connection(Traffic):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._key  # noqa: B018 - given back or detached within the block?
+            self._key.record  # noqa: B018 - given back or detached within the block, or found lost?
         except AttributeError:
             return
         if kind is None:
@@ -176,7 +176,7 @@ class Connection(Traffic):
 
     def __repr__(self) -> str:
         record = self._record
-        ended = "" if hasattr(self, "_key") else ", given back"
+        ended = "" if hasattr(getattr(self, "_key", None), "record") else ", given back"
         return f"<Connection {record.id} of pool {record.pool.name!r} to {record.host.endpoint}{ended}>"
 
     # -- what it is
@@ -272,6 +272,7 @@ class Connection(Traffic):
     def _surrender(self) -> Key:
         try:
             key = self._key
+            key.record  # noqa: B018 - one that has reported itself has none any more
             del self._key
         except AttributeError:
             raise self._given_back() from None
@@ -281,8 +282,9 @@ class Connection(Traffic):
         record = getattr(self, "_record", None)
         if record is None:
             return UsageError("a Connection comes from ConnectionPool.try_connect; it is not made by hand")
-        return UsageError(
-            f"connection {record.id} of pool {record.pool.name!r} was given back already:"
-            " a loan ends with its first release or terminate",
-            pool=record.pool.name,
+        how = (
+            "was found lost: the garbage collector came to it before the finaliser that uses it"
+            if hasattr(self, "_key")
+            else "was given back already: a loan ends with its first release or terminate"
         )
+        return UsageError(f"connection {record.id} of pool {record.pool.name!r} {how}", pool=record.pool.name)

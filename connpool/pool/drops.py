@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from connpool.model.states import CloseReason
 from connpool.pool.census import wink
-from connpool.pool.piles import look_through
-from connpool.pool.record import Phase, Record
+from connpool.pool.record import Key, Phase
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["key_dropped", "share_dropped"]
 
 
-def key_dropped(pool: ConnectionPool, record: Record) -> None:
+def key_dropped(pool: ConnectionPool, key: Key) -> None:
     """A finaliser's report; it may come at any moment, in any thread, so it takes no lock."""
-    if any(key.record is record for key in look_through(record.host.idle)):
-        pool._lender.dialler.close_forgotten(record)  # the pool itself is being collected
-        return
-    if sys.is_finalizing():
+    record, is_loan = key.record, key.record.phase is Phase.OPEN
+    if _leaves_pool(key) or sys.is_finalizing():  # the pool itself is being collected
+        record.condemn(CloseReason.POOL_CLOSED)
         pool._lender.dialler.close_forgotten(record)
+        pool._lender.books.lost.append(record)  # for a finaliser that uses the pool nevertheless
         return
     if record.holder == get_ident():  # once it has ended, a thread has no name any more
         record.noted().taker = _own_name()
@@ -38,6 +37,8 @@ def key_dropped(pool: ConnectionPool, record: Record) -> None:
     pool._lender.books.lost.append(record)  # from here on others recover it, be it this instant
     pool._lender.nudge()
     wink(pool)
+    if is_loan:
+        del key.record  # a finaliser of others that comes later and has the loan cannot use it
     if is_forgotten:
         held = pool._now() - record.since
         notes = record.noted()
@@ -58,10 +59,11 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
     since, thread, origin = hold.sharers.get(share.number, (share.since, get_ident(), None))
     if thread == get_ident():  # once it has ended, a thread has no name any more
         share.is_of(thread := _own_name(), origin)
+    record = share.record
     pool._lender.books.lost.append((hold, share.number))
     pool._lender.nudge()
     wink(pool)
-    record = share.record
+    del share.record  # as above
     warnings.warn(
         f"a share of connection {record.id} of pool {pool.name!r} to {record.host.endpoint}"
         f" was not given back: it was dropped {pool._now() - since:.1f} s after thread {thread!r} took it"
@@ -70,6 +72,16 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
         stacklevel=2,
         source=record.raw,
     )
+
+
+def _leaves_pool(key: Key) -> bool:
+    """Take *key* from where it lies in its pool. False: it is in a loan, or in somebody's hands."""
+    notes = key.record.notes
+    hold = None if notes is None else notes.hold
+    if hold is not None and hold.key is key:
+        hold.key = None
+        return True
+    return key.record.host.withdraw(key)
 
 
 def _own_name() -> str:

@@ -206,7 +206,8 @@ class Key:
     that opens, looks at or closes the transport. Wherever an interrupt or a
     forgotten ``release`` drops it, the finaliser reports the record, and the
     pool's next turn recovers the place. That is why no step of a checkout needs
-    to be undone by hand.
+    to be undone by hand. The key of a loan loses its record then: finalisers that the
+    collector comes to later may use the loan.
     """
 
     __slots__ = ("record",)
@@ -223,14 +224,15 @@ class Key:
             if self._is_over():
                 return  # the interpreter has taken apart what this needs
             me: Any = self
-            books = me.record.pool._lender.books
-            lost = me.record if type(me) is Key else getattr(me, "hold", None)  # None: a share that has ended
-            if lost is not None:  # told without calling a function: the stack may be full
-                books.lost.append(lost if lost is me.record else (lost, me.number))
-            try:
-                books.queue.waiters[0].gate.release()
-            except (IndexError, RuntimeError):
-                pass
+            record = getattr(me, "record", None)  # None: all but the warning was done
+            lost = record if type(me) is Key else getattr(me, "hold", None)  # None: a share that has ended
+            if record is not None and lost is not None:  # told by no function's call: the stack may be full
+                record.pool._lender.books.lost.append(record if lost is record else (lost, me.number))
+                try:
+                    record.pool._lender.books.queue.waiters[0].gate.release()
+                except (IndexError, RuntimeError):
+                    pass
+                del me.record
             raise
         except BaseException:  # Ctrl-C: from the beginning, since nobody else would do it
             self._report()
@@ -241,13 +243,14 @@ class Key:
         try:
             self.__del__()
         finally:
-            del self.record
+            if hasattr(self, "record"):
+                del self.record
 
     def _report(self) -> None:
         """Tell the pool that it was dropped; twice does no harm."""
         record = getattr(self, "record", None)  # None: interrupted before it was anybody's
         if record is not None and record.phase is not CLOSED:
-            record.pool._key_dropped(record)
+            record.pool._key_dropped(self)
 
 
 def in_phase(records: Iterable[Record], *phases: Phase) -> list[Record]:

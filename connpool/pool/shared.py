@@ -85,11 +85,12 @@ class SharedConnection(Connection):
         """Give back this share. The last one to do so makes the connection idle again."""
         try:
             share = self._key
+            record = share.record
             del self._key
         except AttributeError:
             raise self._given_back() from None
         try:
-            leave(self._record.pool._lender, share)
+            leave(record.pool._lender, share)
         except BaseException as error:
             drop_keys(error)
             del share  # as in ``Connection.release``
@@ -199,7 +200,9 @@ class SharedConnection(Connection):
 
     def _hold(self) -> Hold:
         try:
-            hold = self._key.hold
+            share = self._key
+            share.record  # noqa: B018 - as in ``_surrender``
+            hold = share.hold
         except AttributeError:
             raise self._given_back() from None
         assert hold is not None

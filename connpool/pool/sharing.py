@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Collection
 from threading import get_ident
@@ -83,7 +84,7 @@ def add_share(books: Books, hold: Hold, now: float, key: Key | None = None) -> S
     if most is not None and record.uses >= most:
         record.condemn(CloseReason.USED_UP)
     share = hold.spare
-    if share is None:
+    if share is None or gc.is_finalized(share):  # its finaliser would not come again
         share = Share()
         share.record = record
     else:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from tests.helpers.architecture import ROOT
 
 LIMIT = 50.0  # seconds; below the time limit of a test, and far above what any of them takes
+ALOUD = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}  # what they print is out, however they end
 
 
 class Ran(NamedTuple):
@@ -38,7 +39,7 @@ def running_program(text: str) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, "-c", textwrap.dedent(text)],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **ALOUD},
     ) as program:
         try:
             yield program
@@ -53,13 +54,12 @@ def run_file(path: Path, *arguments: object, flags: tuple[str, ...] = ("-X", "de
 
 def _run(arguments: list[str]) -> Ran:
     began = time.monotonic()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         timeout=LIMIT,
-        env=environment,
+        env={**os.environ, **ALOUD},
         check=False,
     )
     return Ran(done.returncode, done.stdout, done.stderr, time.monotonic() - began)

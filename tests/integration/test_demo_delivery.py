@@ -185,7 +185,7 @@ def test_the_picture_shows_the_marks_and_everybody(tmp_path: Path) -> None:
         flags=(),
     )
     assert (ran.status, ran.err) == (0, "")
-    drawn = path.read_text()
+    drawn = path.read_text("utf-8")
     for text in ("A killed", "unsent", "for any"):
         assert f"<!-- {text} -->" in drawn
     assert ran.out == "[(0, 2, True), (2, 3, None), (3, 3, False)]\n"  # a state lasts until the next one

@@ -47,7 +47,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
         for expected in range(2):
             with pool.try_connect(timeout=5) as conn:
                 assert (ask(conn), conn.uses) == (b"ping", expected)
-        with pool.try_connect(f"unix:{tmp_path / 's'}", timeout=5) as conn:
+        with pool.try_connect(Endpoint.unix(tmp_path / "s"), timeout=5) as conn:
             assert conn.uses == 2
 
 

@@ -171,7 +171,7 @@ def test_a_file_that_could_only_be_read_for_a_moment_is_opened_once_more(tmp_pat
         patch.setattr(
             segment,
             "_connect",
-            lambda path: sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None),
+            lambda path: sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None),
         )
         with pytest.raises(SpoolError, match=r"spool\.db: .*READONLY"):
             SQLiteSpool(path)

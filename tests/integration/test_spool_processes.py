@@ -21,6 +21,7 @@ from connpool import SpoolCount, SQLiteSpool
 from connpool.delivery import segment, sqlite_spool
 from connpool.delivery.desk import Call
 from connpool.delivery.keeper import Keeper
+from connpool.pool.flock import Flock
 from tests.helpers.architecture import ROOT
 from tests.helpers.forks import fork, in_child
 from tests.helpers.scripts import run_program
@@ -419,6 +420,7 @@ def test_a_fork_does_not_come_in_the_midst_of_a_transaction(path: Path, monkeypa
 
 
 def test_of_two_threads_that_fork_at_once_none_ends_what_the_other_holds(path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sqlite_spool, "_ALL", Flock())  # no spool that another test has left to the collector
     spool = SQLiteSpool(path, durable=False)
     is_held, may_fork, begun = threading.Event(), threading.Event(), threading.Event()
     real = Call.end

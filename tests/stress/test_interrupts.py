@@ -390,7 +390,7 @@ def test_an_interrupt_in_a_finaliser_has_it_report_again(monkeypatch, kind):
 
     with monkeypatch.context() as outer:
         outer.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))
-        monkeypatch.setattr(drops, "look_through" if kind == "loan" else "wink", interrupted)
+        monkeypatch.setattr(drops, "_leaves_pool" if kind == "loan" else "wink", interrupted)
         held.clear()
         gc.collect()
     assert raised == [KeyboardInterrupt]

@@ -76,7 +76,7 @@ def test_a_leaked_thread_descriptor_or_warning_fails_a_test_and_nothing_else_doe
         timeout=50,
         check=False,
     )
-    outcomes = set(re.findall(r"^(\w+) \S*::(\w+)", ran.stdout, re.MULTILINE))
+    outcomes = set(re.findall(r"^(\w+) .*::(\w+)", ran.stdout, re.MULTILINE))
     assert outcomes == {
         ("PASSED", "test_a_thread"),
         ("ERROR", "test_a_thread"),  # at its end
