@@ -14,6 +14,17 @@ import pytest
 Address = tuple[str, int]
 
 
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="there is no IPv6 here")
+LOCALHOSTS = "127.0.0.1", pytest.param("::1", marks=needs_ipv6)
+
+
 def info(host: str, port: int) -> tuple[Any, ...]:
     """One line of getaddrinfo's answer."""
     if ":" in host:

@@ -18,7 +18,7 @@ from connpool.testing import Answer, Close, Echo, Ending, FaultProxy, ScriptedSe
 from tests.helpers.certificates import Certificates
 from tests.helpers.clients import LIMIT, read_all, reset
 from tests.helpers.together import together
-from tests.helpers.wire import taking
+from tests.helpers.wire import needs_ipv6, taking
 
 
 @pytest.fixture
@@ -125,6 +125,7 @@ def test_tls_passes_unseen(certificates: Certificates) -> None:
             assert ask(client) == b"ping"
 
 
+@needs_ipv6
 def test_it_serves_ipv6_too() -> None:
     with ScriptedServer(host="::1") as server, FaultProxy(server.endpoint, host="::1") as proxy:
         assert str(proxy.endpoint) == f"[::1]:{proxy.port}"

@@ -20,7 +20,7 @@ from connpool import (
 from connpool.testing import FakeClock, NoHandshake, ScriptedServer
 from tests.helpers.certificates import Certificates
 from tests.helpers.switchboard import Switchboard, check_books, down, endpoints_of, info_of, until
-from tests.helpers.wire import taking
+from tests.helpers.wire import LOCALHOSTS, taking
 
 
 def test_ten_dials_without_reuse_go_half_to_each_of_two_servers() -> None:
@@ -103,7 +103,7 @@ def test_one_checkout_tries_each_endpoint_at_most_once(
         until(lambda: pool.stats().size == 0)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", LOCALHOSTS)
 def test_endpoints_that_all_refuse_fail_the_checkout_at_once_whatever_the_blacklist_time(host: str) -> None:
     with ScriptedServer(host=host) as a, ScriptedServer(host=host) as b:
         a.refuse()

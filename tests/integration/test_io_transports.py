@@ -24,12 +24,12 @@ from connpool import (
 from connpool.testing import Answer, Echo, NoHandshake, ScriptedServer, Send, StartTls
 from tests.helpers.certificates import Certificates
 from tests.helpers.clients import ask
-from tests.helpers.wire import answer_names_with, refused_port, taking
+from tests.helpers.wire import LOCALHOSTS, answer_names_with, refused_port, taking
 
 # -- kinds
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", LOCALHOSTS)
 def test_tcp_of_both_families(host: str) -> None:
     with (
         ScriptedServer(host=host) as server,

@@ -25,6 +25,7 @@ from connpool.testing import (
     Silence,
 )
 from tests.helpers.clients import LIMIT, dialled, read_all, reset
+from tests.helpers.wire import needs_ipv6
 
 # -- steps ---------------------------------------------------------------------
 
@@ -332,6 +333,7 @@ def test_somebody_who_comes_in_the_moment_of_its_making_fills_a_black_hole_as_we
     assert server.accepts == 0
 
 
+@needs_ipv6
 def test_it_gives_its_endpoint_and_speaks_ipv6_too():
     with ScriptedServer() as server:
         assert server.endpoint == Endpoint("127.0.0.1", server.port)

@@ -24,6 +24,7 @@ from connpool.wire.connector import SocketConnector
 from connpool.wire.look import describe
 from tests.helpers.together import together
 from tests.helpers.wire import (
+    LOCALHOSTS,
     answer_names_with,
     fail_names_with,
     refused_port,
@@ -41,7 +42,7 @@ def talk(sock: socket.socket) -> bytes:
 # -- what works
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", LOCALHOSTS)
 def test_an_address_in_digits_is_dialled_without_a_look_up(
     host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
