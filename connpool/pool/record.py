@@ -238,6 +238,12 @@ class Key:
             self._report()
             raise
 
+    def renewed(self) -> Key:
+        """Another key instead of this one, which the collector may have in hand: see docs/locking.md."""
+        key = Key(self.record)
+        del self.record
+        return key
+
     def drop(self) -> None:
         """Do now what the finaliser would do, and never again."""
         try:

@@ -19,7 +19,7 @@ from connpool.pool.jobs import Todo
 from connpool.pool.record import Key
 from connpool.pool.recovery import recover
 from connpool.pool.room import evict_for, evict_from
-from connpool.pool.sharing import add_share, pick
+from connpool.pool.sharing import Hold, add_share, pick
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import SERVED, WAITING, Outcome, Waiter
 
@@ -145,7 +145,7 @@ class Service(Attempts):
         if waiter.is_busy or not waiter.is_plain or key.record.host not in books.fleet.lending:
             return False
         waiter.handed_at = now
-        self.give(waiter, key, now)
+        self.give(waiter, key.renewed(), now)
         if waiters and books.pool._is_awaited and not is_brisk:
             waiters[0].is_asleep = True  # somebody sleeps, as the board says already: now it is this one
         else:
@@ -221,7 +221,7 @@ class Service(Attempts):
                 return True
         hold = pick(self._books, now, waiter)
         if hold is not None:
-            self.give(waiter, add_share(self._books, hold, now), now)
+            self._give_share(waiter, hold, now)
         return hold is not None
 
     def _try_idle(
@@ -237,7 +237,7 @@ class Service(Attempts):
                 self.begin_look(waiter, key, now, todo)
                 return Answer.PENDING
             else:
-                self.give(waiter, key, now)
+                self.give(waiter, key.renewed(), now)
                 return Answer.SETTLED
         return None
 
@@ -259,7 +259,7 @@ class Service(Attempts):
             if answer is not None:
                 return answer
         if waiter.request.shared and (hold := pick(books, now, waiter, (*hosts, *beside))) is not None:
-            self.give(waiter, add_share(books, hold, now), now)
+            self._give_share(waiter, hold, now)
             return Answer.SETTLED
         is_probing = any(host.opening and host.endpoint not in waiter.tried for host in hosts)
         if is_probing or waiter.attempt is not None:
@@ -306,6 +306,10 @@ class Service(Attempts):
             self._drop_errands(waiter)
         if waiter.attempt is not None:
             self._bequeath(waiter)
+
+    def _give_share(self, waiter: Waiter, hold: Hold, now: float) -> None:
+        hold.spare = None  # it may be in the collector's hands: a new one takes the time of a tenth
+        self.give(waiter, add_share(self._books, hold, now), now)
 
     def _finish(self, waiter: Waiter, now: float) -> None:
         """*waiter* has what it waits for, but an interrupt left it standing in the queue."""

@@ -9,11 +9,13 @@ import gc
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from connpool import ConnectionPool, ConnPoolError, UsageError
+from connpool import ConnectionPool, ConnPoolError, Request, UsageError
+from tests.helpers.switchboard import until
 from tests.stress.works import A, Works, assert_ended, assert_whole
 
 WAYS: dict[str, Callable[[Any], object]] = {
@@ -101,6 +103,33 @@ def test_a_loan_that_its_owner_has_given_back_before_is_out_of_use_and_its_place
         assert pool.stats().size == 0
     assert_whole(pool, works)
     assert_ended(pool, works)
+    assert not blows
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_who_waits_for_what_an_owner_gives_back_in_its_finaliser_gets_it_and_keeps_it(
+    is_shared: bool, blows: list[Any]
+) -> None:
+    works = Works(prompt=True)
+    pool = made(works, max_sharers=2)
+    request = Request(shared=is_shared)
+    others = [pool.try_connect(request)] if is_shared else []
+    owner = Owner(WAYS["release"])
+    errors = owner.have(pool.try_connect(request))
+    number = owner.thing.raw.number
+    with ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(pool.try_connect, request, timeout=5)
+        until(lambda: pool.stats().waiting == 1)
+        del owner
+        gc.collect()  # the owner first, the key of its loan thereafter
+        loan = waiter.result(5)
+    assert loan.raw.number == number
+    for each in [loan, *others]:
+        each.release()
+    assert (pool.stats().size, pool.stats().lost) == (1, 0)
+    assert_whole(pool, works)
+    assert_ended(pool, works)
+    assert not errors
     assert not blows
 
 
