@@ -75,13 +75,13 @@ class FileLock:
                 try:
                     fcntl.flock(lock._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     lock._is_held = True  # an interrupt before: the file may be another's, and stays
-                except OSError as error:
+                    if lock.is_in_place():
+                        return lock
+                except (OSError, SpoolError) as error:
                     lock.abandon()
                     if isinstance(error, BlockingIOError):
                         return None
                     raise
-            if identity(path) == _identity(os.fstat(lock._file.fileno())):
-                return lock
             lock.abandon()  # who had it before has removed the file: it excludes nobody any more
 
     def is_in_place(self) -> bool:

@@ -123,6 +123,24 @@ def test_a_lock_that_cannot_be_had_for_another_reason_is_an_error(tmp_path, monk
         FileLock.try_take(tmp_path / "a.lock")
 
 
+def test_a_lock_file_that_cannot_be_looked_at_is_an_error_and_leaves_nobody_excluded(
+    tmp_path, monkeypatch
+) -> None:
+    real = os.fstat
+
+    def fstat(fd: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", real)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    with pytest.raises(SpoolError, match=f"spool {tmp_path / 'a.lock'}: Input/output error") as caught:
+        FileLock.try_take(tmp_path / "a.lock")
+    del caught
+    lock = FileLock.try_take(tmp_path / "a.lock")
+    assert lock is not None
+    lock.end()
+
+
 def test_a_new_file_is_private_and_an_old_one_is_left_as_it_is(tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     old.write_bytes(b"content")
