@@ -74,9 +74,7 @@ def test_a_repetition_at_the_limit_of_its_endpoint_makes_room_for_itself() -> No
         assert pool.run(ask, idempotent=True) == b"x"
 
 
-def test_who_comes_while_they_are_looked_at_gets_one_as_soon_as_it_is_found_in_order(
-    clock: FakeClock,
-) -> None:
+def test_who_comes_while_they_are_looked_at_gets_one_as_soon_as_it_is_found_good(clock: FakeClock) -> None:
     class Slow(Switchboard):
         def is_usable(self, line: Any) -> bool:
             callers.append(Caller(pool))

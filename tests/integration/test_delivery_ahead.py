@@ -226,6 +226,7 @@ def test_what_lies_ready_for_a_dead_group_is_sent_to_all_of_it_once_if_a_worker_
             0,
         )
         assert b.until_lines(1) == [b"one"]
+    a.until_has(b"one")
     assert (a.lines, b.lines) == ([b"one"], [b"one"])
 
 

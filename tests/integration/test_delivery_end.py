@@ -624,6 +624,7 @@ def test_a_pool_that_lends_nothing_for_a_while_has_its_links_again_soon_after(a,
         until(lambda: sender.links()[0].state is LinkState.DEAD, "the loss of the link")
         sender.mark_alive(a.endpoint)
         until(lambda: isinstance(sender.links()[0].last_error, refusal), "an attempt that is refused")
+        until(lambda: sender.links()[0].failures == 1, "the loss as the only failure that counts")
         assert sender.broadcast(b"meanwhile").sent == ()
         make_good()
         a.until_has(b"meanwhile")

@@ -78,6 +78,7 @@ def test_a_file_is_closed_however_it_is_given_back(how: str) -> None:
 def test_a_file_is_available_without_a_place_and_a_bad_one_is_refused() -> None:
     with ScriptedServer() as server, ConnectionPool(server.endpoint, max_size=1) as pool:
         with pool.try_connect(timeout=5):
+            server.until_accepts(1)  # else what it opens may get the number of what we close
             reader, writer = os.pipe()
             with pool.open_file(writer) as conn, pool.open_file(reader) as back:
                 conn.sendall(b"through")
