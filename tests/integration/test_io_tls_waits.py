@@ -402,23 +402,27 @@ def test_a_signal_handler_may_use_it_also_if_the_read_has_no_time_limit(
         used = conn._record.stream
         assert isinstance(used, Stream)
 
-        early = iter(range(500))  # strikes before the read has come to its wait
+        found: list[bool] = []  # whether a handler would wait for what it has interrupted
 
         def answer(*_: object) -> None:
-            if used._tls_turn.locked():  # it would wait for what it has interrupted
-                assert next(early, None) is not None
+            found.append(used._tls_turn.locked())
+            if found[-1]:
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
             else:
                 conn.sendall(b"!")
 
         before = signal.signal(signal.SIGALRM, answer)
         try:
+            first: list[bool] = []
             for _ in range(10):
+                found.clear()
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
                 assert conn.recv_exactly(1) == b"!"
+                first.append(found[0])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
+        assert first.count(True) < 5  # a busy machine may strike before the read has come to its wait
 
 
 @needs_monitoring
