@@ -355,10 +355,14 @@ def test_heartbeats_come_at_their_interval_and_one_at_the_end(a):
         assert set(a.lines) == {b"alive"}
 
 
-def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(a, clock: FakeClock, caplog):
+@pytest.mark.parametrize("has_spool", [True, False])
+def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(
+    a, clock: FakeClock, caplog, has_spool: bool
+):
     beats = iter([b"one", b"two"])
     settings = {"clock": clock, "reap_interval": None}
-    with broadcasting(a, heartbeat=(1.0, lambda: next(beats)), pool_settings=settings) as sender:
+    spool = MemorySpool() if has_spool else None
+    with broadcasting(a, spool=spool, heartbeat=(1.0, lambda: next(beats)), pool_settings=settings) as sender:
         sender.wait_ready(GUARD)
         for n in range(4):
             clock.advance(1.0)
