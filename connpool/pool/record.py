@@ -241,7 +241,7 @@ class Key:
     def renewed(self) -> Key:
         """Another key instead of this one, which the collector may have in hand: see docs/locking.md."""
         key = Key(self.record)
-        del self.record
+        self.__class__ = _SpentKey  # with its record: whoever looks without the lock may still see it
         return key
 
     def drop(self) -> None:
@@ -257,6 +257,15 @@ class Key:
         record = getattr(self, "record", None)  # None: interrupted before it was anybody's
         if record is not None and record.phase is not CLOSED:
             record.pool._key_dropped(self)
+
+
+class _SpentKey(Key):
+    """One that another has taken the place of: its end is nobody's concern."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        pass
 
 
 def in_phase(records: Iterable[Record], *phases: Phase) -> list[Record]:
