@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
-from connpool.delivery.words import closed, links_of
+from connpool.delivery.words import links_of, require_open
 from connpool.errors import ConfigError
 from connpool.model.checks import is_whole, require_seconds
 from connpool.model.delivery import LinkInfo, LinkState
@@ -115,7 +115,7 @@ class Admin(Uncopied):
             ConfigError: there is no such group, or the pool has not a place for one more member.
             PoolClosedError: the broadcaster is closed.
         """
-        self._require_open()
+        require_open(self._office)
         member = Member((Endpoint.of(endpoint),))
 
         def joined(route: Route | None) -> Route:
@@ -141,7 +141,7 @@ class Admin(Uncopied):
             UnknownEndpointError: it is not on the route.
             PoolClosedError: the broadcaster is closed.
         """
-        self._require_open()
+        require_open(self._office)
         self._keeping.links_to(endpoint)
         gone = Endpoint.of(endpoint)
 
@@ -154,10 +154,6 @@ class Admin(Uncopied):
             return Route(tuple(groups)) if groups else None
 
         self.pool._reroute(left)
-
-    def _require_open(self) -> None:
-        if self._office.is_closed:
-            raise closed(self._office.name)
 
     @property
     def required_permission(self) -> frozenset[str]:

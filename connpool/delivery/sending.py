@@ -13,7 +13,7 @@ from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.plan import Plan, Shares, shares_of, who_have
 from connpool.delivery.strand import BEHIND, SENT, Outcome, Parcel
-from connpool.delivery.words import closed, describe, links_of
+from connpool.delivery.words import describe, links_of, require_open
 from connpool.delivery.writing import Writing
 from connpool.errors import ConnPoolError, NoEndpointError, SpoolError
 from connpool.model.delivery import GLOBAL, Delivery, LinkState
@@ -46,7 +46,7 @@ class Sending:
         try:
             return self._deliver(parcel)
         except SpoolError as error:
-            self._require_open(error)  # if it is closed, so is the spool
+            require_open(self._office, error)  # if it is closed, so is the spool
             raise
         except ConnPoolError:
             raise
@@ -78,18 +78,13 @@ class Sending:
         parcel.id = self._new_id()
         return self._keep_copies(plan.number, plan.shares(late, parcel), late, parcel)
 
-    def _require_open(self, cause: Exception | None) -> None:
-        office = self._office
-        if office.is_closed:
-            raise closed(office.name) from cause
-
     def _look_for_a_way(self, parcel: Parcel) -> Delivery:
         office = self._office
         spool = office.spool
         parcel.id = self._new_id()
         # What cannot be framed is not taken.
         parcel.data = office.encoder.encode_as(parcel.message, parcel.id)
-        self._require_open(None)
+        require_open(office)
         if spool is not None and spool.count(GLOBAL):
             return self._put_aside(parcel)
         return self._ahead(parcel) if office.settings.write_ahead else self._in_turn(parcel)
@@ -263,7 +258,7 @@ class Sending:
         """Let it wait for whichever group is the first to come back, behind what waits for that already."""
         office = self._office
         if office.spool is None:
-            self._require_open(None)  # else who closes it has cut off the last link
+            require_open(office)  # else who closes it has cut off the last link
             raise self._nobody()
         self._put([GLOBAL], parcel, stale)
         office.kick_all()

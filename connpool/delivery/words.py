@@ -11,7 +11,7 @@ from connpool.pool.failures import in_words
 if TYPE_CHECKING:
     from connpool.delivery.office import Office
 
-__all__ = ["closed", "describe", "links_of"]
+__all__ = ["closed", "describe", "links_of", "require_open"]
 
 
 def links_of(office: Office) -> tuple[LinkInfo, ...]:
@@ -34,3 +34,13 @@ def describe(link: LinkInfo) -> str:
 def closed(name: str) -> PoolClosedError:
     """What whoever still has a message for the broadcaster called *name* is told."""
     return PoolClosedError(f"broadcaster {name!r} is closed", pool=name)
+
+
+def require_open(office: Office, cause: Exception | None = None) -> None:
+    """Turn away who comes after the beginning of the close.
+
+    Raises:
+        PoolClosedError: the broadcaster is closed.
+    """
+    if office.is_closed:
+        raise closed(office.name) from cause

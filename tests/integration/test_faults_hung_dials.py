@@ -55,6 +55,12 @@ def pass_time(clock: FakeClock, pool: ConnectionPool, seconds: float, *, sweeps:
             pool.sweep()
 
 
+def passes_and_nobody_waits(pool: ConnectionPool, clock: FakeClock) -> bool:
+    """Let a moment pass. Whether all who waited are gone then."""
+    clock.advance(0.1)
+    return pool.stats().waiting == 0
+
+
 @pytest.mark.parametrize("fail_fast", [False, True])
 @pytest.mark.parametrize("by_whom", ["a checkout", "the reaper"])
 def test_a_probe_that_hangs_keeps_nobody_from_the_endpoint_for_longer_than_its_timeout(
@@ -109,11 +115,7 @@ def test_who_waits_for_a_probe_that_hangs_is_served_by_the_next_one(clock: FakeC
             server.start()
             clock.advance(0.6)
             connector.until_dials(n_dials + 1)
-            until(passes_and_all_are_served, "everybody's turn")
-
-        def passes_and_all_are_served() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "everybody's turn")
 
         together(ask, ask, ask, ask, go_on, limit=20)
         until(lambda: connector.n_under_way == 1, "the end of all others")
@@ -137,11 +139,7 @@ def test_a_first_dial_that_hangs_counts_as_one_that_was_not_answered_in_time(
 
         def go_on() -> None:
             connector.until_dials(1)
-            until(passes_and_it_is_over, "its turn")
-
-        def passes_and_it_is_over() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "its turn")
 
         together(ask, go_on, limit=20)
         until(lambda: connector.n_under_way == 1, "the end of all others")
@@ -199,11 +197,7 @@ def test_who_finds_all_dials_of_an_endpoint_hanging_goes_on_to_the_next_group(cl
 
         def go_on() -> None:
             connector.until_dials(1)
-            until(passes_and_it_is_served, "its turn")
-
-        def passes_and_it_is_served() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "its turn")
 
         together(lambda: turn(pool, timeout=100), go_on, limit=20)
         pass_time(clock, pool, 3, sweeps=True)
@@ -242,11 +236,7 @@ def test_who_waits_behind_the_hanging_dials_of_pinned_checkouts_goes_on_to_the_n
 
         def go_on() -> None:
             until(lambda: pool.stats().waiting == 2)
-            until(passes_and_all_are_gone, "their turn")
-
-        def passes_and_all_are_gone() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "their turn")
 
         connector.hang(1)
         try:
@@ -278,11 +268,7 @@ def test_who_comes_when_the_dials_of_pinned_checkouts_hang_already_goes_on_to_th
 
         def go_on() -> None:
             until(lambda: pool.stats().opening == n_dials)
-            until(passes_and_all_are_gone, "the end of the pinned checkouts")
-
-        def passes_and_all_are_gone() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "the end of the pinned checkouts")
 
         pool.listen(told.append, EndpointDown)
         connector.hang(n_dials)
@@ -314,11 +300,7 @@ def test_an_endpoint_where_fewer_dials_hang_than_may_be_under_way_is_dialled_and
 
         def go_on() -> None:
             until(lambda: pool.stats().opening == 1)
-            until(passes_and_all_are_gone, "the end of the pinned checkout")
-
-        def passes_and_all_are_gone() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "the end of the pinned checkout")
 
         connector.hang(1)
         try:
@@ -344,11 +326,7 @@ def test_an_endpoint_where_all_dials_hang_and_one_is_idle_is_not_blamed_by_who_d
 
         def go_on() -> None:
             connector.until_dials(2)
-            until(passes_and_it_is_gone, "the end of the pinned checkout")
-
-        def passes_and_it_is_gone() -> bool:
-            clock.advance(0.1)
-            return pool.stats().waiting == 0
+            until(lambda: passes_and_nobody_waits(pool, clock), "the end of the pinned checkout")
 
         connector.hang(1)
         try:

@@ -59,6 +59,11 @@ def fallen(clock: FakeClock, board: Switchboard, route: str = "a:1", **settings:
     return pool
 
 
+def refuse_the_first(endpoint: Endpoint) -> None:
+    if endpoint == A:
+        raise ConnectionRefusedError
+
+
 # -- the back-off ---------------------------------------------------------------------------
 
 
@@ -278,12 +283,8 @@ def test_in_a_full_pool_an_idle_one_elsewhere_makes_room_for_the_probe(clock: Fa
 
 
 def test_one_makes_room_for_the_probe_however_long_closing_it_takes(clock: FakeClock) -> None:
-    def refuse(endpoint: Endpoint) -> None:
-        if endpoint == A:
-            raise ConnectionRefusedError
-
     works, settings = Works(), {"max_size": 4, "clock": clock}
-    works.opening = refuse
+    works.opening = refuse_the_first
     with ConnectionPool("a:1 || c:1", connector=works, **settings) as pool, door() as closing:
         fill(pool, 4)
         works.opening = lambda _: None
@@ -327,12 +328,8 @@ def test_what_expires_in_the_same_turn_is_room_enough_for_the_probe(clock: FakeC
 
 
 def test_a_close_that_hangs_and_was_to_make_no_room_keeps_nothing_from_the_probe(clock: FakeClock) -> None:
-    def refuse(endpoint: Endpoint) -> None:
-        if endpoint == A:
-            raise ConnectionRefusedError
-
     works, settings = Works(), {"max_size": 3, "clock": clock}
-    works.opening = refuse
+    works.opening = refuse_the_first
     with ConnectionPool("a:1 || c:1", connector=works, **settings) as pool, door() as closing:
         fill(pool, 3)
         works.opening, works.closing = lambda _: None, closing
