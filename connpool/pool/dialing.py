@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from connpool import clock as real
 from connpool.errors import CancelledError, ConnectError, PermissionDeniedError, UsageError
+from connpool.model.endpoint import Endpoint
 from connpool.model.events import ConnectionOpened, ConnectionOpening
 from connpool.model.states import CloseReason
 from connpool.pool.closing import close_all
@@ -140,12 +141,12 @@ class Dialler:
         endpoint = record.host.endpoint
         connector = self._connector
         deadline = real.now() + timeout
+        _require_wanted(endpoint, cancel)  # its thread may come late, and the peer need not hear of it then
         record.raw = connector.open(endpoint, timeout, cancel)  # from here on ``shutdown`` can interrupt it
         if record.raw is None:
             raise TypeError("`open` returned None")
         record.stream = open_stream(record.raw, is_private=connector.keeps_nothing)
-        if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
-            raise CancelledError(f"opening a connection to {endpoint} was called off")
+        _require_wanted(endpoint, cancel)  # once the transport can be seen: who cancels looks for it after
         if connector.handshake is None and connector.permissions is None:
             return
         try:
@@ -277,6 +278,11 @@ class Dialler:
             thread = reference()
             if thread is not None and thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - real.now()))
+
+
+def _require_wanted(endpoint: Endpoint, cancel: Cancel) -> None:
+    if cancel.is_set():
+        raise CancelledError(f"opening a connection to {endpoint} was called off")
 
 
 def _carry(target: Callable[..., object], load: deque[tuple[Any, ...]]) -> None:

@@ -12,6 +12,7 @@ from connpool import (
     CheckoutTimeoutError,
     ConnectionPool,
     NoEndpointError,
+    PoolClosedError,
 )
 from connpool.testing import FakeClock
 from connpool.wire import threads
@@ -53,6 +54,29 @@ def test_a_deadline_holds_though_open_ignores_its_timeout() -> None:
         until(lambda: pool.stats().idle == 1)
         with pool.try_connect(timeout=5) as conn:
             assert conn.uses == 0, "a dial whose waiter has left is kept"
+
+
+def test_a_dial_that_is_called_off_before_its_thread_runs_is_not_begun(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[threading.Thread] = []
+
+    def put_off(thread: threading.Thread) -> bool:
+        late.append(thread)
+        return True
+
+    board = Switchboard()
+    with ConnectionPool("a:1", connector=board, clock=clock) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "start", put_off)
+            caller = Caller(pool)
+            until(lambda: bool(late))
+            pool.close(0.0)
+        caller.failure(PoolClosedError)
+        late[0].start()
+        late[0].join()
+        assert board.dialled == []
+        assert pool.stats().opening == 0
 
 
 # -- no thread to be had -----------------------------------------------------------------------
