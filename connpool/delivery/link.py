@@ -82,10 +82,11 @@ class Link:
             strand = self.strand
             if strand is None:
                 return Outcome.DEAD
+            spool = self.spool
             if (
                 self.is_flushing
                 or (strand.holder is not None and strand.is_held)
-                or (self.spool is not None and self._has_older(position))
+                or (spool is not None and (position or spool.count(self.queue)) and self._has_older(position))
             ):
                 return self._fall_behind(position)
             if strand.is_midway:  # and nobody is at it

@@ -146,7 +146,8 @@ class MemorySpool:
         return len(leaving)
 
     def count(self, queue: str) -> int:
-        self._require_open()
+        if self._is_closed:  # asked here, as it is asked twice for each message that is sent
+            self._require_open()
         return self._queues.get(queue, _NOTHING).messages
 
     def counts(self) -> Mapping[str, SpoolCount]:
