@@ -22,6 +22,7 @@ from connpool import (
     SpoolError,
     SQLiteSpool,
 )
+from connpool.delivery.segment import Segment
 from connpool.testing import FaultProxy
 from tests.helpers import guarantees
 from tests.helpers.architecture import ROOT
@@ -313,24 +314,23 @@ def test_what_was_sent_but_not_yet_taken_out_of_the_file_is_sent_again_and_nothi
 
 @pytest.mark.parametrize(("durable", "synchronous"), [(True, 2), (False, 1)])
 def test_what_waits_is_on_the_disk_before_broadcast_returns_unless_durable_is_false(
-    path, durable, synchronous
+    path, durable, synchronous, monkeypatch
 ):
+    modes: list[int] = []  # of the commits since the message is there
+    commit = Segment.commit
+
+    def look(segment: Segment) -> None:
+        if segment.number("SELECT count(*) FROM message"):
+            modes.append(segment.number("PRAGMA synchronous"))  # 2: this commit is flushed
+        commit(segment)
+
+    monkeypatch.setattr(Segment, "commit", look)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         spool = SQLiteSpool(path, durable=durable)
-        seen: set[int] = set()
-        put = spool.put
-
-        def look(*arguments: object) -> object:
-            positions = put(*arguments)
-            mode = spool._keeper.ledger.segment.number("PRAGMA synchronous")
-            seen.add(mode)  # 2: every commit is flushed
-            return positions
-
-        spool.put = look
         with broadcasting(f"127.0.0.1:{nobody.getsockname()[1]}", spool=spool) as sender:
             assert sender.broadcast(b"m-0").spooled
-        assert seen == {synchronous}
+            assert modes[0] == synchronous
 
 
 # -- the disk is full
