@@ -26,6 +26,7 @@ __all__ = ["Workers"]
 logger = logging.getLogger("connpool.calls")
 
 MOST: Final = 4  # threads that open channels at a time
+PATIENCE: Final = 5.0  # seconds after which one that hangs counts no more: others must not wait for it
 
 
 class Workers:
@@ -39,6 +40,7 @@ class Workers:
         self._switch = switch
         self.openings: deque[Key] = deque()  # to be opened again, now
         self._free: deque[None] = deque([None] * MOST)  # one for each thread more that may open
+        self._at_it: dict[object, float] = {}  # openings under way that have one of these, and since when
 
     # -- closing
 
@@ -101,6 +103,10 @@ class Workers:
 
     def open_all(self) -> None:
         """Open what is due, on threads of their own. Without a thread the next turn tries again."""
+        now = self._switch.clock.now()
+        for opening, began in self._at_it.copy().items():
+            if now - began >= PATIENCE:
+                self._is_past(opening)
         for _ in range(min(len(self.openings), len(self._free))):
             name = f"connpool-open-{self._switch.name}"
             threads.start(threading.Thread(target=self._open_in_turn, name=name, daemon=True))
@@ -111,10 +117,17 @@ class Workers:
                 self._free.pop()
             except IndexError:  # as many as may are at it, and look again after each
                 return
+            opening = object()
+            self._at_it[opening] = self._switch.clock.now()
             try:
                 self._open_next()
             finally:
-                self._free.append(None)
+                self._is_past(opening)
+
+    def _is_past(self, opening: object) -> None:
+        """*opening* is over, or has gone on for too long: another thread may open."""
+        if self._at_it.pop(opening, None) is not None:  # one step: of two that say so one is heard
+            self._free.append(None)
 
     def _open_next(self) -> None:
         try:

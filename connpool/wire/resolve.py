@@ -7,6 +7,7 @@ import socket
 import threading
 import weakref
 from functools import partial
+from itertools import repeat
 from typing import Any, Final, TypeAlias
 
 from connpool.clock import shut_gate, wait
@@ -14,21 +15,25 @@ from connpool.errors import ConnectError, ConnectTimeoutError
 from connpool.wire import threads
 from connpool.wire.waiting import Budget, pause
 
-__all__ = ["MAX_LOOKUPS", "AddressInfo", "is_address", "resolve"]
+__all__ = ["MAX_LOOKUPS", "MAX_OF_NAME", "AddressInfo", "is_address", "resolve"]
 
 AddressInfo: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
 
 # getaddrinfo cannot be interrupted: a caller whose time is up leaves its thread
-# behind. This many may be under way in the whole process; further ones wait.
-MAX_LOOKUPS: Final = 8
+# behind. This many may be under way for one name, so that one that hangs keeps no
+# other from being looked up, and in the whole process; further ones wait.
+MAX_OF_NAME: Final = 8
+MAX_LOOKUPS: Final = 64
 
 # What says that the own resolver is at fault, or out of reach, rather than the name wrong. So does any
 # OSError that is no gaierror: it stands for EAI_SYSTEM.
 _LOCAL: Final = frozenset({socket.EAI_AGAIN, socket.EAI_MEMORY})
 
-# Who occupies which place. One setdefault claims one, atomically, and the claim dies with the look-up
-# that it names: a Ctrl-C at any moment can neither lose a place nor leave a lock held.
-_under_way: Final[dict[int, weakref.ref[_Lookup]]] = {}
+# Who occupies which place, of a name or of the process (None). One setdefault claims one, atomically, and
+# the claim dies with the look-up that it names: a Ctrl-C at any moment can neither lose a place nor leave a
+# lock held.
+_Place: TypeAlias = "tuple[str | None, int]"
+_under_way: Final[dict[_Place, weakref.ref[_Lookup]]] = {}
 
 # In a forked child no look-up is under way, whatever the parent was doing.
 os.register_at_fork(after_in_child=_under_way.clear)
@@ -42,8 +47,8 @@ def resolve(budget: Budget) -> list[AddressInfo]:
 
     Raises:
         ConnectError: There is no such name; ``local`` if the own resolver failed.
-        ConnectTimeoutError: The time is up; ``local`` if ``MAX_LOOKUPS`` older
-            look-ups left no room to begin.
+        ConnectTimeoutError: The time is up; ``local`` if older look-ups left no
+            room to begin.
         CancelledError: The dial was cancelled.
     """
     host, port = budget.endpoint.host, budget.endpoint.port
@@ -82,25 +87,34 @@ class _Lookup(threading.Thread):
     def __init__(self, host: str, port: int) -> None:
         super().__init__(name=f"connpool-resolve-{host}", daemon=True)
         self._query = host, port
-        self._claim: tuple[int, weakref.ref[_Lookup]] | None = None
+        self._claims: list[tuple[_Place, weakref.ref[_Lookup]]] = []
         # A plain lock as a one-shot signal: a Ctrl-C inside Event.wait could leave the event locked.
         self._done = shut_gate()
         self.answer: list[AddressInfo] = []
         self.error: BaseException | None = None
 
     def claim_place(self) -> bool:
-        """Take one of the places. False: all are taken."""
-        for place in range(MAX_LOOKUPS):
+        """Take one of the name's places and one of the process's. False: either has none left."""
+        if self._claim(self._query[0], MAX_OF_NAME) and self._claim(None, MAX_LOOKUPS):
+            return True
+        self.give_place_back()
+        return False
+
+    def _claim(self, whose: str | None, most: int) -> bool:
+        for place in zip(repeat(whose), range(most)):
+            if place in _under_way:
+                continue
             mine = weakref.ref(self, partial(_free, place))
             if _under_way.setdefault(place, mine) is mine:
-                self._claim = place, mine
+                self._claims.append((place, mine))
                 return True
         return False
 
     def give_place_back(self) -> None:
-        """Free the place claimed, unless that was done before."""
-        if self._claim is not None:
-            _free(*self._claim)
+        """Free what was claimed, unless that was done before."""
+        claims, self._claims = self._claims, []
+        for place, mine in claims:
+            _free(place, mine)
 
     def run(self) -> None:
         try:
@@ -125,7 +139,7 @@ def _shortage() -> OSError | None:
     return None
 
 
-def _free(place: int, mine: weakref.ref[_Lookup]) -> None:
+def _free(place: _Place, mine: weakref.ref[_Lookup]) -> None:
     """Free *place*, unless it was given back: who had it may be forgotten long after that."""
     if _under_way.get(place) is mine:
         _under_way.pop(place, None)
@@ -162,7 +176,7 @@ def _wait_for_place(lookup: _Lookup, host: str, budget: Budget, phase: str) -> N
         except ConnectTimeoutError as exc:
             raise ConnectTimeoutError(
                 f"{budget.endpoint}: {host!r} was not looked up within the {budget.timeout:g} s of the dial: "
-                f"{MAX_LOOKUPS} older look-ups are still under way",
+                f"{MAX_OF_NAME} older look-ups of it, or {MAX_LOOKUPS} in all, are still under way",
                 endpoint=budget.endpoint,
                 local=True,
             ) from exc

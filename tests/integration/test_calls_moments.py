@@ -692,6 +692,34 @@ def test_of_channels_that_calls_have_closed_four_are_opened_again_at_a_time(pool
     until(lambda: sum(tape.opens for tape in tapes) == 6 + 6)
 
 
+def test_openings_that_hang_keep_no_other_channel_from_being_opened_again(still, clock):
+    gate, begun, tapes = threading.Event(), threading.Semaphore(0), [Tape() for _ in range(5)]
+
+    def hang() -> None:
+        begun.release()
+        gate.wait(60)
+
+    for tape in tapes:
+        tape.doing = lambda method, payload: Reply(payload, retry_after=math.inf)
+        still.init(tape, revive="force")
+    for tape in tapes[:-1]:
+        tape.opening = hang
+    try:
+        for _ in tapes[:-1]:
+            still.call(RESOURCE, "get")
+            assert begun.acquire(timeout=10)
+        still.call(RESOURCE, "get")
+        until(lambda: still._switch.workers.openings)
+        still.sweep()
+        assert tapes[-1].attempts == 1
+        clock.advance(5)
+        still.sweep()
+        until(lambda: tapes[-1].is_open)
+    finally:
+        gate.set()
+    until(lambda: all(tape.is_open for tape in tapes) and len(still._switch.workers._free) == 4)
+
+
 def test_while_a_channel_is_closed_calls_find_the_others_or_none(pool):
     gate, tape, other = threading.Event(), Tape(), Tape()
     tape.closing = lambda: gate.wait(10)

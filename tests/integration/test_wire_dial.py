@@ -346,7 +346,7 @@ def test_an_interrupt_while_a_look_up_starts_is_that_interrupt(
 
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     kept = []  # a traceback must not keep a place
-    for _ in range(resolve.MAX_LOOKUPS + 1):
+    for _ in range(resolve.MAX_OF_NAME + 1):
         with pytest.raises(KeyboardInterrupt) as caught:
             SocketConnector().open(NAME, 0.5)
         kept.append(caught)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +32,44 @@ NAME = Endpoint("service.example", 80)
 # -- the resolver's threads
 
 
-def test_only_so_many_look_ups_hang_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dial_once() -> ConnectTimeoutError:
+@pytest.mark.parametrize("n_names", [1, resolve.MAX_LOOKUPS + 4], ids=["one name", "many names"])
+def test_only_so_many_look_ups_hang_at_a_time(monkeypatch: pytest.MonkeyPatch, n_names: int) -> None:
+    def dial_once(number: int) -> ConnectTimeoutError:
         with pytest.raises(ConnectTimeoutError) as caught:
-            SocketConnector().open(NAME, 0.4)
+            SocketConnector().open(Endpoint(f"service-{number % n_names}.example", 80), 0.4)
         assert caught.value.local == ("older look-ups" in str(caught.value))
         return caught.value
 
-    many = resolve.MAX_LOOKUPS + 4
+    most = resolve.MAX_OF_NAME if n_names == 1 else resolve.MAX_LOOKUPS
     with stuck_resolver(monkeypatch) as resolver:
-        with taking(0.3, 5.0):
-            errors = together(*[dial_once] * many)  # kept, as pools do: no traceback may keep a place
-        assert resolver.peak == resolve.MAX_LOOKUPS
+        with taking(0.3, 5.0):  # the errors are kept, as pools do: no traceback may keep a place
+            errors = together(*(partial(dial_once, number) for number in range(most + 4)))
+        assert resolver.peak == most
         assert sum(error.local for error in errors) == 4
     with refused_port() as refused:
         answer_names_with(monkeypatch, refused.getsockname())
-        for _ in range(many):  # every place was given back
+        for _ in range(most + 4):  # every place was given back
             with pytest.raises(ConnectError, match="refused"):
                 SocketConnector().open(NAME, 5.0)
+
+
+def test_a_name_whose_look_ups_hang_keeps_no_other_from_being_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dial_once() -> None:
+        with pytest.raises(ConnectTimeoutError):
+            SocketConnector().open(NAME, 0.2)
+
+    with ScriptedServer() as server, stuck_resolver(monkeypatch) as resolver:
+        together(*[dial_once] * (resolve.MAX_OF_NAME + 2))
+
+        def answer(host: str, *arguments: Any, **options: Any) -> Any:
+            if host == NAME.host:
+                return resolver(host, *arguments, **options)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", server.port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", answer)
+        SocketConnector().open(Endpoint("other.example", server.port), 5.0).close()
 
 
 def test_a_look_up_that_finds_no_room_waits_for_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,11 +80,11 @@ def test_a_look_up_that_finds_no_room_waits_for_some(monkeypatch: pytest.MonkeyP
             SocketConnector().open(endpoint, 10.0).close()
 
         def free_when_full() -> None:
-            resolver.until_inside(resolve.MAX_LOOKUPS)
+            resolver.until_inside(resolve.MAX_OF_NAME)
             resolver.free()
 
-        together(*[dial_once] * (resolve.MAX_LOOKUPS + 2), free_when_full)
-        assert resolver.peak == resolve.MAX_LOOKUPS
+        together(*[dial_once] * (resolve.MAX_OF_NAME + 2), free_when_full)
+        assert resolver.peak == resolve.MAX_OF_NAME
 
 
 def test_look_ups_that_hang_in_the_parent_take_no_room_in_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +93,7 @@ def test_look_ups_that_hang_in_the_parent_take_no_room_in_the_child(monkeypatch:
             SocketConnector().open(NAME, 0.2)
 
     with ScriptedServer() as server, stuck_resolver(monkeypatch):
-        together(*[dial_once] * resolve.MAX_LOOKUPS)
+        together(*[dial_once] * resolve.MAX_OF_NAME)
 
         def job() -> None:
             answer_names_with(monkeypatch, ("127.0.0.1", server.port))
@@ -93,8 +114,9 @@ def test_who_is_forgotten_after_its_look_up_frees_nobody_elses_place() -> None:
     assert early.claim_place()
     early.give_place_back()
     assert late.claim_place()  # before the thread that waited for the first has looked at its answer
+    held = dict(resolve._under_way)
     del early
-    assert len(resolve._under_way) == 1
+    assert resolve._under_way == held
 
 
 # -- time and cancellation, phase by phase
