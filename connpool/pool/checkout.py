@@ -210,10 +210,10 @@ class Checkout(Fitting):
 
     def _nap(self, since: float) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
-        waiter, books, now = self._waiter, self._books, self._lender.now()
+        waiter, books, now, front_at = self._waiter, self._books, self._lender.now(), self._waiter.front_at
         first = until = self._deadline if self._limit != 0 else self._until()
-        if waiter.front_at is not None and not waiter.is_asleep:
-            first = min(first, waiter.front_at + books.pace.grace)
+        if front_at is not None and not waiter.is_asleep:  # looked at once: who comes before us takes it away
+            first = min(first, front_at + books.pace.grace)
         if waiter.attempt is not None and waiter.patience_at > since:
             first = min(first, waiter.patience_at)
         if waiter.eviction is not None and waiter.evict_again_at > since:

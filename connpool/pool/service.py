@@ -172,7 +172,7 @@ class Service(Attempts):
             if oldest.front_at is None and is_brisk and delay:
                 oldest.front_at = now
                 oldest.wake()
-            elif oldest.front_at is None or now - oldest.front_at >= delay:
+            elif oldest.front_at is None or now >= oldest.front_at + delay:
                 oldest.is_asleep = True
         self._books.publish_queue()
 

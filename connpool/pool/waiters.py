@@ -181,7 +181,10 @@ class WaitQueue:
         if not queue or queue[-1].number < waiter.number:
             queue.append(waiter)
         else:
-            queue.insert(sum(1 for other in queue if other.number < waiter.number), waiter)
+            n_before = sum(1 for other in queue if other.number < waiter.number)
+            if n_before == 0:
+                queue[0].front_at = None  # its alarm is for the front only: it would go off at once, for ever
+            queue.insert(n_before, waiter)
 
     def leave(self, waiter: Waiter) -> None:
         queue = self.waiters

@@ -16,7 +16,17 @@ from connpool.pool.failures import timed_out
 from connpool.pool.pace import Pace
 from connpool.testing import FakeClock
 from tests.helpers.together import together
-from tests.stress.works import A, B, Caller, TellingClock, Works, assert_ended, assert_whole, balanced
+from tests.stress.works import (
+    A,
+    B,
+    Caller,
+    TellingClock,
+    Works,
+    assert_ended,
+    assert_whole,
+    balanced,
+    door,
+)
 
 
 def make(works=None, clock=None, **settings):
@@ -345,6 +355,41 @@ def test_who_comes_to_the_front_by_a_brief_loan_sets_itself_an_alarm():
     second.loan().release()
     clock.advance(0.01)
     third.loan().release()
+    assert_ended(pool, works)
+
+
+class RestlessClock(LenientClock):
+    """Nobody may wait for no time."""
+
+    def wait(self, gate: Gate, timeout: float | None) -> bool:
+        assert timeout != 0, "nobody has anything to do, and this thread does not sleep"
+        return super().wait(gate, timeout)
+
+
+def test_who_loses_the_front_to_one_that_comes_back_sleeps_on():
+    """Its alarm was for the front: it went off again and again, for as long as the one before it waited."""
+    works, clock = Works(prompt=True), RestlessClock()
+    pool = make(works, clock, checkout_timeout=None)
+    pool.try_connect().release()
+    clock.advance(1)
+    callers = []
+    with door() as dial:
+
+        def look(part):
+            callers.extend(queue(pool, clock, None, timeout=None))
+            works.opening = dial
+            return False
+
+        works.looking = look
+        first = Caller(pool, timeout=None)
+        dial.until_entered()
+        clock.until_waiting(2)
+        clock.advance(clock.overtake_delay)  # now the alarm of the second goes off
+        clock.until_waiting(2)
+        assert callers[0].is_waiting
+        assert first.is_waiting
+    first.loan().release()
+    callers[0].loan().release()
     assert_ended(pool, works)
 
 
