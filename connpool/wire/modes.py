@@ -220,9 +220,7 @@ class SocketModes(ByteStream):
         with self._tls_turn:
             try:
                 self._has_turn = me
-                if not self._is_private:
-                    raw.settimeout(0.0)
-                elif self._system_waits:
+                if self._system_waits:
                     self._lift_limit()
                 elif raw.gettimeout() != 0.0:
                     raw.settimeout(0.0)

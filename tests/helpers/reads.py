@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from connpool import Connection
-from connpool.wire import stream
+from connpool.wire import modes, stream
 from tests.helpers.together import together
 
 READS: dict[str, Callable[[Connection, float | None], bytes]] = {
@@ -48,3 +48,16 @@ def count_polls(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
 
     monkeypatch.setattr(stream, "wait_until_ready", noting)
     return waits
+
+
+def count_tellings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each limit that the system is told, from now on."""
+    told: list[float] = []
+    tell = modes.limit_waits
+
+    def noting(raw: socket.socket, seconds: float) -> bool:
+        told.append(seconds)
+        return tell(raw, seconds)
+
+    monkeypatch.setattr(modes, "limit_waits", noting)
+    return told

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from connpool import (
     SpoolFullError,
     SQLiteSpool,
 )
+from connpool.delivery.deferred import Deferred
+from connpool.delivery.words import closed
 from tests.helpers.scripts import run_program, running_program
 from tests.helpers.sinks import GUARD, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -353,3 +356,22 @@ def test_a_program_that_ends_spools_first_what_it_handed_over_and_cannot_send(tm
         spool.adopt()
         [queue] = spool.counts()
         assert [item.message for item in spool.peek(queue, 1_000, 1_000_000)] == numbered(200)
+
+
+class Failing:
+    """Stands for what sends."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+
+    def deliver(self, message: bytes) -> Delivery:
+        raise self._errors.pop(0)
+
+
+def test_what_comes_to_its_turn_after_the_end_counts_as_lost_and_what_failed_before_does_not():
+    sending: Any = Failing(NoEndpointError("nobody lives"), closed("sensors"), closed("sensors"))
+    deferred = Deferred(sending, "sensors", most=10, waits=True)
+    futures = [deferred.add(message) for message in numbered(3)]
+    deferred.drain(GUARD)
+    assert [type(future.exception(GUARD)) for future in futures] == [NoEndpointError, *[PoolClosedError] * 2]
+    assert deferred.lost() == 2

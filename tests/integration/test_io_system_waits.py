@@ -21,7 +21,7 @@ from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, 
 from connpool.wire.io import Stream
 from tests.helpers.certificates import Certificates
 from tests.helpers.interrupts import Strike, codes_of, needs_monitoring
-from tests.helpers.reads import apart, ask, count_polls, every_read, limits_of
+from tests.helpers.reads import apart, ask, count_polls, count_tellings, every_read, limits_of
 from tests.helpers.scripts import running_program
 from tests.helpers.wire import taking
 
@@ -69,6 +69,18 @@ def test_the_system_waits_briefly_whatever_the_timeout_is(echo: ScriptedServer) 
     brief, short, without, long, last = apart(limits)
     assert 0 < brief < 0.02
     assert [short, without, long, last] == [brief, 0, brief, brief]
+
+
+def test_the_system_is_told_once(echo: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turns() -> int:
+        with ConnectionPool(echo.endpoint) as pool:
+            for _ in range(20):
+                with pool.try_connect(timeout=5) as conn:
+                    ask(conn)
+        return len(told)
+
+    told = count_tellings(monkeypatch)
+    assert apart(turns) == 1
 
 
 @every_read

@@ -19,7 +19,18 @@ from typing import Any
 import pytest
 
 from connpool import Connection, ConnectionPool, SocketConnector, UsageError
-from connpool.testing import Answer, Close, Echo, Pause, Reset, ScriptedServer, Send, Silence, StartTls
+from connpool.testing import (
+    Answer,
+    Close,
+    Echo,
+    Pause,
+    Reset,
+    ScriptedServer,
+    Send,
+    ServedConnection,
+    Silence,
+    StartTls,
+)
 from connpool.wire import look
 from connpool.wire.io import Stream
 from connpool.wire.modes import MINDED, SocketModes
@@ -27,7 +38,7 @@ from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
 from tests.helpers.forks import in_child
 from tests.helpers.interrupts import Strike, codes_of, in_a_handler, needs_monitoring
-from tests.helpers.reads import apart, ask, count_polls, every_read, limits_of
+from tests.helpers.reads import apart, ask, count_polls, count_tellings, every_read, limits_of
 from tests.helpers.switchboard import until
 from tests.helpers.together import together
 from tests.helpers.wire import taking
@@ -71,18 +82,26 @@ def test_answers_are_read_without_a_look_before(
     assert len(apart(turns)) < 10  # an answer may be late now and then
 
 
-def test_the_mode_is_set_once(echo: ScriptedServer, certificates: Certificates) -> None:
+def test_the_mode_is_set_once(
+    echo: ScriptedServer, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def turns() -> int:
         with secure_pool(echo, certificates) as pool:
             for _ in range(20):
                 with pool.try_connect(timeout=5) as conn:
                     ask(conn)
                     raw = conn._record.raw
+                    assert conn._record.stream not in MINDED.calls
                     n_waiting.append(is_waiting_mode(raw))
         return sum(n_waiting)
 
     n_waiting: list[bool] = []
+    told, begun = count_tellings(monkeypatch), []
+    begin = MINDED.begin
+    monkeypatch.setattr(MINDED, "begin", lambda: begun.append(None) or begin())
     assert apart(turns) > 10
+    assert len(told) < 20  # an answer may be late now and then
+    assert len(begun) < 20
 
 
 @every_read
@@ -506,6 +525,61 @@ def test_who_terminates_closes_it_when_no_other_thread_is_in_a_call_of_tls(
         assert pool.stats().size == 0
 
 
+@pytest.mark.parametrize("is_apart", [True, False], ids=["the system waits", "on the main thread"])
+@pytest.mark.parametrize("last", ["a write", "a read", "a look", "nothing"])
+def test_a_call_that_comes_while_it_is_being_closed_waits_and_finds_it_closed(
+    last: str, is_apart: bool, echo: ScriptedServer, certificates: Certificates
+) -> None:
+    """And the next one as well: whoever closes gives the turn back."""
+    is_closing = threading.Event()
+
+    def close() -> None:
+        def slowly(raw: socket.socket) -> None:
+            is_closing.set()
+            time.sleep(0.05)  # the call comes
+            raw.close()
+
+        assert has_spoken.wait(5)
+        used.close_in_turn(slowly)
+
+    def call() -> None:
+        if last != "nothing":
+            used.sendall(b"ping", timeout=5)
+        if last in ("a read", "a look"):
+            used.recv_exactly(4, timeout=5)
+        if last == "a look":
+            assert used.must_wait_to_read(False)
+        has_spoken.set()
+        assert is_closing.wait(5)
+        for use in (lambda: used.recv(1, 5), lambda: used.sendall(b"x", 5)):
+            with taking(0, 1), pytest.raises((OSError, ValueError)):
+                use()
+
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        stream = conn._record.stream
+        assert isinstance(stream, Stream)
+        used, has_spoken = stream, threading.Event()
+        if is_apart:
+            apart(call, close)
+        else:
+            closer = threading.Thread(target=close)
+            closer.start()
+            call()
+            closer.join()
+
+
+def test_who_closes_in_a_signal_handler_what_it_has_interrupted_does_not_wait_for_itself(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+        used = conn._record.stream
+        assert isinstance(used, Stream)
+        with used._tls_turn, taking(0, 1):
+            used.close_in_turn(look.close)
+            assert used._tls_turn.locked()  # the call gives it back
+        assert used.raw.fileno() == -1
+
+
 def test_a_child_forked_in_the_middle_of_a_call_does_not_wait_for_its_end(
     echo: ScriptedServer, certificates: Certificates
 ) -> None:
@@ -541,6 +615,72 @@ def test_the_end_of_the_stream_is_told_as_ever(end: Close | Reset, certificates:
     script = [Send(b"ab"), Pause(0.2), end]
     with ScriptedServer(script=script, tls=certificates.server()) as server:
         assert apart(listen) == b""
+
+
+def test_a_reset_that_came_before_the_read_is_no_end_of_the_stream(certificates: Certificates) -> None:
+    """The system tells of it but once: who asks again is told of an end."""
+
+    def listen() -> None:
+        with secure_pool(server, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            conn.sendall(b"ping\n", timeout=5)
+            assert conn.recv_until(b"\n", timeout=5) == b"ping\n"
+            conn.sendall(b"ping\n", timeout=5)
+            raw = conn._record.raw
+            until(lambda: select.select([raw], [], [], 5)[0] and is_reset(raw), "reset")
+            with pytest.raises(ConnectionResetError):
+                conn.recv(1, timeout=5)
+            conn.release()
+
+    def is_reset(raw: socket.socket) -> bool:
+        poll = select.poll()
+        poll.register(raw, 0)
+        return any(events & select.POLLERR for _, events in poll.poll(0))
+
+    def answer_once(connection: ServedConnection) -> None:
+        connection.send(connection.request(b"\n"))
+        connection.request(b"\n")
+        connection.reset()
+
+    with ScriptedServer(script=answer_once, tls=certificates.server()) as server:
+        apart(listen)
+
+
+def test_a_write_on_what_another_has_broken_off_says_why(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    def write() -> None:
+        with secure_pool(echo, certificates) as pool:
+            conn = pool.try_connect(timeout=5)
+            ask(conn)
+            stream = conn._record.stream
+            assert isinstance(stream, Stream)
+            stream.interrupt(socket.SHUT_RDWR, "it had to be")
+            with pytest.raises(ConnectionAbortedError, match="it had to be"):
+                conn.sendall(b"x", timeout=5)
+            conn.release()
+
+    apart(write)
+
+
+def test_the_system_waits_no_more_in_a_connection_of_which_a_call_was_cut_short(
+    echo: ScriptedServer, certificates: Certificates
+) -> None:
+    def turns() -> None:
+        with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
+            used = conn._record.stream
+            assert isinstance(used, Stream)
+            for _ in range(20):  # an answer may be late now and then
+                ask(conn)
+                if is_waiting_mode(used.raw):
+                    break
+            used.cut_short()
+            conn.sendall(b"ping", timeout=5)
+            assert not any(limits_of(used.raw))
+            assert conn.recv_exactly(4, timeout=5) == b"ping"
+            assert not any(limits_of(used.raw))
+
+    apart(turns)
 
 
 class Probe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import os
 import socket
@@ -328,7 +329,12 @@ def test_a_clock_that_stands_still_makes_no_wait_endless(pair: Pair, monkeypatch
         ours.recv_exactly(1, timeout=0.15)
 
 
-@pytest.mark.parametrize("read", [Stream.recv, Stream.recv_exactly])
+def read_into(ours: Stream, n: int, timeout: float | None) -> bytes:
+    buffer = bytearray(n)
+    return bytes(buffer[: ours.recv_into(buffer, timeout=timeout)])
+
+
+@pytest.mark.parametrize("read", [Stream.recv, Stream.recv_exactly, read_into])
 @pytest.mark.parametrize("timeout", [None, 10])
 def test_a_timeout_set_on_the_socket_itself_does_not_cut_our_calls(pair: Pair, read, timeout) -> None:
     ours, theirs = pair
@@ -336,6 +342,34 @@ def test_a_timeout_set_on_the_socket_itself_does_not_cut_our_calls(pair: Pair, r
     with later(lambda: theirs.sendall(b"late"), 0.1):
         assert read(ours, 4, timeout=timeout) == b"late"
     assert ours.raw.gettimeout() is None
+
+
+def fill(ours: Stream) -> None:
+    """Send until the system takes no more."""
+    ours.raw.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.raw.send(bytes(65_536))
+    ours.raw.setblocking(True)
+
+
+WRITES = {
+    "sendall": lambda ours, timeout: ours.sendall(b"x", timeout),
+    "writev_all of one": lambda ours, timeout: ours.writev_all([b"x"], timeout),
+    "writev_all of two": lambda ours, timeout: ours.writev_all([b"x", b"y"], timeout),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_timeout_set_on_the_socket_itself_neither_stretches_a_write_nor_cuts_it(pair: Pair, write) -> None:
+    ours, theirs = pair
+    fill(ours)
+    ours.raw.settimeout(5)
+    with taking(0.05, 2), pytest.raises(TimeoutError, match=r"0\.05 s passed: 0 of [12] bytes were sent"):
+        write(ours, 0.05)
+    ours.raw.settimeout(0.02)
+    with later(lambda: theirs.recv(1_000_000), 0.1):
+        write(ours, None)
 
 
 def test_two_readers_with_different_timeouts_do_not_disturb_each_other(pair: Pair) -> None:
