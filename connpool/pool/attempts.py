@@ -67,7 +67,7 @@ class Attempts:
         self._charge(host, error, now, blames=underway is not None and underway.blames)
         for waiter in self._queue:
             if waiter.number == dial.number:
-                self._has_failed(waiter, host, error, now)
+                self._note_failure(waiter, host, error, now)
                 waiter.wake()
             elif not self._books.config.fail_fast:
                 waiter.wake()  # it may sleep till the host is due, and that is another instant now
@@ -80,13 +80,13 @@ class Attempts:
         if blames and not error.local:
             host.fail(error, now, books.config, books.rng)
 
-    def _has_failed(self, waiter: Waiter, host: Host, error: ConnectError, now: float) -> None:
+    def _note_failure(self, waiter: Waiter, host: Host, error: ConnectError, now: float) -> None:
         """*waiter* has tried *host* in vain: it tries it no more, or not before that is due again.
 
         Where that would be at once (it pins *host*, which is not blacklisted for that; the fault is on this
         machine; a back-off of 0), the waiter has a pause of its own: else it would dial without end.
         """
-        waiter.has_failed_at(host.endpoint, error)
+        waiter.note_failure(host.endpoint, error)
         if host.retry_at is None or now >= host.retry_at:
             pause = pause_after(waiter.n_in_vain + 1, error, self._books.config, self._books.rng)
             waiter.put_off(now + pause)
@@ -117,9 +117,9 @@ class Attempts:
                 error = self._hangs(record, now)
                 failed_at = record.opened_at + books.config.connect_timeout  # it is seen only now
                 self._charge(host, error, failed_at, blames=blames)
-                waiter = self.attempt_is_over(record)
+                waiter = self.end_attempt(record)
                 if waiter is not None:
-                    self._has_failed(waiter, host, error, now)
+                    self._note_failure(waiter, host, error, now)
 
     def _hangs(self, record: Record, now: float) -> ConnectTimeoutError:
         endpoint = record.host.endpoint
@@ -149,8 +149,8 @@ class Attempts:
                 return waiter
         return None
 
-    def attempt_is_over(self, record: Record) -> Waiter | None:
-        """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
+    def end_attempt(self, record: Record) -> Waiter | None:
+        """The dial or look of *record* is over, called off or given up. Returns who waited for it."""
         for waiter in self._queue:
             if waiter.attempt is record:
                 waiter.attempt = None
@@ -171,7 +171,7 @@ class Attempts:
                 heir.patience_at = waiter.patience_at
                 return
 
-    def eviction_is_over(self, record: Record) -> None:
+    def end_eviction(self, record: Record) -> None:
         """*record* is closed. If that was to make room, who may not wait for more leaves, unless there is."""
         if record.fate is not CloseReason.EVICTED:
             return
@@ -194,7 +194,7 @@ class Attempts:
     def call_off(self, dial: Dial) -> None:
         """Nobody will run *dial*: all is as it was before."""
         record, host = dial.key.record, dial.key.record.host
-        self.attempt_is_over(record)
+        self.end_attempt(record)
         if dial.is_look:
             host.looks.pop(record, None)
             host.put_back(dial.key)

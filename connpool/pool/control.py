@@ -197,7 +197,7 @@ class Control:
             with self._lock:
                 _lift(self._known_locked(endpoint), self._lender.now())
                 for waiter in self._books.queue:
-                    waiter.may_retry([endpoint])
+                    waiter.forget_failures([endpoint])
         finally:  # Ctrl-C: who waits is served all the same
             self._lender.serve()
 

@@ -164,7 +164,7 @@ class Desk:
             _do(blows, self.tell_closed, key.record)
         with self._lock:
             for key in keys:
-                self.service.eviction_is_over(key.record)
+                self.service.end_eviction(key.record)
             try:
                 self.books.forget(*[key.record for key in keys])
             finally:  # Ctrl-C in the midst of it: who waits is served all the same

@@ -78,7 +78,7 @@ class Fitting:
                 key = form(self._books, key, now)
                 lender.service.serve(now, todo)  # others may join at once
         else:
-            key.is_of(threading.get_ident())  # another thread may have made it for us
+            key.note_holder(threading.get_ident())  # another thread may have made it for us
         conn = SharedConnection()
         conn._record = key.record
         conn._key = key

@@ -221,7 +221,7 @@ class Lender(Desk):
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)
-            waiter = self.service.attempt_is_over(record)
+            waiter = self.service.end_attempt(record)
             if waiter is not None:
                 waiter.is_busy = False
             if error is None:

@@ -56,7 +56,7 @@ class Share(Key):
     since: float
     uses: int  # loans of its connection before it
 
-    def is_of(self, thread: int | str, origin: Origin | None = None) -> None:
+    def note_holder(self, thread: int | str, origin: Origin | None = None) -> None:
         """Write down whose it is, where that was not known when it was made, or may not be known for long."""
         if self.hold is not None and self.number in self.hold.sharers:
             self.hold.sharers[self.number] = (self.since, thread, origin)

@@ -111,8 +111,8 @@ class Waiter:
         """Whether nothing was decided yet. Without the lock a True may be out of date, a False never."""
         return self.outcome is WAITING
 
-    def has_failed_at(self, endpoint: Endpoint, error: ConnectError) -> None:
-        """*endpoint* could not be dialled."""
+    def note_failure(self, endpoint: Endpoint, error: ConnectError) -> None:
+        """*endpoint* could not be dialled: it is tried no more, unless that is forgotten."""
         self.tried = {**self.tried, endpoint: error}
         self.is_plain = False
 
@@ -121,7 +121,7 @@ class Waiter:
         self.n_in_vain += 1
         self.again_at = until
 
-    def may_retry(self, endpoints: Collection[Endpoint]) -> None:
+    def forget_failures(self, endpoints: Collection[Endpoint]) -> None:
         """Forget that *endpoints* could not be dialled."""
         self.tried = {endpoint: error for endpoint, error in self.tried.items() if endpoint not in endpoints}
         self.is_plain = self.pinned is None and not (self.is_fresh_only or self.tried or self.refused)
