@@ -51,7 +51,7 @@ class Fleet:
     def host(self, endpoint: Endpoint, now: float) -> Host:
         """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
         if endpoint not in self.hosts:
-            self.hosts[endpoint] = Host(endpoint, now=now, on_route=False)
+            self.hosts[endpoint] = Host(endpoint, now=now)
         return self.hosts[endpoint]
 
     def follow(self, route: Route | None, now: float) -> list[Host]:
@@ -73,8 +73,8 @@ class Fleet:
     def forget_empty(self) -> None:
         """Drop hosts that are on no route, hold nothing and are not blacklisted, as listeners know."""
         for host in list(self.hosts.values()):
-            idle_one = not host.on_route and not host.records and host.is_up() and host.was_up
-            if idle_one and host.dialable:
+            is_empty = not host.on_route and not host.records and host.is_up() and host.was_up
+            if is_empty and host.dialable:
                 del self.hosts[host.endpoint]
                 self.given = tuple(other for other in self.given if other is not host)
 
