@@ -123,8 +123,9 @@ class Control:
                 self._lender.interrupt(record, SHUT_RDWR, why)
             self._lender.carry_out(todo)
 
-    def follow(self, route: Route | None, *, is_first: bool = False) -> None:
-        self.reroute(lambda _: route, is_first=is_first)
+    def begin_with(self, route: Route | None) -> None:
+        """Follow *route*, the pool's first."""
+        self.reroute(lambda _: route, is_first=True)
 
     @keeping_no_key
     def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
