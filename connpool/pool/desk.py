@@ -54,7 +54,9 @@ class Desk:
         self.connector = connector
         self._lock = threading.RLock()
         self.listeners = Listeners(pool.name)
-        self.books = Books(pool, config, self.listeners, clock.overtake_delay, has_reset=connector.has_reset)
+        self.books = Books(
+            pool, config, self.listeners, clock.overtake_delay, has_reset=connector.reset is not None
+        )
         self.service = Service(self.books, looks_are_prompt=connector.looks_promptly or config.dial_in_caller)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
         # Whether this very thread is in a locked section, interrupted by what asks.

@@ -194,8 +194,9 @@ class Dialler:
 
     def reset(self, record: Record) -> bool:
         """Make a transport ready for its next holder. A reset that fails says no."""
+        reset = self._connector.reset
         try:
-            return self._connector.reset(record.raw) is not False
+            return reset is None or reset(record.raw) is not False
         except Exception as error:  # noqa: BLE001 - foreign code
             logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False

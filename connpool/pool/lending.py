@@ -71,7 +71,7 @@ class Lender(Desk):
         stream = record.stream
         if record.fate is None and stream is not None and not stream.is_clean():
             record.condemn(CloseReason.DIRTY if stream.has_unread() else CloseReason.BROKEN)
-        if record.fate is None and self.connector.has_reset:
+        if record.fate is None and self.connector.reset is not None:
             try:
                 if not self.dialler.reset(record):
                     record.condemn(CloseReason.DIRTY)
