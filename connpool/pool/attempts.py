@@ -22,9 +22,14 @@ __all__ = ["Attempts"]
 class Attempts:
     """What is under way. Every method is called with the pool's lock held."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, *, looks_promptly: bool) -> None:
         self._books = books
         self._queue = books.queue
+        self._looks_promptly = looks_promptly
+
+    def looks_itself(self) -> bool:
+        """Whether the new holder looks: that never blocks, or its thread does everything. Needs no lock."""
+        return self._looks_promptly or self._books.config.dial_in_caller
 
     def begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
         books = self._books

@@ -158,9 +158,6 @@ class Control:
                 if not config.track_origin:
                     self._forget_origins_locked()
                 observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
-                self._lender.service.looks_are_prompt = (
-                    self._lender.connector.looks_promptly or config.dial_in_caller
-                )
                 self._books.publish(now)
                 hosts, cut = self._known_locked(None), []
                 if self._lender.connector.permissions is not None and is_stricter:

@@ -57,7 +57,7 @@ class Desk:
         self.books = Books(
             pool, config, self.listeners, clock.overtake_delay, has_reset=connector.reset is not None
         )
-        self.service = Service(self.books, looks_are_prompt=connector.looks_promptly or config.dial_in_caller)
+        self.service = Service(self.books, looks_promptly=connector.looks_promptly)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
         # Whether this very thread is in a locked section, interrupted by what asks.
         self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]

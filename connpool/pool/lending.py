@@ -80,7 +80,7 @@ class Lender(Desk):
                 self._settle(key, at)
                 raise
         self._settle(key, at)
-        if record.fate is CloseReason.BROKEN and self.service.looks_are_prompt:
+        if record.fate is CloseReason.BROKEN and self.service.looks_itself():
             self._look_at_siblings(record.host)
 
     def _look_at_siblings(self, host: Host) -> None:

@@ -12,7 +12,6 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason, PoolState
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
-from connpool.pool.core import Books
 from connpool.pool.failures import again, blacklisted, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
@@ -36,10 +35,6 @@ class Answer(enum.Enum):
 
 class Service(Attempts):
     """The rules of lending. Every method is called with the pool's lock held."""
-
-    def __init__(self, books: Books, *, looks_are_prompt: bool) -> None:
-        super().__init__(books)
-        self.looks_are_prompt = looks_are_prompt  # a look never blocks: the new holder does it itself
 
     def serve(self, now: float, todo: Todo, *, is_brisk: bool = False) -> None:
         """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
@@ -233,7 +228,7 @@ class Service(Attempts):
             record = key.record
             if (reason := books.idle_verdict(record, now)) is not None:
                 books.doom(key, reason, todo)
-            elif books.needs_look(record, now, waiter) and not self.looks_are_prompt:
+            elif books.needs_look(record, now, waiter) and not self.looks_itself():
                 self.begin_look(waiter, key, now, todo)
                 return Answer.PENDING
             else:
