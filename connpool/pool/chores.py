@@ -165,7 +165,7 @@ class Chores:
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
-        dial = Dial(key, cancel, 0, is_look=False)
+        dial = Dial(key, cancel, is_look=False)
         todo.dials.append(dial)
         return dial
 
@@ -188,7 +188,7 @@ class Chores:
                 if now - _seen_at(key.record) >= interval and host.withdraw(key):
                     free -= 1
                     host.looks[key.record] = now
-                    todo.dials.append(Dial(key, threading.Event(), 0, is_look=True))
+                    todo.dials.append(Dial(key, threading.Event(), is_look=True))
 
     def _hung_looks_locked(self, now: float) -> list[Record]:
         """Connections that have been looked at for too long: they are cut off, and closed for it."""

@@ -151,7 +151,7 @@ class Desk:
             self.service.serve(self.now(), todo)
             if dial.replaces is not None:
                 todo.doomed.append(dial.replaces)
-            elif dial.number == 0:
+            elif dial.is_upkeep:
                 self.books.expect(-math.inf)  # the next turn tries again
 
     def record_closed(self, keys: list[Key]) -> None:

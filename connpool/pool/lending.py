@@ -243,7 +243,7 @@ class Lender(Desk):
             self.service.serve(now, todo)
         del dial.key, key  # whoever has it now may drop it at once, and is to be heard of then
         self.carry_out(todo)
-        if dial.number == 0 and (error is None or dial.is_look):
+        if dial.is_upkeep and (error is None or dial.is_look):
             self.pool._chores.turn(apart=True)  # it was one of a few at a time: the next may begin
 
     def _admit_locked(self, dial: Dial, now: float, seconds: float) -> None:
@@ -256,14 +256,14 @@ class Lender(Desk):
         books.timings.dials.record(seconds)
         if dial.replaces is not None:
             dial.replaces.record.noted().is_replaced = True
-        elif dial.number == 0 and not dial.is_owed and host.owed:
+        elif dial.is_upkeep and not dial.is_owed and host.owed:
             host.owed -= 1  # it was opened for another reason, but it is there
 
     def _keep_locked(self, dial: Dial, waiter: Waiter | None, now: float, todo: Todo) -> None:
         """What was opened, or found in order, goes to who waited for it, or lies idle."""
         record = dial.key.record
         reason = self.fate_locked(record, now)
-        if dial.is_look and dial.number == 0:
+        if dial.is_look and dial.is_upkeep:
             record.noted().looked_at = now  # and it has been idle all the time
         else:
             record.since = now
