@@ -22,7 +22,6 @@ from connpool.pool.room import evict_surplus, longest_idle
 from connpool.pool.sharing import loans_of
 from connpool.pool.snapshots import Names, describe_tenure, idle_ones, is_held, thread_name
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Chores"]
 
@@ -73,7 +72,7 @@ class Chores:
             books.alarm_at = self._next_due_locked(now)
             books.is_alarm_new = True
         for record in hung:
-            self._lender.interrupt(record, SHUT_RDWR, "looking at it took too long")
+            self._lender.interrupt(record, "looking at it took too long")
         self._lender.carry_out(todo, apart=apart)
         self._warn(overdue, back, now)
         return n_doomed

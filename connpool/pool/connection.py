@@ -15,7 +15,7 @@ from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
 from connpool.pool.unwinding import drop_keys, keeping_no_key
-from connpool.wire.io import SHUT_RDWR, FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
+from connpool.wire.io import FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
 
 __all__ = ["Connection"]
 
@@ -247,7 +247,7 @@ class Connection(Traffic):
     def _interrupt(self, why: str) -> None:
         """Have input and output fail at once in which another thread is blocked. The loan goes on."""
         record = self._held()
-        record.pool._lender.interrupt(record, SHUT_RDWR, why)
+        record.pool._lender.interrupt(record, why)
 
     def _held(self) -> Record:
         try:

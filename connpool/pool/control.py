@@ -29,7 +29,6 @@ from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.room import evict_from_crowd, evict_surplus
 from connpool.pool.stock import Stock
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
 
@@ -120,7 +119,7 @@ class Control:
             self._lender.flush()  # before its consequences are heard of
         finally:  # Ctrl-C in a handler: what was decided is done all the same
             for record in cut:
-                self._lender.interrupt(record, SHUT_RDWR, why)
+                self._lender.interrupt(record, why)
             self._lender.carry_out(todo)
 
     def begin_with(self, route: Route | None) -> None:

@@ -24,6 +24,7 @@ from connpool.pool.record import Key, Record, Tenure
 from connpool.pool.service import Service
 from connpool.pool.snapshots import describe_tenure
 from connpool.wire.full_connector import FullConnector
+from connpool.wire.io import SHUT_RDWR
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Desk:
         if state not in (PoolState.OPEN, PoolState.PAUSED):
             raise PoolClosedError(f"pool {self.pool.name!r} is {state.value}", pool=self.pool.name)
 
-    def interrupt(self, record: Record, how: int, why: str) -> None:
+    def interrupt(self, record: Record, why: str, how: int = SHUT_RDWR) -> None:
         """Make blocked input and output on *record* end. The owner closes it, not we."""
         if record.stream is not None:
             record.stream.interrupt(how, why)

@@ -16,7 +16,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.snapshots import idle_ones
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import DIRECTIONS, SHUT_RDWR
+from connpool.wire.io import DIRECTIONS
 
 __all__ = ["Doors"]
 
@@ -93,7 +93,7 @@ class Doors:
             finally:  # Ctrl-C or not: who waits goes
                 self._lender.service.serve(now, todo)
         for record in busy:
-            self._lender.interrupt(record, how, why)
+            self._lender.interrupt(record, why, how)
         self._lender.carry_out(todo)
         return len(busy)
 
@@ -125,7 +125,7 @@ class Doors:
             finally:  # Ctrl-C or not: who waits goes
                 self._lender.service.serve(now, todo)
         for record in opening:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)
         if self._lender.pool._when_closed is not None:
             self._lender.pool._when_closed()
@@ -166,7 +166,7 @@ class Doors:
         with self._lock:
             lent = in_phase(self._books.records(), Phase.OPEN)
         for record in lent:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, f"pool {self._name!r} was closed")
 
     def _busy_ones_locked(self) -> list[Record]:
         """What is lent, looked at, or being opened."""

@@ -24,7 +24,7 @@ from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.full_connector import FullConnector
-from connpool.wire.io import SHUT_RDWR, TLSContext
+from connpool.wire.io import TLSContext
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -292,7 +292,7 @@ class Lender(Desk):
             if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 0:
                 return
             self.condemn_locked([record], CloseReason.BROKEN)  # or it could be lent before we cut it off
-        self.interrupt(record, SHUT_RDWR, "the request was cancelled")
+        self.interrupt(record, "the request was cancelled")
 
     def condemn_locked(self, records: list[Record], reason: CloseReason) -> None:
         """Let *records* be closed when they come back, and call off what is being opened."""
