@@ -100,9 +100,9 @@ class Desk:
 
         *apart*: closes run on a thread of their own, whose end is not waited for.
         """
-        blows: list[BaseException] = []  # an interrupt keeps nothing from being done
+        interrupts: list[BaseException] = []  # an interrupt keeps nothing from being done
         if self.listeners.pending:
-            _do(blows, self.flush)
+            _do(interrupts, self.flush)
         while todo:
             while todo.dials:
                 dial = todo.dials.pop()
@@ -110,21 +110,21 @@ class Desk:
                     self._send_on_errand(dial, todo)
                 del dial
             for record, tenure in todo.lost:
-                _do(blows, self._tell_lost, record, tenure)
+                _do(interrupts, self._tell_lost, record, tenure)
             for record in todo.gone:
-                _do(blows, self.tell_closed, record)
+                _do(interrupts, self.tell_closed, record)
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
             if error is not None:
-                blows.append(error)
+                interrupts.append(error)
                 del error
             todo = Todo()
             if closed:
-                _do(blows, self._forget, closed, todo)
+                _do(interrupts, self._forget, closed, todo)
         if self.listeners.pending:
-            _do(blows, self.flush)
+            _do(interrupts, self.flush)
         if self.books.is_alarm_new:
-            _do(blows, self._set_alarm)
-        _strike(blows)
+            _do(interrupts, self._set_alarm)
+        _raise_first(interrupts)
 
     def _set_alarm(self) -> None:
         """Let the reaper know when this pool needs it. Takes no lock: what it is told last must be true."""
@@ -162,9 +162,9 @@ class Desk:
         self.carry_out(todo)
 
     def _forget(self, keys: list[Key], todo: Todo) -> None:
-        blows: list[BaseException] = []
+        interrupts: list[BaseException] = []
         for key in keys:
-            _do(blows, self.tell_closed, key.record)
+            _do(interrupts, self.tell_closed, key.record)
         with self._lock:
             for key in keys:
                 self.service.end_eviction(key.record)
@@ -172,7 +172,7 @@ class Desk:
                 self.books.forget(*[key.record for key in keys])
             finally:  # Ctrl-C in the midst of it: who waits is served all the same
                 self.service.serve(self.now(), todo)
-        _strike(blows)
+        _raise_first(interrupts)
 
     def check_open_locked(self) -> None:
         """Refuse what needs a pool that is not at its end.
@@ -233,18 +233,18 @@ class Desk:
         self.books.is_alarm_new = True
 
 
-def _do(blows: list[BaseException], deed: Callable[..., object], *args: object) -> None:
+def _do(interrupts: list[BaseException], deed: Callable[..., object], *args: object) -> None:
     """Do *deed*; what interrupts it (Ctrl-C in a handler) is kept for later."""
     try:
         deed(*args)
-    except BaseException as blow:  # noqa: BLE001 - raised again by the caller
-        blows.append(blow)
+    except BaseException as error:  # noqa: BLE001 - raised again by the caller
+        interrupts.append(error)
 
 
-def _strike(blows: list[BaseException]) -> None:
+def _raise_first(interrupts: list[BaseException]) -> None:
     """Raise the first of what was kept for later, if anything was."""
     try:
-        if blows:
-            raise blows[0]
+        if interrupts:
+            raise interrupts[0]
     finally:
-        blows.clear()  # else it refers to itself, through its traceback, and keeps every key on the way
+        interrupts.clear()  # else it refers to itself, through its traceback, and keeps every key on the way
