@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterable
 from io import UnsupportedOperation
 from typing import Any, TypeVar
 
-from connpool.errors import (
-    PoolExhaustedError,
-    UnknownEndpointError,
-    UsageError,
-)
+from connpool.errors import PoolExhaustedError, UnknownEndpointError, UsageError
 from connpool.model.checks import require_flag, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event, PoolCleared
