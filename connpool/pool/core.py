@@ -44,7 +44,7 @@ JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, ho
 
 
 class Books:
-    """The state of one pool. Every method is called with the pool's lock held.
+    """The state of one pool. With its lock held, but for what only counts or lists: that may be blurred.
 
     How many connections there are is not counted but read off the hosts' sets
     of records, so that there is no count an interrupt could leave wrong.

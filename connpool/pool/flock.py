@@ -1,4 +1,4 @@
-"""Objects that nobody but their users keeps alive, for what concerns all of them: a fork, say."""
+"""All objects of a kind, for what concerns them all at once: a fork, or the end of the program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Flock(Generic[T]):
-    """Holds its members weakly; any thread may add, take away and go through them, without a lock.
+    """A set that keeps none of its members alive. Any thread may change it and go through it, without a lock.
 
     A ``WeakSet`` cannot be gone through while another thread adds to it.
     """
