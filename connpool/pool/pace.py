@@ -1,4 +1,4 @@
-"""How brief a loan must be for others to overtake who waits."""
+"""How brief a loan must be for others to overtake who waits: barging, as it is called with locks."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class ConnectionPool(Steering):
         clock: What tells the time; None: the machine. For tests; such a pool is swept by hand.
         rng: What jitter is drawn from; None: chance. A seeded one repeats itself, for tests.
         paused: Lend nothing before ``resume``.
-        settings: Fields of ``PoolConfig``.
+        settings: Fields of ``PoolConfig``: ``max_size``, ``checkout_timeout``, ``idle_timeout`` and more.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
