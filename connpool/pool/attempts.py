@@ -97,7 +97,7 @@ class Attempts:
             waiter.put_off(now + pause)
 
     def come_back(self, host: Host) -> None:
-        """*host* was dialled with success: who has tried it in vain need not wait any longer."""
+        """*host* was dialled with success: waiters that have tried it in vain need not wait any longer."""
         last = self._books.last_error
         if last is not None and last.endpoint == host.endpoint:
             self._books.last_error = None
@@ -148,7 +148,7 @@ class Attempts:
         return is_news
 
     def asker_of(self, dial: Dial) -> Waiter | None:
-        """Who waits, and had *dial* begun."""
+        """The waiter for which *dial* was begun, if it still waits."""
         for waiter in self._queue:
             if waiter.number == dial.number and waiter.is_waiting():
                 return waiter
@@ -165,7 +165,7 @@ class Attempts:
         return None
 
     def _bequeath(self, waiter: Waiter) -> None:
-        """What is being opened for *waiter*, who has something now, is for the next who could use it."""
+        """*waiter* has something now: what is being opened for it is for the next one that could use it."""
         record, waiter.attempt = waiter.attempt, None
         if record is None or record.phase is not Phase.OPENING or not record.host.is_up():
             return  # nobody else need hope for a mere probe
@@ -177,7 +177,7 @@ class Attempts:
                 return
 
     def end_eviction(self, record: Record) -> None:
-        """*record* is closed. If that was to make room, who may not wait for more leaves, unless there is."""
+        """*record* is closed. If a waiter that may not wait had it make room, it takes that or leaves."""
         if record.fate is not CloseReason.EVICTED:
             return
         for waiter in self._queue:

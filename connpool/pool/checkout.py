@@ -152,13 +152,13 @@ class Checkout(Fitting):
             lender.carry_out(Todo() if todo is None else todo)
 
     def _check_state_locked(self) -> None:
-        """Turn away who asks a pool that is not open, unless it is worth while to wait for it."""
+        """Refuse a checkout of a pool that is not open, unless it is worth while to wait for that."""
         self._lender.check_open_locked()
         if not self._waiter.may_wait or self._books.pause_fails:
             raise PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
 
     def _check_limits_locked(self) -> None:
-        """Turn away who would have to wait and may not."""
+        """Refuse a checkout that would have to wait and may not."""
         waiter, books = self._waiter, self._books
         most = books.config.max_waiters
         if not waiter.is_waiting() or waiter.has_something_coming():
@@ -239,7 +239,7 @@ class Checkout(Fitting):
     def _must_look(self, since: float, now: float) -> bool:
         """Whether nobody has looked for it since then: of many that wake at once, the first does."""
         waiter, books, oldest = self._waiter, self._books, self._books.queue.oldest
-        # Who changes the books looks for all, unless returns go untold; and the oldest may be called alone.
+        # A change of the books has all looked for, unless returns go untold; the oldest may be woken alone.
         is_led = oldest is not None and oldest is not waiter and oldest.is_waiting()
         if not (HAS_GIL and books.pool._is_awaited and is_led) or books.next_change <= now:
             return True

@@ -214,7 +214,7 @@ class Connection(Traffic):
         """
         record = self._held()
         if record.stream is not None or not hasattr(record.raw, "fileno"):
-            record.streaming().expect_company()  # who reads from it elsewhere must not meet our limit
+            record.streaming().expect_company()  # a read by other means must not meet our time limit
         return int(record.raw.fileno())
 
     @property

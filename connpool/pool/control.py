@@ -69,7 +69,7 @@ class Control:
     def attend(self) -> None:
         """Have loans go the way on which they are heard, if there is somebody to hear of them.
 
-        Who wants to know of endpoints alone, say, has them cost nothing.
+        Listeners of endpoints alone, say, do not make loans dearer.
         """
         with self._lock:
             books, pool = self._books, self._lender.pool
@@ -136,7 +136,7 @@ class Control:
                 self._books.route = route
                 if self._books.config.min_idle:
                     self._books.expect(-math.inf)
-            finally:  # Ctrl-C or not: who waits is served
+            finally:  # Ctrl-C or not: the waiters are served
                 self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"the route of pool {self._name!r} was changed")
 
@@ -161,7 +161,7 @@ class Control:
                     crowd = evict_from_crowd(self._books, host, todo)
                     self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
                 evict_surplus(self._books, todo)
-            finally:  # Ctrl-C or not: who waits is served
+            finally:  # Ctrl-C or not: the waiters are served
                 self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"pool {self._name!r} requires more permissions")
 
@@ -191,7 +191,7 @@ class Control:
                 _lift(self._known_locked(endpoint), self._lender.now())
                 for waiter in self._books.queue:
                     waiter.forget_failures([endpoint])
-        finally:  # Ctrl-C: who waits is served all the same
+        finally:  # Ctrl-C: the waiters are served all the same
             self._lender.serve()
 
     def _known_locked(self, endpoint: Endpoint | None) -> list[Host]:

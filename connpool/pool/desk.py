@@ -137,7 +137,7 @@ class Desk:
                 if not watch(self.pool, told):
                     books.alarm_at = told = math.inf  # nobody keeps it in mind: the next alarm is news again
         except BaseException:
-            books.is_alarm_new = True  # interrupted: the next who comes by does it
+            books.is_alarm_new = True  # interrupted: the next to come by does it
             raise
 
     def _send_on_errand(self, dial: Dial, todo: Todo) -> None:
@@ -170,7 +170,7 @@ class Desk:
                 self.service.end_eviction(key.record)
             try:
                 self.books.forget(*[key.record for key in keys])
-            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+            finally:  # Ctrl-C in the midst of it: the waiters are served all the same
                 self.service.serve(self.now(), todo)
         _raise_first(interrupts)
 

@@ -144,7 +144,9 @@ class Dialler:
         if record.raw is None:
             raise TypeError("`open` returned None")
         record.stream = open_stream(record.raw, is_private=connector.keeps_nothing)
-        if cancel.is_set():  # asked after the transport can be seen: who cancels looks for it after that
+        if (
+            cancel.is_set()
+        ):  # asked after the transport can be seen: a cancel looks for it after the flag is set
             raise CancelledError(f"opening a connection to {endpoint} was called off")
         if connector.handshake is None and connector.permissions is None:
             return

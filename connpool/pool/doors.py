@@ -68,7 +68,7 @@ class Doors:
                     self._go_locked(PoolState.OPEN)
                     self._books.expect(-math.inf)
             self._lender.flush()  # before anybody tells what it got
-        finally:  # Ctrl-C, in a handler or before: who waits is served all the same
+        finally:  # Ctrl-C, in a handler or before: the waiters are served all the same
             self._lender.serve()
 
     # -- the end of a pool
@@ -90,7 +90,7 @@ class Doors:
                     self._go_locked(PoolState.SHUT_DOWN)
                 busy = self._busy_ones_locked()
                 self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
-            finally:  # Ctrl-C or not: who waits goes
+            finally:  # Ctrl-C or not: the waiters go
                 self._lender.service.serve(now, todo)
         for record in busy:
             self._lender.interrupt(record, why, how)
@@ -122,7 +122,7 @@ class Doors:
                 self._lender.sleep_on()
                 opening = in_phase(self._books.records(), Phase.OPENING)
                 self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
-            finally:  # Ctrl-C or not: who waits goes
+            finally:  # Ctrl-C or not: the waiters go
                 self._lender.service.serve(now, todo)
         for record in opening:
             self._lender.interrupt(record, f"pool {self._name!r} was closed")

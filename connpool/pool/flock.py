@@ -32,7 +32,7 @@ class Flock(Generic[T]):
         self._members.pop(weakref.ref(member), None)
 
     def _forget(self, ref: weakref.ref[T]) -> None:
-        self._members.pop(ref, None)  # who goes through them may keep one that was taken away
+        self._members.pop(ref, None)  # an iteration may keep one alive that was taken away
 
     def __iter__(self) -> Iterator[T]:
         """Those that are there at this moment, kept alive until the last of them was looked at."""

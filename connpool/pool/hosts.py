@@ -110,7 +110,7 @@ class Host:
         return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
 
     def is_for_dialling(self, pinned: Endpoint | None) -> bool:
-        """Whether a checkout that pins *pinned* may have it dialled: who pins nothing keeps to the route."""
+        """Whether a checkout that pins *pinned* may have it dialled; without a pin it keeps to the route."""
         return self.dialable and (self.on_route or pinned is not None)
 
     def n_staying(self) -> int:

@@ -139,7 +139,7 @@ class Lender(Desk):
         if record.fate is None:
             record.since = self.now()
             record.host.idle.append(key)
-        else:  # recovered like a lost one, by who looks next
+        else:  # recovered like a lost one, by whoever looks next
             self.books.lost.append(record)
             del key.record
             wink(self.pool)
@@ -172,7 +172,7 @@ class Lender(Desk):
             raw, record.raw = record.raw, None
             try:
                 self.books.forget(record)
-            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+            finally:  # Ctrl-C in the midst of it: the waiters are served all the same
                 self.service.serve(self.now(), todo)
         self.carry_out(todo)
         return raw
@@ -193,7 +193,7 @@ class Lender(Desk):
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             notes = record.noted()
             notes.peer = name or ""
-            if _others_differ(host, notes.peer):  # who asks could get either
+            if _others_differ(host, notes.peer):  # a checkout could get either
                 record.condemn(CloseReason.DIRTY)
                 return
             host.records.add(record)

@@ -182,7 +182,7 @@ class Traffic(Uncopied, abc.ABC):
             if isinstance(error, HandshakeError):  # which a stream cannot tell
                 error.pool, error.endpoint = record.pool.name, record.host.endpoint
             self._fail(error, has_begun=is_from_outside(error))
-            drop_keys(error)  # who waits for a plain one may have been about to get it
+            drop_keys(error)  # somebody who waits for a plain one may have been about to get it
             raise
 
     def _fail(self, error: BaseException, *, has_begun: bool) -> None:

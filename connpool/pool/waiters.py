@@ -192,11 +192,11 @@ class WaitQueue:
             queue.remove(waiter)
 
     def has_special(self) -> bool:
-        """Whether somebody waits for something in particular, who may be served though the oldest is not."""
+        """Whether one waits for something in particular, and so may be served though the oldest is not."""
         return any(not waiter.is_plain for waiter in self.waiters)
 
     def has_loner(self, before: Waiter | None = None) -> bool:
-        """Whether somebody waits for one of its own, *before* that one came.
+        """Whether one that came before *before* waits for a connection of its own.
 
         It would never get one, if others kept joining those that are shared.
         """
