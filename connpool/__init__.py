@@ -1,7 +1,13 @@
 """A synchronous, thread-safe connection pool: loans, sharing, failover, messages, calls.
 
-These are the public names. All but the errors are imported when they are first asked for: who only borrows
-connections does not wait for spools and channels, and who never makes a pool waits for nothing.
+    with ConnectionPool("10.0.0.1:7000, 10.0.0.2:7000 || backup:7000", max_size=16) as pool:
+        with pool.try_connect() as conn:
+            conn.sendall(b"hello", timeout=5)
+
+``ConnectionPool`` lends connections to threads, ``Repository`` has pools by name, ``CallPool`` queues calls
+on connections that do one thing at a time, and ``Broadcaster`` sends messages that must arrive. What they
+raise is a ``ConnPoolError``. ``connpool.testing`` has servers that misbehave on request, and a clock that a
+test moves by hand.
 """
 
 import atexit
@@ -95,20 +101,15 @@ if TYPE_CHECKING:
     from connpool.wire.connector import Connector, SocketConnector
     from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Raw
 
+# Imported when they are first asked for: who only borrows connections does not wait for spools and channels,
+# and who never makes a pool waits for nothing.
 _LATER = {
     "connpool.calls.call_pool": ("CallPool",),
-    "connpool.calls.channel": (
-        "Channel",
-        "Reply",
-    ),
+    "connpool.calls.channel": ("Channel", "Reply"),
     "connpool.calls.socket_channel": ("SocketChannel",),
     "connpool.delivery.broadcaster": ("Broadcaster",),
     "connpool.delivery.memory_spool": ("MemorySpool",),
-    "connpool.delivery.spool": (
-        "Spool",
-        "SpoolCount",
-        "Spooled",
-    ),
+    "connpool.delivery.spool": ("Spool", "SpoolCount", "Spooled"),
     "connpool.delivery.sqlite_spool": ("SQLiteSpool",),
     "connpool.model.call_events": (
         "CallEnded",
@@ -118,19 +119,9 @@ _LATER = {
         "ChannelDown",
         "ChannelOpened",
     ),
-    "connpool.model.channel": (
-        "ChannelInfo",
-        "ChannelState",
-        "MethodStats",
-    ),
+    "connpool.model.channel": ("ChannelInfo", "ChannelState", "MethodStats"),
     "connpool.model.config": ("PoolConfig",),
-    "connpool.model.delivery": (
-        "Delivery",
-        "LinkEvent",
-        "LinkInfo",
-        "LinkState",
-        "Unsent",
-    ),
+    "connpool.model.delivery": ("Delivery", "LinkEvent", "LinkInfo", "LinkState", "Unsent"),
     "connpool.model.endpoint": ("Endpoint",),
     "connpool.model.events": (
         "CheckedIn",
@@ -155,42 +146,15 @@ _LATER = {
         "SpoolDamaged",
     ),
     "connpool.model.request": ("Request",),
-    "connpool.model.route": (
-        "Group",
-        "Member",
-        "Route",
-    ),
-    "connpool.model.states": (
-        "CloseReason",
-        "ConnState",
-        "EndpointState",
-        "FailReason",
-        "PoolState",
-    ),
-    "connpool.model.stats": (
-        "ConnectionInfo",
-        "EndpointInfo",
-        "Percentiles",
-        "PoolStats",
-    ),
+    "connpool.model.route": ("Group", "Member", "Route"),
+    "connpool.model.states": ("CloseReason", "ConnState", "EndpointState", "FailReason", "PoolState"),
+    "connpool.model.stats": ("ConnectionInfo", "EndpointInfo", "Percentiles", "PoolStats"),
     "connpool.pool.connection": ("Connection",),
     "connpool.pool.pool": ("ConnectionPool",),
     "connpool.pool.shared": ("SharedConnection",),
-    "connpool.registry": (
-        "Repository",
-        "repository",
-    ),
-    "connpool.wire.connector": (
-        "Connector",
-        "SocketConnector",
-    ),
-    "connpool.wire.framing": (
-        "Framing",
-        "Identified",
-        "LengthPrefixed",
-        "Lines",
-        "Raw",
-    ),
+    "connpool.registry": ("Repository", "repository"),
+    "connpool.wire.connector": ("Connector", "SocketConnector"),
+    "connpool.wire.framing": ("Framing", "Identified", "LengthPrefixed", "Lines", "Raw"),
 }
 
 

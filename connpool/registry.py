@@ -24,7 +24,7 @@ from connpool.pool.failures import not_sharable
 from connpool.pool.flock import Flock, undisturbed
 from connpool.pool.pool import ConnectionPool
 from connpool.pool.shared import SharedConnection
-from connpool.pool.wish import Wish
+from connpool.pool.spec import PoolSpec
 from connpool.wire.connector import Connector
 
 __all__ = ["Repository", "repository"]
@@ -33,10 +33,10 @@ __all__ = ["Repository", "repository"]
 class Entry:
     """A name that is taken: by a pool, or by the thread that is making it."""
 
-    __slots__ = ("made", "maker", "pool", "wish")
+    __slots__ = ("made", "maker", "pool", "spec")
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    def __init__(self, spec: PoolSpec) -> None:
+        self.spec = spec
         self.pool: ConnectionPool | None = None
         self.maker = threading.get_ident()
         self.made: threading.Event | None = threading.Event()  # None: there is nothing to wait for
@@ -109,13 +109,13 @@ class Repository:
             UsageError: a listener or connector asks for the pool while that very pool is being made.
         """
         require_text("name", name)
-        wish = Wish(
+        spec = PoolSpec(
             None if route is None else Route.coerce(route),
             self._defaults.evolve(**settings),
             self._connector if connector is None else connector,
         )
         while True:
-            mine = Entry(wish)
+            mine = Entry(spec)
             with self._lock:
                 entry = self._entries.setdefault(name, mine)  # one step: see ``_lock``
             if entry is mine:
@@ -123,7 +123,7 @@ class Repository:
             if entry.has_ended():
                 self._forget(name, entry)
                 continue
-            if differences := entry.wish.differences(wish):
+            if differences := entry.spec.differences(spec):
                 raise DuplicatePoolError(
                     f"repository {self.name!r} has a pool {name!r} with {differences}", pool=name
                 )
@@ -133,10 +133,10 @@ class Repository:
 
     def _make(self, name: str, entry: Entry) -> ConnectionPool:
         """Make the pool that *entry* has kept the name for."""
-        wish, event = entry.wish, entry.made
+        spec, event = entry.spec, entry.made
         assert event is not None
         try:
-            pool = ConnectionPool(wish.route, connector=wish.connector, config=wish.config, name=name)
+            pool = ConnectionPool(spec.route, connector=spec.connector, config=spec.config, name=name)
             pool._when_closed = partial(_farewell, weakref.ref(self), name, entry)
             entry.pool = pool  # from here on others find it, and may close it
         except BaseException:

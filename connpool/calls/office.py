@@ -162,7 +162,7 @@ class Office:
 
     @keeping_no_key
     def pop_one(self, id: int, timeout: float | None) -> ChannelInfo:
-        deadline = self.deadline(timeout)
+        deadline = self._deadline(timeout)
         with self._lock:
             line = self._known_locked(id)
         infos = take_out(self._switch, [line], deadline, is_polite=True)
@@ -172,7 +172,7 @@ class Office:
 
     @keeping_no_key
     def pop_all(self, name: Hashable, where: Where | None, timeout: float | None) -> list[ChannelInfo]:
-        deadline = self.deadline(timeout)
+        deadline = self._deadline(timeout)
         wanted = {info.id for info in self.describe_all(name) if where is None or where(info)}
         with self._lock:
             lines = tuple(line for line in self.known(name) if line.id in wanted)
@@ -229,7 +229,7 @@ class Office:
 
     @keeping_no_key
     def close(self, timeout: float | None) -> int:
-        deadline = self.deadline(timeout)
+        deadline = self._deadline(timeout)
         ledger = self._ledger
         try:
             with self._lock:
@@ -252,7 +252,7 @@ class Office:
         self._switch.sleep_on()
         return len(running)
 
-    def deadline(self, timeout: float | None) -> float | None:
+    def _deadline(self, timeout: float | None) -> float | None:
         self._switch.check_outside()
         require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return None if timeout is None else self._clock.now() + timeout

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from connpool.clock import SystemClock
 from connpool.model.channel import ChannelInfo
-from connpool.model.checks import require_seconds
 from connpool.model.events import Event
 from connpool.model.uncopied import Uncopied
 
@@ -105,7 +104,6 @@ class Steering(Uncopied):
         Returns:
             How many calls still run.
         """
-        require_seconds("timeout", timeout, or_zero=True, or_none=True)
         return self._office.close(timeout)
 
     # -- what upkeep calls

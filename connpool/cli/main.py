@@ -55,7 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m connpool", description="Thread-safe connection pools: see them at work.")
+    parser = Parser(
+        prog="python -m connpool",
+        description="Thread-safe connection pools: see them at work, or try the endpoints that a file names.",
+        epilog="For what a program can do with them: python -m pydoc connpool.ConnectionPool",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     command = commands.add_parser(
         "demo",

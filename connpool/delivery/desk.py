@@ -1,4 +1,4 @@
-"""Calls from many threads on one file: one of them does what all of them want."""
+"""Group commit: of many threads with calls on one file, one does what all of them want."""
 
 from __future__ import annotations
 

@@ -22,9 +22,14 @@ __all__ = ["Attempts"]
 class Attempts:
     """What is under way. Every method is called with the pool's lock held."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, *, looks_promptly: bool) -> None:
         self._books = books
         self._queue = books.queue
+        self._looks_promptly = looks_promptly
+
+    def looks_itself(self) -> bool:
+        """Whether the new holder looks: that never blocks, or its thread does everything. Needs no lock."""
+        return self._looks_promptly or self._books.config.dial_in_caller
 
     def begin_dial(self, waiter: Waiter, host: Host, now: float, todo: Todo) -> bool:
         books = self._books
@@ -67,7 +72,7 @@ class Attempts:
         self._charge(host, error, now, blames=underway is not None and underway.blames)
         for waiter in self._queue:
             if waiter.number == dial.number:
-                self._has_failed(waiter, host, error, now)
+                self._note_failure(waiter, host, error, now)
                 waiter.wake()
             elif not self._books.config.fail_fast:
                 waiter.wake()  # it may sleep till the host is due, and that is another instant now
@@ -80,19 +85,19 @@ class Attempts:
         if blames and not error.local:
             host.fail(error, now, books.config, books.rng)
 
-    def _has_failed(self, waiter: Waiter, host: Host, error: ConnectError, now: float) -> None:
+    def _note_failure(self, waiter: Waiter, host: Host, error: ConnectError, now: float) -> None:
         """*waiter* has tried *host* in vain: it tries it no more, or not before that is due again.
 
         Where that would be at once (it pins *host*, which is not blacklisted for that; the fault is on this
         machine; a back-off of 0), the waiter has a pause of its own: else it would dial without end.
         """
-        waiter.has_failed_at(host.endpoint, error)
+        waiter.note_failure(host.endpoint, error)
         if host.retry_at is None or now >= host.retry_at:
             pause = pause_after(waiter.n_in_vain + 1, error, self._books.config, self._books.rng)
             waiter.put_off(now + pause)
 
     def come_back(self, host: Host) -> None:
-        """*host* was dialled with success: who has tried it in vain need not wait any longer."""
+        """*host* was dialled with success: waiters that have tried it in vain need not wait any longer."""
         last = self._books.last_error
         if last is not None and last.endpoint == host.endpoint:
             self._books.last_error = None
@@ -117,9 +122,9 @@ class Attempts:
                 error = self._hangs(record, now)
                 failed_at = record.opened_at + books.config.connect_timeout  # it is seen only now
                 self._charge(host, error, failed_at, blames=blames)
-                waiter = self.attempt_is_over(record)
+                waiter = self.end_attempt(record)
                 if waiter is not None:
-                    self._has_failed(waiter, host, error, now)
+                    self._note_failure(waiter, host, error, now)
 
     def _hangs(self, record: Record, now: float) -> ConnectTimeoutError:
         endpoint = record.host.endpoint
@@ -143,14 +148,14 @@ class Attempts:
         return is_news
 
     def asker_of(self, dial: Dial) -> Waiter | None:
-        """Who waits, and had *dial* begun."""
+        """The waiter for which *dial* was begun, if it still waits."""
         for waiter in self._queue:
             if waiter.number == dial.number and waiter.is_waiting():
                 return waiter
         return None
 
-    def attempt_is_over(self, record: Record) -> Waiter | None:
-        """Nobody need wait for *record* to be opened or looked at any longer. Returns who did."""
+    def end_attempt(self, record: Record) -> Waiter | None:
+        """The dial or look of *record* is over, called off or given up. Returns who waited for it."""
         for waiter in self._queue:
             if waiter.attempt is record:
                 waiter.attempt = None
@@ -160,7 +165,7 @@ class Attempts:
         return None
 
     def _bequeath(self, waiter: Waiter) -> None:
-        """What is being opened for *waiter*, who has something now, is for the next who could use it."""
+        """*waiter* has something now: what is being opened for it is for the next one that could use it."""
         record, waiter.attempt = waiter.attempt, None
         if record is None or record.phase is not Phase.OPENING or not record.host.is_up():
             return  # nobody else need hope for a mere probe
@@ -171,8 +176,8 @@ class Attempts:
                 heir.patience_at = waiter.patience_at
                 return
 
-    def eviction_is_over(self, record: Record) -> None:
-        """*record* is closed. If that was to make room, who may not wait for more leaves, unless there is."""
+    def end_eviction(self, record: Record) -> None:
+        """*record* is closed. If a waiter that may not wait had it make room, it takes that or leaves."""
         if record.fate is not CloseReason.EVICTED:
             return
         for waiter in self._queue:
@@ -194,7 +199,7 @@ class Attempts:
     def call_off(self, dial: Dial) -> None:
         """Nobody will run *dial*: all is as it was before."""
         record, host = dial.key.record, dial.key.record.host
-        self.attempt_is_over(record)
+        self.end_attempt(record)
         if dial.is_look:
             host.looks.pop(record, None)
             host.put_back(dial.key)

@@ -40,7 +40,7 @@ class Kept(Protocol):
 
 
 class Timekeeper(Protocol):
-    """Who gives turns in the background. It is of a higher floor, so it introduces itself."""
+    """What gives turns in the background. It is of a higher floor, so it introduces itself."""
 
     def watch(self, kept: Kept, at: float) -> bool:
         """Give *kept* a turn at *at*, an instant of the system's clock; inf: no more. False: it cannot."""

@@ -6,11 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from connpool import clock as real
-from connpool.errors import (
-    CancelledError,
-    PoolPausedError,
-    UsageError,
-)
+from connpool.errors import CancelledError, PoolPausedError, UsageError
 from connpool.model.checks import require_seconds
 from connpool.model.request import Request
 from connpool.model.states import POOL_OPEN
@@ -150,24 +146,24 @@ class Checkout(Fitting):
                 if key is not None:
                     lender.service.begin_look(waiter, key, now, todo)
                 lender.service.welcome(waiter, now, todo)
-            if self._limit == 0 or books.config.max_waiters is not None:
+            if not waiter.may_wait or books.config.max_waiters is not None:
                 self._check_limits_locked()
         if todo or lender.listeners.pending:
             lender.carry_out(Todo() if todo is None else todo)
 
     def _check_state_locked(self) -> None:
-        """Turn away who asks a pool that is not open, unless it is worth while to wait for it."""
+        """Refuse a checkout of a pool that is not open, unless it is worth while to wait for that."""
         self._lender.check_open_locked()
-        if self._limit == 0 or self._books.pause_fails:
+        if not self._waiter.may_wait or self._books.pause_fails:
             raise PoolPausedError(f"pool {self._name!r} is paused", pool=self._name)
 
     def _check_limits_locked(self) -> None:
-        """Turn away who would have to wait and may not."""
+        """Refuse a checkout that would have to wait and may not."""
         waiter, books = self._waiter, self._books
         most = books.config.max_waiters
         if not waiter.is_waiting() or waiter.has_something_coming():
             return
-        if self._limit == 0:
+        if not waiter.may_wait:
             self._refuse_locked("nothing is free, and it may not wait")
         elif most is not None and len(books.queue) > most:
             self._refuse_locked(f"nothing is free, and {most} wait already, as many as may")
@@ -203,15 +199,16 @@ class Checkout(Fitting):
 
     def _until(self) -> float:
         """The instant at which this checkout gives up."""
-        if self._limit == 0:  # waits for nothing but the dial it could start at once
-            began = self._waiter.patience_at - PATIENCE
-            return began + self._books.config.connect_timeout + DIAL_MARGIN
-        return self._deadline
+        if self._waiter.may_wait:
+            return self._deadline
+        # It waits for nothing but the dial that it could start at once.
+        began = self._waiter.patience_at - PATIENCE
+        return began + self._books.config.connect_timeout + DIAL_MARGIN
 
     def _nap(self, since: float) -> tuple[float | None, bool]:
         """Seconds until this waiter must look again even if nobody wakes it; whether it gives up then."""
         waiter, books, now, front_at = self._waiter, self._books, self._lender.now(), self._waiter.front_at
-        first = until = self._deadline if self._limit != 0 else self._until()
+        first = until = self._until()
         if front_at is not None and not waiter.is_asleep:  # looked at once: who comes before us takes it away
             first = min(first, front_at + books.pace.grace)
         if waiter.attempt is not None and waiter.patience_at > since:
@@ -242,7 +239,7 @@ class Checkout(Fitting):
     def _must_look(self, since: float, now: float) -> bool:
         """Whether nobody has looked for it since then: of many that wake at once, the first does."""
         waiter, books, oldest = self._waiter, self._books, self._books.queue.oldest
-        # Who changes the books looks for all, unless returns go untold; and the oldest may be called alone.
+        # A change of the books has all looked for, unless returns go untold; the oldest may be woken alone.
         is_led = oldest is not None and oldest is not waiter and oldest.is_waiting()
         if not (HAS_GIL and books.pool._is_awaited and is_led) or books.next_change <= now:
             return True
@@ -260,7 +257,7 @@ class Checkout(Fitting):
     def _check_deadline(self, *, is_over: bool) -> None:
         """Give up if the time is up, be it because the last nap ended though the clock stands still."""
         waiter, books, now = self._waiter, self._books, self._lender.now()
-        is_refused = self._limit == 0 and not waiter.has_something_coming()
+        is_refused = not waiter.may_wait and not waiter.has_something_coming()
         if not (is_refused or is_over or now >= self._until()):
             return
         with self._lender._lock:
@@ -292,9 +289,9 @@ class Checkout(Fitting):
             dial = waiter.next_errand()
             waiter.is_busy = True  # what comes back meanwhile goes to those who can take it
         dial.is_errand = True
-        timeout = self._books.config.connect_timeout
-        if self._limit != 0 and self._until() - self._lender.now() < timeout:
-            timeout = max(0.0, self._until() - self._lender.now())
+        timeout, left = self._books.config.connect_timeout, self._deadline - self._lender.now()
+        if waiter.may_wait and left < timeout:
+            timeout = max(0.0, left)
             dial.hurried_at = real.now() + timeout / 2
         if waiter.request.cancel is not None:
             dial.cancel = EitherCancel(dial.cancel, waiter.request.cancel)

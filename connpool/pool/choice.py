@@ -34,7 +34,7 @@ def _may_serve(books: Books, host: Host, waiter: Waiter, now: float) -> bool:
 
 
 def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
-    """Who waits for an endpoint to come back may see it dialled more than once, but first all others."""
+    """While *waiter* waits for endpoints to come back they may be dialled again, but first all others."""
     if now < waiter.again_at or not waiter.tried:
         return
     hosts = books.fleet.hosts
@@ -42,7 +42,7 @@ def _retry_what_is_due(books: Books, waiter: Waiter, now: float) -> None:
     if waiter.may_wait and not _has_others_to_try(books, waiter, now):
         due += [e for e in waiter.tried if e in hosts and hosts[e].is_due(now)]
     if due:
-        waiter.may_retry(due)
+        waiter.forget_failures(due)
 
 
 def _has_others_to_try(books: Books, waiter: Waiter, now: float) -> bool:

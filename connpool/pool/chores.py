@@ -22,7 +22,6 @@ from connpool.pool.room import evict_surplus, longest_idle
 from connpool.pool.sharing import loans_of
 from connpool.pool.snapshots import Names, describe_tenure, idle_ones, is_held, thread_name
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Chores"]
 
@@ -73,7 +72,7 @@ class Chores:
             books.alarm_at = self._next_due_locked(now)
             books.is_alarm_new = True
         for record in hung:
-            self._lender.interrupt(record, SHUT_RDWR, "looking at it took too long")
+            self._lender.interrupt(record, "looking at it took too long")
         self._lender.carry_out(todo, apart=apart)
         self._warn(overdue, back, now)
         return n_doomed
@@ -165,7 +164,7 @@ class Chores:
 
     def _dial_locked(self, host: Host, now: float, todo: Todo) -> Dial:
         key, cancel = self._books.reserve(host, now, blames=True)
-        dial = Dial(key, cancel, 0, is_look=False)
+        dial = Dial(key, cancel, is_look=False)
         todo.dials.append(dial)
         return dial
 
@@ -188,7 +187,7 @@ class Chores:
                 if now - _seen_at(key.record) >= interval and host.withdraw(key):
                     free -= 1
                     host.looks[key.record] = now
-                    todo.dials.append(Dial(key, threading.Event(), 0, is_look=True))
+                    todo.dials.append(Dial(key, threading.Event(), is_look=True))
 
     def _hung_looks_locked(self, now: float) -> list[Record]:
         """Connections that have been looked at for too long: they are cut off, and closed for it."""

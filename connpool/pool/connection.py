@@ -15,7 +15,7 @@ from connpool.pool.record import Key, Record
 from connpool.pool.snapshots import connection_info
 from connpool.pool.traffic import Traffic
 from connpool.pool.unwinding import drop_keys, keeping_no_key
-from connpool.wire.io import SHUT_RDWR, FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
+from connpool.wire.io import FileStream, Socket, Stream, TLSSocket, is_socket, is_tls
 
 __all__ = ["Connection"]
 
@@ -214,7 +214,7 @@ class Connection(Traffic):
         """
         record = self._held()
         if record.stream is not None or not hasattr(record.raw, "fileno"):
-            record.streaming().expect_company()  # who reads from it elsewhere must not meet our limit
+            record.streaming().expect_company()  # a read by other means must not meet our time limit
         return int(record.raw.fileno())
 
     @property
@@ -247,7 +247,7 @@ class Connection(Traffic):
     def _interrupt(self, why: str) -> None:
         """Have input and output fail at once in which another thread is blocked. The loan goes on."""
         record = self._held()
-        record.pool._lender.interrupt(record, SHUT_RDWR, why)
+        record.pool._lender.interrupt(record, why)
 
     def _held(self) -> Record:
         try:

@@ -7,11 +7,7 @@ from collections.abc import Callable, Iterable
 from io import UnsupportedOperation
 from typing import Any, TypeVar
 
-from connpool.errors import (
-    PoolExhaustedError,
-    UnknownEndpointError,
-    UsageError,
-)
+from connpool.errors import PoolExhaustedError, UnknownEndpointError, UsageError
 from connpool.model.checks import require_flag, require_seconds
 from connpool.model.endpoint import Endpoint
 from connpool.model.events import Event, PoolCleared
@@ -29,7 +25,6 @@ from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.room import evict_from_crowd, evict_surplus
 from connpool.pool.stock import Stock
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import SHUT_RDWR
 
 __all__ = ["Control"]
 
@@ -74,7 +69,7 @@ class Control:
     def attend(self) -> None:
         """Have loans go the way on which they are heard, if there is somebody to hear of them.
 
-        Who wants to know of endpoints alone, say, has them cost nothing.
+        Listeners of endpoints alone, say, do not make loans dearer.
         """
         with self._lock:
             books, pool = self._books, self._lender.pool
@@ -120,11 +115,12 @@ class Control:
             self._lender.flush()  # before its consequences are heard of
         finally:  # Ctrl-C in a handler: what was decided is done all the same
             for record in cut:
-                self._lender.interrupt(record, SHUT_RDWR, why)
+                self._lender.interrupt(record, why)
             self._lender.carry_out(todo)
 
-    def follow(self, route: Route | None, *, is_first: bool = False) -> None:
-        self.reroute(lambda _: route, is_first=is_first)
+    def begin_with(self, route: Route | None) -> None:
+        """Follow *route*, the pool's first."""
+        self.reroute(lambda _: route, is_first=True)
 
     @keeping_no_key
     def reroute(self, change: Callable[[Route | None], Route | None], *, is_first: bool = False) -> None:
@@ -140,7 +136,7 @@ class Control:
                 self._books.route = route
                 if self._books.config.min_idle:
                     self._books.expect(-math.inf)
-            finally:  # Ctrl-C or not: who waits is served
+            finally:  # Ctrl-C or not: the waiters are served
                 self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"the route of pool {self._name!r} was changed")
 
@@ -157,9 +153,6 @@ class Control:
                 if not config.track_origin:
                     self._forget_origins_locked()
                 observe(self._lender.pool, is_heard=self._books.is_heard, is_tracked=config.track_origin)
-                self._lender.service.looks_are_prompt = (
-                    self._lender.connector.looks_promptly or config.dial_in_caller
-                )
                 self._books.publish(now)
                 hosts, cut = self._known_locked(None), []
                 if self._lender.connector.permissions is not None and is_stricter:
@@ -168,7 +161,7 @@ class Control:
                     crowd = evict_from_crowd(self._books, host, todo)
                     self._lender.condemn_locked(crowd, CloseReason.SURPLUS)
                 evict_surplus(self._books, todo)
-            finally:  # Ctrl-C or not: who waits is served
+            finally:  # Ctrl-C or not: the waiters are served
                 self._lender.service.serve(now, todo)
         self._cut_off(cut, todo, f"pool {self._name!r} requires more permissions")
 
@@ -197,8 +190,8 @@ class Control:
             with self._lock:
                 _lift(self._known_locked(endpoint), self._lender.now())
                 for waiter in self._books.queue:
-                    waiter.may_retry([endpoint])
-        finally:  # Ctrl-C: who waits is served all the same
+                    waiter.forget_failures([endpoint])
+        finally:  # Ctrl-C: the waiters are served all the same
             self._lender.serve()
 
     def _known_locked(self, endpoint: Endpoint | None) -> list[Host]:

@@ -44,7 +44,7 @@ JUST_OPENED: Final = 0.5  # seconds for which a new connection needs no look, ho
 
 
 class Books:
-    """The state of one pool. Every method is called with the pool's lock held.
+    """The state of one pool. With its lock held, but for what only counts or lists: that may be blurred.
 
     How many connections there are is not counted but read off the hosts' sets
     of records, so that there is no count an interrupt could leave wrong.
@@ -146,7 +146,7 @@ class Books:
         """Take a place at *host* for a transport that is open already."""
         key = Key(Record(next(self._ids), self.pool, host, now))
         key.record.raw = raw
-        key.record.stream = open_stream(raw)  # not private: who had it may have it still
+        key.record.stream = open_stream(raw)  # not private: its last owner may have it still
         host.records.add(key.record)
         self.count_places()
         self.admit(key.record, now)
@@ -300,7 +300,7 @@ class Books:
         self.is_strict = self.config.max_uses is not None or not is_open or self.is_oversized
 
     def publish_queue(self) -> None:
-        """The part of the board that depends on who waits."""
+        """The part of the board that depends on the waiters."""
         board, oldest = self.pool, self.queue.oldest
         is_closed = self.state is POOL_CLOSED  # what slips past the closing is closed by who returns it
         board._is_awaited = is_closed or (oldest is not None and oldest.is_asleep)

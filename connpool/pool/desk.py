@@ -24,6 +24,7 @@ from connpool.pool.record import Key, Record, Tenure
 from connpool.pool.service import Service
 from connpool.pool.snapshots import describe_tenure
 from connpool.wire.full_connector import FullConnector
+from connpool.wire.io import SHUT_RDWR
 from connpool.wire.look import interrupt
 
 if TYPE_CHECKING:
@@ -54,8 +55,10 @@ class Desk:
         self.connector = connector
         self._lock = threading.RLock()
         self.listeners = Listeners(pool.name)
-        self.books = Books(pool, config, self.listeners, clock.overtake_delay, has_reset=connector.has_reset)
-        self.service = Service(self.books, looks_are_prompt=connector.looks_promptly or config.dial_in_caller)
+        self.books = Books(
+            pool, config, self.listeners, clock.overtake_delay, has_reset=connector.reset is not None
+        )
+        self.service = Service(self.books, looks_promptly=connector.looks_promptly)
         self.numbers = itertools.count(1)  # of checkouts, in order of arrival
         # Whether this very thread is in a locked section, interrupted by what asks.
         self.is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
@@ -97,9 +100,9 @@ class Desk:
 
         *apart*: closes run on a thread of their own, whose end is not waited for.
         """
-        blows: list[BaseException] = []  # an interrupt keeps nothing from being done
+        interrupts: list[BaseException] = []  # an interrupt keeps nothing from being done
         if self.listeners.pending:
-            _do(blows, self.flush)
+            _do(interrupts, self.flush)
         while todo:
             while todo.dials:
                 dial = todo.dials.pop()
@@ -107,21 +110,21 @@ class Desk:
                     self._send_on_errand(dial, todo)
                 del dial
             for record, tenure in todo.lost:
-                _do(blows, self._tell_lost, record, tenure)
+                _do(interrupts, self._tell_lost, record, tenure)
             for record in todo.gone:
-                _do(blows, self.tell_closed, record)
+                _do(interrupts, self.tell_closed, record)
             closed, error = self.dialler.close_all(todo.doomed, apart=apart)
             if error is not None:
-                blows.append(error)
+                interrupts.append(error)
                 del error
             todo = Todo()
             if closed:
-                _do(blows, self._forget, closed, todo)
+                _do(interrupts, self._forget, closed, todo)
         if self.listeners.pending:
-            _do(blows, self.flush)
+            _do(interrupts, self.flush)
         if self.books.is_alarm_new:
-            _do(blows, self._set_alarm)
-        _strike(blows)
+            _do(interrupts, self._set_alarm)
+        _raise_first(interrupts)
 
     def _set_alarm(self) -> None:
         """Let the reaper know when this pool needs it. Takes no lock: what it is told last must be true."""
@@ -134,7 +137,7 @@ class Desk:
                 if not watch(self.pool, told):
                     books.alarm_at = told = math.inf  # nobody keeps it in mind: the next alarm is news again
         except BaseException:
-            books.is_alarm_new = True  # interrupted: the next who comes by does it
+            books.is_alarm_new = True  # interrupted: the next to come by does it
             raise
 
     def _send_on_errand(self, dial: Dial, todo: Todo) -> None:
@@ -149,7 +152,7 @@ class Desk:
             self.service.serve(self.now(), todo)
             if dial.replaces is not None:
                 todo.doomed.append(dial.replaces)
-            elif dial.number == 0:
+            elif dial.is_upkeep:
                 self.books.expect(-math.inf)  # the next turn tries again
 
     def record_closed(self, keys: list[Key]) -> None:
@@ -159,17 +162,17 @@ class Desk:
         self.carry_out(todo)
 
     def _forget(self, keys: list[Key], todo: Todo) -> None:
-        blows: list[BaseException] = []
+        interrupts: list[BaseException] = []
         for key in keys:
-            _do(blows, self.tell_closed, key.record)
+            _do(interrupts, self.tell_closed, key.record)
         with self._lock:
             for key in keys:
-                self.service.eviction_is_over(key.record)
+                self.service.end_eviction(key.record)
             try:
                 self.books.forget(*[key.record for key in keys])
-            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+            finally:  # Ctrl-C in the midst of it: the waiters are served all the same
                 self.service.serve(self.now(), todo)
-        _strike(blows)
+        _raise_first(interrupts)
 
     def check_open_locked(self) -> None:
         """Refuse what needs a pool that is not at its end.
@@ -181,7 +184,7 @@ class Desk:
         if state not in (PoolState.OPEN, PoolState.PAUSED):
             raise PoolClosedError(f"pool {self.pool.name!r} is {state.value}", pool=self.pool.name)
 
-    def interrupt(self, record: Record, how: int, why: str) -> None:
+    def interrupt(self, record: Record, why: str, how: int = SHUT_RDWR) -> None:
         """Make blocked input and output on *record* end. The owner closes it, not we."""
         if record.stream is not None:
             record.stream.interrupt(how, why)
@@ -230,18 +233,18 @@ class Desk:
         self.books.is_alarm_new = True
 
 
-def _do(blows: list[BaseException], deed: Callable[..., object], *args: object) -> None:
+def _do(interrupts: list[BaseException], deed: Callable[..., object], *args: object) -> None:
     """Do *deed*; what interrupts it (Ctrl-C in a handler) is kept for later."""
     try:
         deed(*args)
-    except BaseException as blow:  # noqa: BLE001 - raised again by the caller
-        blows.append(blow)
+    except BaseException as error:  # noqa: BLE001 - raised again by the caller
+        interrupts.append(error)
 
 
-def _strike(blows: list[BaseException]) -> None:
+def _raise_first(interrupts: list[BaseException]) -> None:
     """Raise the first of what was kept for later, if anything was."""
     try:
-        if blows:
-            raise blows[0]
+        if interrupts:
+            raise interrupts[0]
     finally:
-        blows.clear()  # else it refers to itself, through its traceback, and keeps every key on the way
+        interrupts.clear()  # else it refers to itself, through its traceback, and keeps every key on the way

@@ -195,8 +195,9 @@ class Dialler:
 
     def reset(self, record: Record) -> bool:
         """Make a transport ready for its next holder. A reset that fails says no."""
+        reset = self._connector.reset
         try:
-            return self._connector.reset(record.raw) is not False
+            return reset is None or reset(record.raw) is not False
         except Exception as error:  # noqa: BLE001 - foreign code
             logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False
@@ -222,11 +223,11 @@ class Dialler:
         """
         if not apart and (self._connector.prompt or self._lender.config.dial_in_caller):
             closed = list(keys)
-            blows = [self.close(key.record) for key in closed]
+            interrupts = [self.close(key.record) for key in closed]
             try:
-                return closed, next((blow for blow in blows if blow is not None), None)
+                return closed, next((interrupt for interrupt in interrupts if interrupt is not None), None)
             finally:
-                del blows  # their tracebacks lead back here
+                del interrupts  # their tracebacks lead back here
         close_all(
             deque(keys), self._close_one, partial(self._spawn, f"connpool-close-{self._name}"), apart=apart
         )
@@ -235,13 +236,13 @@ class Dialler:
     def _close_one(self, key: Key) -> None:
         """Close and report it; what interrupts that (a listener's SystemExit) ends nobody's thread."""
         try:
-            blow = self.close(key.record)
+            interrupt = self.close(key.record)
             self._lender.record_closed([key])
         except BaseException as error:  # noqa: BLE001 - the others are still to be closed
-            blow = error
-        if blow is not None:
-            logger.error("pool %r: closing connection %d met %r", self._name, key.record.id, blow)
-        del blow  # its traceback leads back here: a circle would keep the key
+            interrupt = error
+        if interrupt is not None:
+            logger.error("pool %r: closing connection %d met %r", self._name, key.record.id, interrupt)
+        del interrupt  # its traceback leads back here: a circle would keep the key
 
     def close(self, record: Record) -> BaseException | None:
         """Close one transport, once; it is gone whatever ``close`` raises, and errors are only logged.
@@ -262,8 +263,8 @@ class Dialler:
                 close(raw)
         except Exception:
             logger.exception("pool %r: closing connection %d failed", self._name, record.id)
-        except BaseException as blow:  # noqa: BLE001 - its place must be freed all the same
-            return blow
+        except BaseException as interrupt:  # noqa: BLE001 - its place must be freed all the same
+            return interrupt
         return None
 
     def close_forgotten(self, record: Record) -> None:

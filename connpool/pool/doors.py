@@ -16,7 +16,7 @@ from connpool.pool.lending import Lender
 from connpool.pool.record import Phase, Record, in_phase
 from connpool.pool.snapshots import idle_ones
 from connpool.pool.unwinding import keeping_no_key
-from connpool.wire.io import DIRECTIONS, SHUT_RDWR
+from connpool.wire.io import DIRECTIONS
 
 __all__ = ["Doors"]
 
@@ -68,7 +68,7 @@ class Doors:
                     self._go_locked(PoolState.OPEN)
                     self._books.expect(-math.inf)
             self._lender.flush()  # before anybody tells what it got
-        finally:  # Ctrl-C, in a handler or before: who waits is served all the same
+        finally:  # Ctrl-C, in a handler or before: the waiters are served all the same
             self._lender.serve()
 
     # -- the end of a pool
@@ -90,10 +90,10 @@ class Doors:
                     self._go_locked(PoolState.SHUT_DOWN)
                 busy = self._busy_ones_locked()
                 self._lender.condemn_locked(busy, CloseReason.POOL_CLOSED)
-            finally:  # Ctrl-C or not: who waits goes
+            finally:  # Ctrl-C or not: the waiters go
                 self._lender.service.serve(now, todo)
         for record in busy:
-            self._lender.interrupt(record, how, why)
+            self._lender.interrupt(record, why, how)
         self._lender.carry_out(todo)
         return len(busy)
 
@@ -122,10 +122,10 @@ class Doors:
                 self._lender.sleep_on()
                 opening = in_phase(self._books.records(), Phase.OPENING)
                 self._lender.condemn_locked(opening, CloseReason.POOL_CLOSED)
-            finally:  # Ctrl-C or not: who waits goes
+            finally:  # Ctrl-C or not: the waiters go
                 self._lender.service.serve(now, todo)
         for record in opening:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, f"pool {self._name!r} was closed")
         self._lender.carry_out(todo)
         if self._lender.pool._when_closed is not None:
             self._lender.pool._when_closed()
@@ -166,7 +166,7 @@ class Doors:
         with self._lock:
             lent = in_phase(self._books.records(), Phase.OPEN)
         for record in lent:
-            self._lender.interrupt(record, SHUT_RDWR, f"pool {self._name!r} was closed")
+            self._lender.interrupt(record, f"pool {self._name!r} was closed")
 
     def _busy_ones_locked(self) -> list[Record]:
         """What is lent, looked at, or being opened."""

@@ -58,7 +58,7 @@ def share_dropped(pool: ConnectionPool, share: Share, hold: Hold) -> None:
         return
     since, thread, origin = hold.sharers.get(share.number, (share.since, get_ident(), None))
     if thread == get_ident():  # once it has ended, a thread has no name any more
-        share.is_of(thread := _own_name(), origin)
+        share.note_holder(thread := _own_name(), origin)
     record = share.record
     pool._lender.books.lost.append((hold, share.number))
     pool._lender.nudge()

@@ -173,7 +173,7 @@ def exhausted(books: Books, why: str) -> PoolExhaustedError:
 
 
 def not_sharable(pool: str) -> NotSharableError:
-    """The error of who asks for a share of a pool that lends none."""
+    """The error of asking for a share of a pool that lends none."""
     return NotSharableError(f"pool {pool!r} is not sharable; make it with sharable=True", pool=pool)
 
 

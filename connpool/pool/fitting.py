@@ -34,7 +34,7 @@ class Fitting:
         """Whether *key*'s connection must be looked at, and by a thread of the pool."""
         now = self._lender.now()
         is_in_its_time = self._books.idle_verdict(key.record, now) is None
-        is_slow = not self._lender.service.looks_are_prompt
+        is_slow = not self._lender.service.looks_itself()
         return is_slow and is_in_its_time and self._books.needs_look(key.record, now, self._waiter)
 
     def _lend(self, key: Key) -> Connection | None:
@@ -78,7 +78,7 @@ class Fitting:
                 key = form(self._books, key, now)
                 lender.service.serve(now, todo)  # others may join at once
         else:
-            key.is_of(threading.get_ident())  # another thread may have made it for us
+            key.note_holder(threading.get_ident())  # another thread may have made it for us
         conn = SharedConnection()
         conn._record = key.record
         conn._key = key
@@ -91,7 +91,7 @@ class Fitting:
         reason = self._books.idle_verdict(record, now)
         if reason is not None:
             record.condemn(reason)
-        elif lender.service.looks_are_prompt and self._books.needs_look(record, now, waiter):
+        elif lender.service.looks_itself() and self._books.needs_look(record, now, waiter):
             lender.look_at(key)
         if record.fate is not None:
             lender.take_back(key)

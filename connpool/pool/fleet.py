@@ -40,18 +40,18 @@ class Fleet:
         self.given: tuple[Host, ...] = ()  # of what was added to the pool
         self.turns = itertools.count()  # whose turn it is; every checkout takes one
         self.take: Take = NOTHING.pop  # one idle key of the next host, or IndexError
-        self.is_single = False  # one stack is all there is: who found it empty need not look elsewhere
+        self.is_single = False  # one stack is all there is: if it is empty there is nowhere else to look
         self.is_full = False  # no place is left: a turn that finds nothing takes from its neighbours
         self.rota: tuple[Host, ...] = ()  # the hosts of the active group that may be dialled, in turn
-        self.poor = NOBODY  # of a full pool: who came back and has no share yet
-        self.rich = NOBODY  # who has more than its share
+        self.poor = NOBODY  # of a full pool: hosts that came back and have less than their share
+        self.rich = NOBODY  # hosts that have more than their share
         self._stacks: tuple[deque[Key], ...] = (NOTHING,)
-        self.lending = NOBODY  # of whom a checkout without wishes may get one just now
+        self.lending = NOBODY  # of which a plain checkout may get one just now
 
     def host(self, endpoint: Endpoint, now: float) -> Host:
         """The host of *endpoint*, made on first sight: a pinned one need not be on the route."""
         if endpoint not in self.hosts:
-            self.hosts[endpoint] = Host(endpoint, now=now, on_route=False)
+            self.hosts[endpoint] = Host(endpoint, now=now)
         return self.hosts[endpoint]
 
     def follow(self, route: Route | None, now: float) -> list[Host]:
@@ -64,8 +64,8 @@ class Fleet:
         for host in self.hosts.values():
             if host.on_route != (host in wanted):
                 host.on_route = host in wanted
-                host.lift(now)  # who comes anew comes without a past
-                host.was_up |= not host.on_route  # of who leaves nothing more is told
+                host.lift(now)  # one that comes anew comes without a past
+                host.was_up |= not host.on_route  # of one that leaves nothing more is told
                 host.owed = 0
         self.forget_empty()
         return [host for host in before if not host.on_route]
@@ -73,13 +73,13 @@ class Fleet:
     def forget_empty(self) -> None:
         """Drop hosts that are on no route, hold nothing and are not blacklisted, as listeners know."""
         for host in list(self.hosts.values()):
-            idle_one = not host.on_route and not host.records and host.is_up() and host.was_up
-            if idle_one and host.dialable:
+            is_empty = not host.on_route and not host.records and host.is_up() and host.was_up
+            if is_empty and host.dialable:
                 del self.hosts[host.endpoint]
                 self.given = tuple(other for other in self.given if other is not host)
 
     def adopting_host(self, endpoint: Endpoint | None, now: float) -> Host:
-        """Whose a connection is that is added to the pool as one to *endpoint*."""
+        """The host of a connection that is added to the pool as one to *endpoint*."""
         on_route = [host for host in self.hosts.values() if host.on_route]
         if endpoint is None and len(on_route) == 1:
             return on_route[0]
@@ -91,7 +91,7 @@ class Fleet:
         return host
 
     def beside(self) -> tuple[Host, ...]:
-        """Who lends beside the route: what was added without an endpoint, or all of it where no route is."""
+        """Hosts that lend beside the route: of what was added without an endpoint; without a route, all."""
         return tuple(host for host in self.given if host.records and not (self.groups and host.dialable))
 
     def refresh(self, now: float, max_connecting: int, *, lends: bool) -> float:
@@ -124,13 +124,13 @@ class Fleet:
         return None
 
     def next_lending(self) -> list[Host]:
-        """Who lends as soon as the pool does: whoever is up in the active group, and who lends beside it."""
+        """Hosts that lend as soon as the pool does: those up in the active group, and those beside it."""
         active = self.active_group()
         hosts = [] if active is None else [host for host in self.groups[active] if host.is_up()]
         return [*hosts, *self.beside()]
 
     def weigh(self, n_places: int, max_size: int) -> None:
-        """See whether all places are taken, and who then has less than its share of them."""
+        """See whether all places are taken, and which hosts then have less than their share of them."""
         self.is_full = n_places >= max_size
         poor = NOBODY
         if self.is_full and len(self.rota) > 1:

@@ -1,4 +1,4 @@
-"""Objects that nobody but their users keeps alive, for what concerns all of them: a fork, say."""
+"""All objects of a kind, for what concerns them all at once: a fork, or the end of the program."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Flock(Generic[T]):
-    """Holds its members weakly; any thread may add, take away and go through them, without a lock.
+    """A set that keeps none of its members alive. Any thread may change it and go through it, without a lock.
 
     A ``WeakSet`` cannot be gone through while another thread adds to it.
     """
@@ -32,7 +32,7 @@ class Flock(Generic[T]):
         self._members.pop(weakref.ref(member), None)
 
     def _forget(self, ref: weakref.ref[T]) -> None:
-        self._members.pop(ref, None)  # who goes through them may keep one that was taken away
+        self._members.pop(ref, None)  # an iteration may keep one alive that was taken away
 
     def __iter__(self) -> Iterator[T]:
         """Those that are there at this moment, kept alive until the last of them was looked at."""

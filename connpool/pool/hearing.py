@@ -204,6 +204,6 @@ def keep_origin(conn: Connection, origin: Origin) -> None:
     if not conn._record.pool._lender.config.track_origin:
         return
     if isinstance(key, Share):
-        key.is_of(get_ident(), origin)
+        key.note_holder(get_ident(), origin)
     else:
         key.record.noted().origin = origin

@@ -56,15 +56,15 @@ class Host:
         "was_up",
     )
 
-    def __init__(self, endpoint: Endpoint, *, now: float, on_route: bool, dialable: bool = True) -> None:
+    def __init__(self, endpoint: Endpoint, *, now: float, dialable: bool = True) -> None:
         self.endpoint = endpoint
         self.idle: deque[Key] = deque()  # the right end was released last
         self.records: set[Record] = set()  # opening + open + closing: what the server may see
         self.opening: dict[Record, Underway] = {}  # dials under way
         self.hung: dict[Record, Underway] = {}  # those that should long have ended
         self.looks: dict[Record, float] = {}  # being looked at, and since when
-        self.on_route = on_route
-        self.dialable = dialable
+        self.on_route = False  # see ``Fleet.follow``
+        self.dialable = dialable  # else it has only what is added to it
         self.retry_at: float | None = None  # blacklisted until then; None: up
         self.by_hand = False  # blacklisted by the user: nothing but time or the user lifts it
         self.failures = 0  # in a row
@@ -110,7 +110,7 @@ class Host:
         return self.is_up() or (self.is_due(now) and len(self.hung) < max_connecting)
 
     def is_for_dialling(self, pinned: Endpoint | None) -> bool:
-        """Whether a checkout that pins *pinned* may have it dialled: who pins nothing keeps to the route."""
+        """Whether a checkout that pins *pinned* may have it dialled; without a pin it keeps to the route."""
         return self.dialable and (self.on_route or pinned is not None)
 
     def n_staying(self) -> int:

@@ -27,15 +27,20 @@ class Dial:
         "replaces",
     )
 
-    def __init__(self, key: Key, cancel: Cancel, number: int, *, is_look: bool) -> None:
+    def __init__(self, key: Key, cancel: Cancel, number: int = 0, *, is_look: bool) -> None:
         self.key = key
         self.cancel = cancel
-        self.number = number  # of the checkout it was begun for; 0: of none
+        self.number = number  # of the checkout it was begun for; 0: upkeep has begun it
         self.is_look = is_look
         self.is_errand = False  # run by the thread that asked for it
         self.hurried_at = math.inf  # from then on a time-out is its caller's, who has less time than a dial
         self.replaces: Key | None = None  # what is closed when this one is open
         self.is_owed = False  # makes good for one that was lost; if it fails another is due
+
+    @property
+    def is_upkeep(self) -> bool:
+        """Whether it was begun for no checkout."""
+        return self.number == 0
 
 
 class Todo:

@@ -24,7 +24,7 @@ from connpool.pool.room import would_rather_dial
 from connpool.pool.timings import MANY
 from connpool.pool.waiters import Outcome, Waiter
 from connpool.wire.full_connector import FullConnector
-from connpool.wire.io import SHUT_RDWR, TLSContext
+from connpool.wire.io import TLSContext
 
 if TYPE_CHECKING:
     from connpool.pool.pool import ConnectionPool
@@ -71,7 +71,7 @@ class Lender(Desk):
         stream = record.stream
         if record.fate is None and stream is not None and not stream.is_clean():
             record.condemn(CloseReason.DIRTY if stream.has_unread() else CloseReason.BROKEN)
-        if record.fate is None and self.connector.has_reset:
+        if record.fate is None and self.connector.reset is not None:
             try:
                 if not self.dialler.reset(record):
                     record.condemn(CloseReason.DIRTY)
@@ -80,7 +80,7 @@ class Lender(Desk):
                 self._settle(key, at)
                 raise
         self._settle(key, at)
-        if record.fate is CloseReason.BROKEN and self.service.looks_are_prompt:
+        if record.fate is CloseReason.BROKEN and self.service.looks_itself():
             self._look_at_siblings(record.host)
 
     def _look_at_siblings(self, host: Host) -> None:
@@ -139,7 +139,7 @@ class Lender(Desk):
         if record.fate is None:
             record.since = self.now()
             record.host.idle.append(key)
-        else:  # recovered like a lost one, by who looks next
+        else:  # recovered like a lost one, by whoever looks next
             self.books.lost.append(record)
             del key.record
             wink(self.pool)
@@ -172,7 +172,7 @@ class Lender(Desk):
             raw, record.raw = record.raw, None
             try:
                 self.books.forget(record)
-            finally:  # Ctrl-C in the midst of it: who waits is served all the same
+            finally:  # Ctrl-C in the midst of it: the waiters are served all the same
                 self.service.serve(self.now(), todo)
         self.carry_out(todo)
         return raw
@@ -193,7 +193,7 @@ class Lender(Desk):
             host = self.books.fleet.host(Endpoint(plain.host, plain.port, tls=True), self.now())
             notes = record.noted()
             notes.peer = name or ""
-            if _others_differ(host, notes.peer):  # who asks could get either
+            if _others_differ(host, notes.peer):  # a checkout could get either
                 record.condemn(CloseReason.DIRTY)
                 return
             host.records.add(record)
@@ -221,7 +221,7 @@ class Lender(Desk):
         with self._lock:
             now = self.now()
             record.host.looks.pop(record, None)
-            waiter = self.service.attempt_is_over(record)
+            waiter = self.service.end_attempt(record)
             if waiter is not None:
                 waiter.is_busy = False
             if error is None:
@@ -243,7 +243,7 @@ class Lender(Desk):
             self.service.serve(now, todo)
         del dial.key, key  # whoever has it now may drop it at once, and is to be heard of then
         self.carry_out(todo)
-        if dial.number == 0 and (error is None or dial.is_look):
+        if dial.is_upkeep and (error is None or dial.is_look):
             self.pool._chores.turn(apart=True)  # it was one of a few at a time: the next may begin
 
     def _admit_locked(self, dial: Dial, now: float, seconds: float) -> None:
@@ -256,14 +256,14 @@ class Lender(Desk):
         books.timings.dials.record(seconds)
         if dial.replaces is not None:
             dial.replaces.record.noted().is_replaced = True
-        elif dial.number == 0 and not dial.is_owed and host.owed:
+        elif dial.is_upkeep and not dial.is_owed and host.owed:
             host.owed -= 1  # it was opened for another reason, but it is there
 
     def _keep_locked(self, dial: Dial, waiter: Waiter | None, now: float, todo: Todo) -> None:
         """What was opened, or found in order, goes to who waited for it, or lies idle."""
         record = dial.key.record
         reason = self.fate_locked(record, now)
-        if dial.is_look and dial.number == 0:
+        if dial.is_look and dial.is_upkeep:
             record.noted().looked_at = now  # and it has been idle all the time
         else:
             record.since = now
@@ -292,7 +292,7 @@ class Lender(Desk):
             if record is None or record.phase is not Phase.OPENING or len(self.books.queue) > 0:
                 return
             self.condemn_locked([record], CloseReason.BROKEN)  # or it could be lent before we cut it off
-        self.interrupt(record, SHUT_RDWR, "the request was cancelled")
+        self.interrupt(record, "the request was cancelled")
 
     def condemn_locked(self, records: list[Record], reason: CloseReason) -> None:
         """Let *records* be closed when they come back, and call off what is being opened."""

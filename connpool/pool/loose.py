@@ -33,7 +33,7 @@ def open_file(lender: Lender, fd: int) -> Connection:
     if not is_whole(fd):
         raise ConfigError(f"fd must be an open descriptor, got {fd!r}", pool=lender.pool.name)
     now = lender.now()
-    host = Host(Endpoint.callable("file"), now=now, on_route=False, dialable=False)
+    host = Host(Endpoint.callable("file"), now=now, dialable=False)
     record = Record(0, lender.pool, host, now)  # it expired before it was opened: a return closes it
     record.raw = record.stream = FileStream(fd)
     record.move(Phase.OPEN)

@@ -1,4 +1,4 @@
-"""How brief a loan must be for others to overtake who waits."""
+"""How brief a loan must be for newcomers to overtake those who wait: with locks it is called barging."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Pace:
 
     From a hand-off until the thread that was served runs, nobody uses the connection. As a rule that lag is a
     small part of a loan: strict order costs nothing. But where threads queue for processors, or for the
-    interpreter, it takes as long as a loan itself, in which who gave back could have had another one.
-    Where some loans are long, order is worth that: who overtakes may be one of those who keep it.
+    interpreter, it takes as long as a loan itself: the thread that gave back could have had another one.
+    Where some loans are long, order is worth that: the thread that overtakes may be one that keeps it.
 
     Attributes:
         strict_for: Hand-offs for which lags count for nothing, because of a long loan.
-        grace: Seconds for which who has come to the front may be overtaken.
+        grace: Seconds for which a waiter that has come to the front may be overtaken.
         lag: Seconds from a hand-off until the thread is there, as a moving average.
         brief: Only loans shorter than this (seconds) let anybody pass. So what the oldest waiter loses is
             ``grace``, and then the rest of one such loan, of which several are under way as a rule.

@@ -63,7 +63,7 @@ class ConnectionPool(Steering):
         clock: What tells the time; None: the machine. For tests; such a pool is swept by hand.
         rng: What jitter is drawn from; None: chance. A seeded one repeats itself, for tests.
         paused: Lend nothing before ``resume``.
-        settings: Fields of ``PoolConfig``.
+        settings: Fields of ``PoolConfig``: ``max_size``, ``checkout_timeout``, ``idle_timeout`` and more.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -129,7 +129,7 @@ class ConnectionPool(Steering):
             self._lender.listeners.tell(PoolOpened(self.name, self._now(), config.changed()))
         if require_flag("paused", paused):
             self._doors.pause(fail=False)
-        self._control.follow(where_to, is_first=True)
+        self._control.begin_with(where_to)
         keep(self)
         if config.min_idle:
             watch(self, self._now())
@@ -151,7 +151,7 @@ class ConnectionPool(Steering):
             self._doors.close(None)
         self._lender.listeners.by_kind = old.listeners.by_kind
         self._control.attend()
-        self._control.follow(old.books.route, is_first=True)
+        self._control.begin_with(old.books.route)
         disown(old)
 
     @classmethod

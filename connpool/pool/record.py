@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED", "OPEN", "Key", "Phase", "Record", "Tenure", "in_phase"]
 
-#: One loan: since when, by the thread of which number (or name, if it may end), taken where, if that is kept.
+#: One loan: since when, by which thread (its ident; its name, if it may end), taken where (if that is kept).
 Tenure: TypeAlias = tuple[float, int | str, Origin | None]
 
 
@@ -182,7 +182,7 @@ class Record:
     def live_until(self, at: float) -> None:
         """Let it grow no older than that; one that is condemned stays so."""
         self.expires_at = at
-        if self.fate is not None:  # looked at after that: who condemns it stores this first
+        if self.fate is not None:  # looked at after that: ``condemn`` stores this first
             self.expires_at = -math.inf
 
     def streaming(self) -> Stream | FileStream:

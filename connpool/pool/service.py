@@ -1,4 +1,4 @@
-"""Serving the queue: which waiter gets what, who must be dialled, who cannot be served.
+"""Serving the queue: which waiter gets what, which host must be dialled, which waiter cannot be served.
 
 ``serve`` is called after every change of the books: one place decides, so that nothing freed is forgotten.
 """
@@ -12,7 +12,6 @@ from connpool.model.endpoint import Endpoint
 from connpool.model.states import POOL_CLOSED, POOL_OPEN, CloseReason, PoolState
 from connpool.pool.attempts import Attempts
 from connpool.pool.choice import candidates, pop_idle
-from connpool.pool.core import Books
 from connpool.pool.failures import again, blacklisted, no_endpoint
 from connpool.pool.hosts import Host
 from connpool.pool.jobs import Todo
@@ -37,12 +36,8 @@ class Answer(enum.Enum):
 class Service(Attempts):
     """The rules of lending. Every method is called with the pool's lock held."""
 
-    def __init__(self, books: Books, *, looks_are_prompt: bool) -> None:
-        super().__init__(books)
-        self.looks_are_prompt = looks_are_prompt  # a look never blocks: the new holder does it itself
-
     def serve(self, now: float, todo: Todo, *, is_brisk: bool = False) -> None:
-        """Give what there is to who waits, oldest first; *todo* gets what is to be done for it."""
+        """Give what there is to the waiters, oldest first; *todo* gets what is to be done for that."""
         books = self._books
         try:
             if books.lost:
@@ -72,17 +67,17 @@ class Service(Attempts):
             raise
 
     def _lend_nothing(self, now: float, todo: Todo) -> None:
-        """The pool is not open: who waits does so for the end of a pause, or goes."""
+        """The pool is not open: waiters wait for the end of a pause, or go."""
         state, name = self._books.state, self._books.pool.name
         if state is POOL_CLOSED:
             self._books.drain_all(CloseReason.POOL_CLOSED, todo)
         if state is not PoolState.PAUSED and self._queue:
             self.fail_all(PoolClosedError(f"pool {name!r} was {state.value}", pool=name))
-        self._announce(now, is_brisk=False)  # who waits for the end of a pause sleeps soundly
+        self._announce(now, is_brisk=False)  # whoever waits for the end of a pause sleeps till then
 
     def _serve_queue(self, now: float, todo: Todo) -> None:
         is_dry = False  # nobody plain gets anything any more
-        in_vain: set[Endpoint] = set()  # nor does who wants one of these
+        in_vain: set[Endpoint] = set()  # nor does a waiter that wants one of these
         for waiter in self._queue:
             if not waiter.is_waiting() or waiter.key is not None:
                 self._finish(waiter, now)  # an interrupt cut this short the last time
@@ -99,7 +94,7 @@ class Service(Attempts):
                     in_vain.add(wish)
 
     def stands_behind(self, waiter: Waiter) -> bool:
-        """Whether *waiter*, who has just queued up, need not look: who is first takes all that it would."""
+        """Whether *waiter*, just queued up, need not look: the first takes all that it would find."""
         front = self._queue.waiters[0]
         return (
             front is not waiter
@@ -233,7 +228,7 @@ class Service(Attempts):
             record = key.record
             if (reason := books.idle_verdict(record, now)) is not None:
                 books.doom(key, reason, todo)
-            elif books.needs_look(record, now, waiter) and not self.looks_are_prompt:
+            elif books.needs_look(record, now, waiter) and not self.looks_itself():
                 self.begin_look(waiter, key, now, todo)
                 return Answer.PENDING
             else:

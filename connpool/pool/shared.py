@@ -15,7 +15,7 @@ from connpool.pool.record import Key
 from connpool.pool.sharing import BROKEN_OFF, Hold, Share, add_share, form, leave, pick
 from connpool.pool.traffic import Bytes, is_misuse
 from connpool.pool.unwinding import drop_keys, keeping_no_key
-from connpool.wire.io import SHUT_RDWR, TLSContext
+from connpool.wire.io import TLSContext
 
 __all__ = ["SharedConnection", "share_at_hand"]
 
@@ -106,7 +106,7 @@ class SharedConnection(Connection):
         record = self._held()
         self._end(is_failure=self._is_blamed(error))
         if interrupt:
-            record.pool._lender.interrupt(record, SHUT_RDWR, "another holder terminated it")
+            record.pool._lender.interrupt(record, "another holder terminated it")
 
     @keeping_no_key
     def _end(self, *, is_failure: bool) -> None:

@@ -30,7 +30,7 @@ class Hold:
     """A connection that is shared: who shares it holds a ``Share``, and this holds the key.
 
     A record keeps it for the next time. All but ``turns`` and ``amid`` changes under the pool's lock, except
-    that a number leaves ``sharers`` without it: who finds none left looks again with the lock.
+    that a number leaves ``sharers`` without it: whoever finds none left looks again with the lock.
     """
 
     __slots__ = ("amid", "joined", "key", "record", "sharers", "spare", "turns")
@@ -56,7 +56,7 @@ class Share(Key):
     since: float
     uses: int  # loans of its connection before it
 
-    def is_of(self, thread: int | str, origin: Origin | None = None) -> None:
+    def note_holder(self, thread: int | str, origin: Origin | None = None) -> None:
         """Write down whose it is, where that was not known when it was made, or may not be known for long."""
         if self.hold is not None and self.number in self.hold.sharers:
             self.hold.sharers[self.number] = (self.since, thread, origin)
@@ -175,7 +175,7 @@ def leave(lender: Lender, share: Share, *, was_had: bool = True) -> None:
     Raises:
         UsageError: the process was forked since: the connection is the parent's.
 
-    Locking: the pool's lock for the last one; none for the others, who change nothing but who shares.
+    Locking: the pool's lock for the last one; none for the others, which only strike out their number.
     """
     hold, record, books = share.hold, share.record, lender.books
     if record.phase is not OPEN:

@@ -136,7 +136,7 @@ class Stock:
                 self._lender.serve()
 
     def _pop_any(self, request: Request) -> Key | None:
-        """An idle key of the endpoint asked for; else of who lends just now, or else of who may at last."""
+        """An idle key of the endpoint asked for; else of a host that lends just now, or else of any other."""
         fleet = self._books.fleet
         if request.endpoint is not None:
             host = fleet.hosts.get(request.endpoint)

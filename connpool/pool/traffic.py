@@ -56,7 +56,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             stream.writev_all(buffers, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=stream.is_midway)
+            self._fail(error, has_begun=stream.is_midway)
             raise
 
     def sendall(self, data: Bytes, timeout: float | None = None) -> None:
@@ -65,7 +65,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             stream.sendall(data, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=stream.is_midway)
+            self._fail(error, has_begun=stream.is_midway)
             raise
 
     def exchange(self, buffers: Iterable[Bytes], read: Callable[[Any], T], timeout: float | None = None) -> T:
@@ -104,7 +104,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             data = stream.recv(n, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=is_from_outside(error))
+            self._fail(error, has_begun=is_from_outside(error))
             raise
         if not data and n:
             self._held().condemn(CloseReason.BROKEN)  # the peer has finished
@@ -116,7 +116,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             n = stream.recv_into(buffer, nbytes, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=is_from_outside(error))
+            self._fail(error, has_begun=is_from_outside(error))
             raise
         if not n and len(buffer):
             self._held().condemn(CloseReason.BROKEN)
@@ -132,7 +132,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_exactly(n, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=is_from_outside(error))
+            self._fail(error, has_begun=is_from_outside(error))
             raise
 
     def recv_until(self, delimiter: bytes, limit: int = 65_536, timeout: float | None = None) -> bytes:
@@ -148,7 +148,7 @@ class Traffic(Uncopied, abc.ABC):
         try:
             return stream.recv_until(delimiter, limit, timeout)
         except BaseException as error:
-            self._fail(error, is_midway=is_from_outside(error))
+            self._fail(error, has_begun=is_from_outside(error))
             raise
 
     def start_tls(
@@ -181,10 +181,11 @@ class Traffic(Uncopied, abc.ABC):
         except BaseException as error:
             if isinstance(error, HandshakeError):  # which a stream cannot tell
                 error.pool, error.endpoint = record.pool.name, record.host.endpoint
-            self._fail(error, is_midway=is_from_outside(error))
-            drop_keys(error)  # who waits for a plain one may have been about to get it
+            self._fail(error, has_begun=is_from_outside(error))
+            drop_keys(error)  # somebody who waits for a plain one may have been about to get it
             raise
 
-    def _fail(self, error: BaseException, *, is_midway: bool = False) -> None:
-        if is_midway or not is_misuse(error):
+    def _fail(self, error: BaseException, *, has_begun: bool) -> None:
+        """*error* ends a call: that has broken the connection, unless it was refused before it had begun."""
+        if has_begun or not is_misuse(error):
             self._held().condemn(CloseReason.BROKEN)

@@ -14,8 +14,8 @@ __all__ = ["Turn", "Turns"]
 class Turns:
     """Who is at it, and who comes next.
 
-    There is no lock: joining, looking who is first and leaving are one call on
-    a deque each. Who leaves opens the gate of whoever is first then; who joins
+    There is no lock: to join, to look who is first and to leave are one call on
+    a deque each. Whoever leaves opens the gate of the one that is first then; whoever joins
     looks whether that is itself, after it has joined. So one of the two sees the other.
     """
 

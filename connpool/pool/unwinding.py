@@ -35,16 +35,16 @@ def drop_keys(error: BaseException) -> None:
     in hand, and keep their frames; unless a signal handler has let one pass, of what it tried itself.
     """
     seen: set[int] = set()
-    blow: BaseException | None = error
-    while not (blow is None or id(blow) in seen):
-        if isinstance(blow, ConnPoolError) and not is_from_outside(blow):
+    current: BaseException | None = error
+    while not (current is None or id(current) in seen):
+        if isinstance(current, ConnPoolError) and not is_from_outside(current):
             break
-        seen.add(id(blow))
-        for frame, _ in traceback.walk_tb(blow.__traceback__):
+        seen.add(id(current))
+        for frame, _ in traceback.walk_tb(current.__traceback__):
             if frame.f_globals.get("__package__") in PACKAGES:
                 with suppress(RuntimeError):  # it goes on: it is on the way out
                     frame.clear()
-        blow = blow.__context__
+        current = current.__context__
 
 
 def keeping_no_key(method: Callable[P, R]) -> Callable[P, R]:

@@ -111,8 +111,8 @@ class Waiter:
         """Whether nothing was decided yet. Without the lock a True may be out of date, a False never."""
         return self.outcome is WAITING
 
-    def has_failed_at(self, endpoint: Endpoint, error: ConnectError) -> None:
-        """*endpoint* could not be dialled."""
+    def note_failure(self, endpoint: Endpoint, error: ConnectError) -> None:
+        """*endpoint* could not be dialled: it is tried no more, unless that is forgotten."""
         self.tried = {**self.tried, endpoint: error}
         self.is_plain = False
 
@@ -121,7 +121,7 @@ class Waiter:
         self.n_in_vain += 1
         self.again_at = until
 
-    def may_retry(self, endpoints: Collection[Endpoint]) -> None:
+    def forget_failures(self, endpoints: Collection[Endpoint]) -> None:
         """Forget that *endpoints* could not be dialled."""
         self.tried = {endpoint: error for endpoint, error in self.tried.items() if endpoint not in endpoints}
         self.is_plain = self.pinned is None and not (self.is_fresh_only or self.tried or self.refused)
@@ -195,11 +195,11 @@ class WaitQueue:
             queue.remove(waiter)
 
     def has_special(self) -> bool:
-        """Whether somebody waits for something in particular, who may be served though the oldest is not."""
+        """Whether one waits for something in particular, and so may be served though the oldest is not."""
         return any(not waiter.is_plain for waiter in self.waiters)
 
     def has_loner(self, before: Waiter | None = None) -> bool:
-        """Whether somebody waits for one of its own, *before* that one came.
+        """Whether one that came before *before* waits for a connection of its own.
 
         It would never get one, if others kept joining those that are shared.
         """

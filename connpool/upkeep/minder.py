@@ -31,7 +31,7 @@ class Minder:
 
     def _take_turn(self, *, is_leap: bool) -> None:
         MINDED.cut_short()
-        MINDED.is_minded = False  # said first, and looked after that: who begins a call does the reverse
+        MINDED.is_minded = False  # said first, and looked after that: a call that begins does the reverse
         if MINDED.calls:
             self.begin()
 

@@ -34,7 +34,7 @@ class Reaper:
     """Keeps a heap of instants, and sleeps until the first of them.
 
     It holds what it keeps up weakly, and runs only while one of them has something due.
-    Who asks takes no lock: others only append to ``_asked`` and open the gate, so that
+    To ask takes no lock: others only append to ``_asked`` and open the gate, so that
     even a finaliser may ask; all the rest is the thread's own. Two that are started at once
     work one after the other.
     """
@@ -47,7 +47,7 @@ class Reaper:
         """Begin anew: in a forked child the thread and the turns are the parent's."""
         self._gate = shut_gate()
         self._asked: deque[tuple[Ref, float]] = deque()  # and not yet seen by the thread
-        self._gone: deque[Ref] = deque()  # who is no more
+        self._gone: deque[Ref] = deque()  # forgotten by their users
         self._thread: threading.Thread | None = None
         self._at_it = threading.Lock()  # held by the thread that works; nobody else takes it
         self._may_start = True
@@ -77,7 +77,7 @@ class Reaper:
 
         Args:
             at: An instant; -inf: at once; inf: none but what was asked for at once, which is given
-                all the same: who has found something may be quicker than who says that there is nothing.
+                all the same: one thread may find something just before another says that there is nothing.
         """
         if kept._pace() is None:
             return True
@@ -122,7 +122,7 @@ class Reaper:
             return False
         thread = threading.Thread(target=self._run, name="connpool-reaper", daemon=True)
         self._thread = thread
-        if not threads.start(thread):  # the next who has something due tries again
+        if not threads.start(thread):  # the next to have something due tries again
             logger.info("no thread can be started: pools are not kept up for now")
             return False
         return True
@@ -132,7 +132,9 @@ class Reaper:
     def _run(self) -> None:
         self._wake()  # one that another has taken the place of sees it, and ends
         me = threading.current_thread()
-        while self._thread is me:  # looked at again and again: who has taken our place may be at it for hours
+        while (
+            self._thread is me
+        ):  # looked at again and again: the thread that has our place may be at it for hours
             if self._at_it.acquire(timeout=TAKEOVER):
                 try:
                     self._keep_up(me)
@@ -152,7 +154,7 @@ class Reaper:
                 self._begin_anew()
             nap = self._next_nap()
             if nap is None:
-                self._thread = None  # said first, and looked after that: who asks later starts another
+                self._thread = None  # said first, and looked after that: whoever asks later starts another
                 if not self._asked or not self._may_start or not self._is_vacant():
                     return
                 self._thread = me  # one that is started in this very moment waits, and ends after us
@@ -195,7 +197,7 @@ class Reaper:
             heapq.heappush(self._heap, (at, next(self._numbers), ref))
 
     def _begin_anew(self) -> None:
-        """Give all a turn: who has nothing to do is not harmed by it."""
+        """Give all a turn: it does no harm where nothing is to be done."""
         now = self._clock.now()
         self._due = dict.fromkeys([ref for ref in (*self._due, *self._turned) if ref() is not None], now)
         self._heap = [(now, next(self._numbers), ref) for ref in self._due]

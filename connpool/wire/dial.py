@@ -1,4 +1,4 @@
-"""Opening TCP and Unix connections: every address of a name, raced as RFC 8305 says."""
+"""Opening TCP and Unix connections: every address of a name, raced as RFC 8305 says (happy eyeballs)."""
 
 from __future__ import annotations
 

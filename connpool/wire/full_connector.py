@@ -20,10 +20,10 @@ __all__ = ["FullConnector", "adapt"]
 
 @frozen
 class FullConnector:
-    """A connector with nothing left to ask for: every method is there.
+    """A connector, and for what it leaves out the default, or None where the pool need do nothing.
 
     Attributes:
-        has_reset: Whether ``reset`` does anything.
+        reset: None: there is nothing to reset.
         is_fatal: None: every exception is.
         prompt: Whether ``is_usable`` and ``close`` may run on a user's own thread.
         looks_promptly: Whether ``is_usable`` may, at least.
@@ -36,8 +36,7 @@ class FullConnector:
     open: Callable[[Endpoint, float | None, Cancel | None], Any]
     close: Callable[[Any], object]
     is_usable: Callable[[Any], bool]
-    reset: Callable[[Any], object]
-    has_reset: bool
+    reset: Callable[[Any], object] | None
     is_fatal: Callable[[Exception], object] | None
     prompt: bool
     looks_promptly: bool
@@ -57,15 +56,13 @@ def adapt(connector: Connector) -> FullConnector:
         raise ConfigError(f"a connector needs open(endpoint, timeout, cancel); {connector!r} has none")
     if isinstance(connector, type) and inspect.isfunction(inspect.getattr_static(connector, "open")):
         raise ConfigError(f"the connector {connector!r} is a class; give one that is made of it")
-    reset = getattr(connector, "reset", None)
     is_usable = getattr(connector, "is_usable", None) or look.is_usable
     prompt = bool(getattr(connector, "prompt", False))
     return FullConnector(
         open=connector.open,
         close=getattr(connector, "close", None) or look.close,
         is_usable=is_usable,
-        reset=reset or _leave_alone,
-        has_reset=reset is not None,
+        reset=getattr(connector, "reset", None),
         is_fatal=getattr(connector, "is_fatal", None),
         prompt=prompt,
         looks_promptly=prompt or is_usable is look.is_usable,
@@ -74,7 +71,3 @@ def adapt(connector: Connector) -> FullConnector:
         permissions=getattr(connector, "permissions", None),
         would_trust=getattr(connector, "would_trust", None) or SocketConnector().would_trust,
     )
-
-
-def _leave_alone(raw: Any) -> None:
-    """Reset nothing."""

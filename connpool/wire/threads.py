@@ -16,12 +16,14 @@ def start(thread: threading.Thread) -> bool:
     try:
         thread.start()
     except RuntimeError as error:
-        blow = error.__context__
+        interrupt = error.__context__
         if "new thread" in str(error):  # can't start new thread
             return False
         # An interrupt struck while we waited for the thread, and left a lock of its in disorder: it runs.
         try:
-            raise blow if blow is not None and not isinstance(blow, Exception) else error from None
+            raise (
+                interrupt if interrupt is not None and not isinstance(interrupt, Exception) else error
+            ) from None
         finally:
-            del blow  # its traceback leads back here: a circle would keep what the caller has in hand
+            del interrupt  # its traceback leads back here: a circle would keep what the caller has in hand
     return True

@@ -242,10 +242,11 @@ def test_ending_a_pool_ends_its_dials_and_keeps_none_of_their_connections(
 
 def test_a_dial_that_ignores_its_cancel_flag_is_closed_when_it_ends() -> None:
     board = Switchboard()
-    let_go = threading.Event()
+    has_begun, let_go = threading.Event(), threading.Event()
 
     class Stubborn(Switchboard):
         def open(self, *_: object) -> object:
+            has_begun.set()
             assert let_go.wait(10)
             return board.open(pool.route.endpoints[0], None, None)
 
@@ -259,7 +260,7 @@ def test_a_dial_that_ignores_its_cancel_flag_is_closed_when_it_ends() -> None:
             pool.try_connect()
 
     def end() -> None:
-        until(lambda: pool.stats().opening == 1)
+        assert has_begun.wait(5)
         pool.close()
 
     together(dial, end, limit=5)

@@ -148,7 +148,7 @@ def test_an_interrupt_as_a_pause_ends_leaves_nobody_waiting():
 
 
 def test_an_interrupt_as_an_endpoint_is_taken_off_the_blacklist_leaves_nobody_waiting():
-    for strike in at_every_bytecode(Host.lift, Waiter.may_retry, kind=SignalStrike):
+    for strike in at_every_bytecode(Host.lift, Waiter.forget_failures, kind=SignalStrike):
         clock = TellingClock()
         pool = ConnectionPool(
             A, connector=Works(prompt=True), clock=clock, reap_interval=None, fail_fast=False

@@ -28,7 +28,7 @@ class Shown(Fleet):
 
 
 def test_a_host_that_leaves_while_its_turn_is_asked_for_has_one_or_none() -> None:
-    host = Host(Endpoint("a", 1), now=0.0, on_route=True)
+    host = Host(Endpoint("a", 1), now=0.0)
     assert Shown((host,), ()).turn_of(host) == 0
     assert Shown((), (host,)).turn_of(host) is None
 
@@ -46,7 +46,7 @@ def test_who_looks_during_a_refresh_sees_the_hosts_of_before_or_those_of_after()
 
 
 def test_what_is_put_back_lies_where_it_was_released() -> None:
-    host = Host(Endpoint("a", 1), now=0.0, on_route=True)
+    host = Host(Endpoint("a", 1), now=0.0)
     keys: dict[int, Any] = {n: SimpleNamespace(record=SimpleNamespace(since=n)) for n in (1, 2, 3, 4)}
     host.idle.extend(keys[since] for since in (1, 2, 4))
     host.put_back(keys[3])

@@ -8,18 +8,18 @@ from connpool.model.config import PoolConfig
 from connpool.model.route import Route
 from connpool.wire.connector import Connector
 
-__all__ = ["Wish"]
+__all__ = ["PoolSpec"]
 
 
 @attrs.frozen
-class Wish:
-    """What somebody asks a pool to be."""
+class PoolSpec:
+    """The route (None: none), the settings and the connector (None: the default one) of a pool."""
 
     route: Route | None
     config: PoolConfig
     connector: Connector | None
 
-    def differences(self, other: Wish) -> str:
+    def differences(self, other: PoolSpec) -> str:
         """What *other* asks for instead, in words; empty: the same."""
         found = []
         if self.route != other.route:
