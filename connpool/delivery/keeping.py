@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from connpool import clock as real
+from connpool.delivery.errand import Errand
 from connpool.delivery.link import Link
 from connpool.delivery.office import Office
 from connpool.delivery.reporting import Reporter
@@ -19,8 +20,7 @@ from connpool.errors import SpoolError, UnknownEndpointError, UsageError
 from connpool.model.delivery import LinkState
 from connpool.model.endpoint import Endpoint
 from connpool.pool.census import watch
-from connpool.pool.turns import Turn, Turns
-from connpool.wire import threads
+from connpool.pool.turns import Turn
 from connpool.wire.framing import bytes_of
 
 __all__ = ["GRACE", "PATIENCE", "Keeping"]
@@ -40,11 +40,8 @@ class Keeping:
         self._writing = writing
         self._watch = watch
         self._adopts = getattr(office.spool, "adopts", True)
-        self._adopt_at = math.inf
-        self._beat_at = math.inf
-        self._turns = Turns()  # to adopt, and to send heartbeats
-        self._helper: threading.Thread | None = None  # which thread is at it, or was the last
-        self._is_beating = False  # and is in the user's function, perhaps, or waits for a peer
+        self._adopting = Errand()
+        self._beating = Errand()  # its thread is in the user's function, perhaps, or waits for a peer
         self._left: Mapping[str, int] = {}  # what was unsent at the end
 
     def begin(self) -> None:
@@ -59,9 +56,9 @@ class Keeping:
         now = self._office.clock.now()
         heartbeat = self._office.settings.heartbeat
         if heartbeat is not None:
-            self._beat_at = now + heartbeat[0]
+            self._beating.at = now + heartbeat[0]
         if self._office.spool is not None:
-            self._adopt_at = now
+            self._adopting.at = now
         self.turn()
 
     # -- turns
@@ -72,10 +69,12 @@ class Keeping:
         if office.is_closed:
             return
         now = office.clock.now()
-        if not self._adopts and now >= self._adopt_at:
-            self._adopt_at = now + ADOPT_INTERVAL  # nobody leaves it anything: only the rest below is due
-        if now >= min(self._adopt_at, self._beat_at):
-            self._do_apart()
+        if not self._adopts and now >= self._adopting.at:
+            self._adopting.at = now + ADOPT_INTERVAL  # nobody leaves it anything: only the rest below is due
+        errands = (self._adopting, self._adopt_in_turn), (self._beating, self._beat_in_turn)
+        for errand, run in errands:
+            if now >= errand.at:
+                errand.do_apart(run, f"connpool-keeping-{office.name}")
         office.heal()
         office.miss_workers()
         office.refresh()
@@ -83,44 +82,36 @@ class Keeping:
         with office._lock:
             retries = tuple(link.retry_at for link in office.roster.links.values() if not link.is_tended)
             due = tuple(at for at in retries if at is not None)
-            at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
+            due += tuple(errand.at for errand, _ in errands if errand.turns.are_free())  # who is at it tells
+            at = min([*due, office.roster.switch_at])
             office.settled.notify_all()  # who was torn away may have told nobody that all is sent
         kept = office.kept
         if at < math.inf and kept is not None:
             watch(kept, at)
 
-    def _do_apart(self) -> None:
-        """On a thread of its own: a disk may be slow, and so may a peer."""
-        turn = self._turns.try_take(0.0)
-        if turn is None:  # a thread is at it
-            return
-        name = f"connpool-keeping-{self._office.name}"
-        helper = self._helper = threading.Thread(target=self._do_due, args=(turn,), name=name, daemon=True)
-        try:
-            threads.start(helper)
-        finally:
-            if helper.ident is None:  # none can be had, or an interrupt came first: the next turn tries again
-                turn.end()
+    def _adopt_in_turn(self, turn: Turn) -> None:
+        with self._telling_of_failure(self._adopting, turn) as now:
+            self._adopting.at = now + ADOPT_INTERVAL
+            self._adopt()
 
-    def _do_due(self, turn: Turn) -> None:
+    def _beat_in_turn(self, turn: Turn) -> None:
+        heartbeat = self._office.settings.heartbeat
+        assert heartbeat is not None
+        with self._telling_of_failure(self._beating, turn) as now:
+            self._beating.at = max(self._beating.at + heartbeat[0], now)
+            self.beat()
+
+    @contextmanager
+    def _telling_of_failure(self, errand: Errand, turn: Turn) -> Iterator[float]:
         office = self._office
         try:
-            now = office.clock.now()
-            if now >= self._adopt_at:
-                self._adopt_at = now + ADOPT_INTERVAL
-                self._adopt()
-            heartbeat = office.settings.heartbeat
-            if heartbeat is not None and now >= self._beat_at:
-                self._beat_at = max(self._beat_at + heartbeat[0], now)
-                self._is_beating = True
-                self.beat()
+            yield office.clock.now()
         except Exception:
             logger.exception("broadcaster %r: upkeep failed", office.name)
         finally:
-            self._is_beating = False
             turn.end()
             with office._lock:
-                office.expect_locked(min(self._adopt_at, self._beat_at))
+                office.expect_locked(errand.at)
                 office.settled.notify_all()
             office.speak_up()
 
@@ -263,7 +254,8 @@ class Keeping:
         """Whether the end waits for *thread*, which must not wait for the end then."""
         with self._office._lock:
             workers = [link.worker for link in self._office.roster.links.values()]
-        return thread in (self._helper, *workers) or self._watch.is_at_it(thread)
+        ours = (self._adopting.thread, self._beating.thread, *workers)
+        return thread in ours or self._watch.is_at_it(thread)
 
     def _are_busy(self, links: Iterable[Link], *, with_ours: bool = False) -> bool:
         """Whether threads, other than the caller's, adopt, send heartbeats or are at *links*.
@@ -271,9 +263,9 @@ class Keeping:
         Args:
             with_ours: Those alone count that are not in a function of the user's.
         """
-        is_helped = not self._turns.are_free() and self._helper is not threading.current_thread()
-        is_helped = is_helped and not (with_ours and self._is_beating)
-        return is_helped or any(_is_tended(link) and not (with_ours and link.is_asking) for link in links)
+        if self._adopting.is_under_way() or (self._beating.is_under_way() and not with_ours):
+            return True
+        return any(_is_tended(link) and not (with_ours and link.is_asking) for link in links)
 
     def _send_the_rest(self, until: float | None) -> None:
         """Wait until members that live have all that waits for them."""

@@ -161,7 +161,9 @@ def drop_frames(error: BaseException) -> None:
     while chain is not None and id(chain) not in seen:
         seen.add(id(chain))
         if not isinstance(chain, (OSError, ConnPoolError)) and chain.__traceback__ is not None:
-            chain.add_note("".join(traceback.format_tb(chain.__traceback__)))
+            note = "".join(traceback.format_tb(chain.__traceback__))
+            if note not in getattr(chain, "__notes__", ()):  # a client may raise the same error each time
+                chain.add_note(note)
         chain.__traceback__ = None
         chain = chain.__cause__ or chain.__context__
 

@@ -368,11 +368,34 @@ def test_a_heartbeat_may_be_a_function_and_its_failure_is_no_bodys_end(
             clock.advance(1.0)
             sender.sweep()
             until(lambda n=n: a.n_lines >= min(n + 1, 2))
-            until(sender._keeping._turns.are_free)
+            until(sender._keeping._beating.turns.are_free)
         sender.broadcast(b"still here")
         assert sender.close(5) == 0
         assert a.until_lines(3) == [b"one", b"two", b"still here"]
     assert "StopIteration" in caplog.text
+
+
+def test_a_disk_that_hangs_holds_up_no_heartbeat(a, clock: FakeClock):
+    is_free = threading.Event()
+
+    class Stalled(MemorySpool):
+        def adopt(self) -> dict[str, int]:
+            is_free.wait(60)
+            return {}
+
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(
+        a, spool=Stalled(max_age=1_000.0), heartbeat=(1.0, b"beat"), pool_settings=settings
+    ) as sender:
+        try:
+            all_alive(sender)
+            for n in range(3):
+                clock.advance(1.0)
+                sender.sweep()
+                a.until_lines(n + 1)
+                until(sender._keeping._beating.turns.are_free)
+        finally:
+            is_free.set()
 
 
 def test_heartbeats_that_a_leap_of_the_clock_has_left_out_are_not_made_up_for(a, clock: FakeClock):
@@ -382,7 +405,7 @@ def test_heartbeats_that_a_leap_of_the_clock_has_left_out_are_not_made_up_for(a,
         clock.advance(100.0)
         for _ in range(10):
             sender.sweep()
-            until(sender._keeping._turns.are_free)
+            until(sender._keeping._beating.turns.are_free)
         sender.broadcast(b"hello")
         a.until_has(b"hello")
         assert 1 <= a.lines.count(b"beat") <= 2
@@ -398,7 +421,7 @@ def test_a_heartbeat_is_never_spooled_and_a_dead_member_gets_none_later(a, b, cl
             clock.advance(1.0)
             sender.sweep()
             a.until_lines(n + 1)
-            until(sender._keeping._turns.are_free)
+            until(sender._keeping._beating.turns.are_free)
         assert sender.unsent().total == 0
         b.start()
         sender.mark_alive(b.endpoint)
@@ -418,7 +441,7 @@ def test_a_heartbeat_to_a_deaf_member_holds_up_neither_other_heartbeats_nor_mess
         for _ in range(5):
             clock.advance(1.0)
             sender.sweep()
-            until(sender._keeping._turns.are_free)
+            until(sender._keeping._beating.turns.are_free)
         until(lambda: a.lines.count(b"beat") >= 3)
         b.is_deaf = False
         assert sender.flush(GUARD) == 0

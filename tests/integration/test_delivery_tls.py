@@ -142,7 +142,7 @@ def test_a_heartbeat_that_finds_no_room_leaves_nothing_of_itself_before_the_next
         for _ in range(100):  # more than all buffers hold: the last are left out
             clock.advance(1.0)
             sender.sweep()
-            until(sender._keeping._turns.are_free)
+            until(sender._keeping._beating.turns.are_free)
         sender.broadcast(b"m" * 30_000)
         server.is_deaf = False
         server.until_has(b"m" * 30_000)

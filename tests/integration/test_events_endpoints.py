@@ -67,6 +67,7 @@ def test_it_is_told_once_however_many_dials_fail_at_the_same_time(stage):
     s.ears.until("ConnectionClosed", 3)
     s.ears.until("EndpointDown", 1)
     assert s.ears.kinds("EndpointDown", "EndpointUp") == ["EndpointDown"]
+    assert s.info().failures == 1  # nor does each double the time that it is left alone
 
 
 def test_an_endpoint_that_is_back_is_told_up_with_how_long_it_was_down(stage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -26,6 +27,25 @@ from tests.stress.works import A, Caller, TellingClock, Works, door
 
 def names(pool: ConnectionPool) -> list[str]:
     return [str(info.endpoint) for info in pool.endpoints()]
+
+
+def test_no_checkout_fails_while_the_route_changes_between_endpoints_that_live() -> None:
+    board, is_over = Switchboard(), threading.Event()
+    with ConnectionPool("a:1", connector=board, max_size=2) as pool:
+
+        def use_it() -> None:
+            while not is_over.is_set():
+                pool.try_connect(timeout=10).release()
+
+        def change_it() -> None:
+            try:
+                for n in range(300):
+                    pool.route = ("b:1", "a:1 || b:1", "b:1, a:1", "a:1")[n % 4]
+            finally:
+                is_over.set()
+
+        together(use_it, use_it, use_it, use_it, change_it)
+        check_books(pool)
 
 
 def test_a_member_common_to_both_routes_keeps_its_socket() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +50,19 @@ def test_a_write_to_a_slow_reader_ends_in_time_and_closes(
         conn.release()
         assert raw.fileno() == -1
         assert pool.stats().closed == {CloseReason.BROKEN: 1}
+
+
+@both
+def test_a_time_limit_that_the_program_has_set_for_all_sockets_is_none_of_ours(
+    is_tls: bool, certificates: Certificates
+) -> None:
+    with serving([Pause(0.2), Send(b"late")], is_tls, certificates) as (_, pool):
+        socket.setdefaulttimeout(0.02)
+        try:
+            with pool.try_connect(timeout=5) as conn:
+                assert conn.recv_exactly(4) == b"late"
+        finally:
+            socket.setdefaulttimeout(None)
 
 
 @both

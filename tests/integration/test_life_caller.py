@@ -377,6 +377,19 @@ def test_what_no_network_does_is_remembered_with_its_place() -> None:
         assert any("in open_wrongly" in note for note in cause.__notes__)
 
 
+def test_one_error_that_is_raised_again_and_again_does_not_grow() -> None:
+    same = ValueError("the client is closed")
+
+    def open_wrongly() -> Any:
+        raise same
+
+    with ConnectionPool.of(open_wrongly, dial_in_caller=True, blacklist_initial=0) as pool:
+        for _ in range(10):
+            with pytest.raises(NoEndpointError):
+                pool.try_connect()
+    assert len(same.__notes__) == 1
+
+
 def test_who_has_dialled_in_vain_is_not_taken_to_be_dialling_still() -> None:
     board = Switchboard("a:1")
     with caller_pool("a:1, b:1", board, max_size=1) as pool:

@@ -144,6 +144,18 @@ def test_the_path_stays_the_same_when_the_working_directory_changes(tmp_path, mo
     spool.close()
 
 
+@pytest.mark.parametrize("name", [":memory:", "file:spool?mode=memory", "100%20#1;a&b", "-wal", "a b"])
+def test_a_name_that_means_something_elsewhere_is_that_of_a_file(tmp_path: Path, name: str) -> None:
+    for n in range(2):
+        spool = SQLiteSpool(tmp_path / name)
+        spool.put(["a"], b"%d" % n, ID)
+        spool.close()
+    assert os.listdir(tmp_path) == [name]
+    spool = SQLiteSpool(tmp_path / name)
+    assert texts(spool) == [b"0", b"1"]
+    spool.close()
+
+
 # -- several spools ------------------------------------------------------------
 
 

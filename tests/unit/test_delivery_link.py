@@ -23,11 +23,10 @@ from connpool import (
     clock,
 )
 from connpool.delivery import office
-from connpool.delivery.keeping import Keeping
+from connpool.delivery.errand import Errand
 from connpool.delivery.link import Link, Outcome
 from connpool.delivery.strand import Claim, Parcel, Strand
 from connpool.delivery.watching import Watch
-from connpool.pool.turns import Turns
 from connpool.testing import FakeClock
 from connpool.wire.io import Stream
 from connpool.wire.line import BROKEN, Line
@@ -241,7 +240,7 @@ def test_a_spool_that_drops_nothing_needs_no_thread_every_second(monkeypatch, li
     with Sink() as sink, broadcasting(sink, spool=MemorySpool(**limits), pool_settings=settings) as sender:
         until(lambda: sender.ready)
         monkeypatch.setattr(
-            Keeping, "_do_apart", lambda keeping: started.append(keeping._do_due(Turns().take(0)))
+            Errand, "do_apart", lambda errand, run, name: started.append(run(errand.turns.take(0)))
         )
         for _ in range(3):
             fake.advance(1.0)
