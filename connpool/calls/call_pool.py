@@ -241,7 +241,7 @@ class CallPool(Steering):
                     line.switch.pass_on(key)
                     return answer
                 line.idle.append(key)
-                # Looked at last: who waits looks after it has queued up, who condemns after it has said so.
+                # Looked at last: a waiter looks once it has queued up, ``condemn`` once the fate is stored.
                 if line.waiting or line.fate is not None:
                     line.switch.serve(line)
                 return answer
@@ -252,7 +252,7 @@ class CallPool(Steering):
             key = None  # a traceback must not keep a key from its finaliser
             drop_keys(error)
             if not isinstance(error, Exception):
-                self._switch.wink()  # an interrupt may have kept us from looking who waits
+                self._switch.wink()  # an interrupt may have kept us from serving the queue
             raise
 
     def __enter__(self) -> Self:

@@ -116,8 +116,8 @@ class Line:
         self.invoke: Callable[..., Any] = channel.call
         self.takes_timeout = takes_timeout(channel.call)
         self.took: dict[Hashable, Tally] = {}  # what it can do, and how long that took
-        self.run: Run | None = None  # the call that runs on it, or who opens or closes it
-        self.leaving: Ticket | None = None  # who wants to take it out of the pool
+        self.run: Run | None = None  # the call that runs on it, or the thread that opens or closes it
+        self.leaving: Ticket | None = None  # of a thread that wants to take it out of the pool
         self.opened_at: float | None = None
         self.called_at: float | None = None
         self.expires_at = NEVER

@@ -153,7 +153,7 @@ class SocketChannel(Uncopied):
             raise ChannelClosedError(f"{self!r} is not open") from None
         self._in_call = conn
         try:
-            if not self._is_open:  # asked after it can be seen: who closes looks for it after saying so
+            if not self._is_open:  # asked after it can be seen: ``close`` looks for it after saying so
                 raise ConnectionError("it was closed")
             if not is_usable(conn._held().raw):
                 raise ConnectionError("the peer closed the connection, or sent what nobody asked for")

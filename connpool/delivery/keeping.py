@@ -84,7 +84,7 @@ class Keeping:
             retries = tuple(link.retry_at for link in office.roster.links.values() if not link.is_tended)
             due = tuple(at for at in retries if at is not None)
             at = min([*due, office.roster.switch_at, self._adopt_at, self._beat_at])
-            office.settled.notify_all()  # who was torn away may have told nobody that all is sent
+            office.settled.notify_all()  # a thread that was torn away may have told nobody that all is sent
         kept = office.kept
         if at < math.inf and kept is not None:
             watch(kept, at)

@@ -19,7 +19,7 @@ __all__ = ["Receiving"]
 
 
 class Receiving:
-    """What who listens to the members calls."""
+    """What a program calls to hear from the members."""
 
     name: str
     _office: Office

@@ -103,7 +103,7 @@ class SocketModes(ByteStream):
         """Be a stream over *raw* from now on."""
         self.raw = raw
         self._descriptor: Callable[[], int] = raw.fileno  # -1: it cannot be used any more
-        if is_tls(raw) and not self._is_private:  # who has it may take its TLS off
+        if is_tls(raw) and not self._is_private:  # others may take its TLS off
             self._descriptor = partial(look.descriptor_of_tls, raw)
 
     def hand_out(self) -> None:
