@@ -99,7 +99,7 @@ class Office:
                 self._mark_dead_locked(link, None, strand.endpoint)
             else:
                 is_behind = self.spool is not None and self.spool.count(link.queue) > 0
-                link.adopt(strand, is_behind=is_behind)  # to say that it is broken takes the lock: it waits
+                link.adopt(strand, is_behind=is_behind)  # a thread that finds it broken waits for our lock
                 link.state, link.since, link.endpoint = LinkState.ALIVE, self.clock.now(), strand.endpoint
                 link.retry_at = link.last_error = None
                 link.failures, link.is_wanted = 0, False
