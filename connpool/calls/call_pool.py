@@ -18,7 +18,13 @@ from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import PLAIN_NUMBERS, handlers, require_methods, require_seconds, require_text
+from connpool.model.checks import (
+    PLAIN_NUMBERS,
+    require_listeners,
+    require_methods,
+    require_seconds,
+    require_text,
+)
 from connpool.pool.census import keep
 from connpool.pool.unwinding import drop_keys
 
@@ -67,7 +73,7 @@ class CallPool(Steering):
         clock = SystemClock() if clock is None else require_methods("clock", clock, "now", "wait")
         self._now = clock.now
         self._settle(Switch(self, clock, revive_initial, revive_max))
-        for handler in handlers(listeners):
+        for handler in require_listeners(listeners):
             self._office.listen(handler, ())
         keep(self)
 
