@@ -172,7 +172,7 @@ class Ledger:
         line.open_until = line.expires_at if is_plain else -NEVER
         line.brisk_until = min(line.open_until, now + OFTEN) if line.rest_until <= now else -NEVER
 
-    def closed(self, key: Key, now: float) -> bool:
+    def record_close(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""
         line = key.line
         line.run = None
@@ -193,7 +193,7 @@ class Ledger:
         is_wanted = line.is_to_be_revived() and line.leaving is None
         return is_wanted and line.resource is not None and self.state is POOL_OPEN
 
-    def not_opened(self, key: Key, after: float | None, now: float) -> float | None:
+    def record_failure(self, key: Key, after: float | None, now: float) -> float | None:
         """An attempt to open it again has failed. Returns when the next is due; None: it is given up."""
         line = key.line
         line.move(Phase.DOWN)

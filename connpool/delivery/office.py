@@ -163,7 +163,7 @@ class Office:
             if (strand := link.strand) is not None and strand.endpoint == endpoint:
                 self.lower(link, error, strand)
 
-    def not_opened(self, link: Link, endpoint: Endpoint, error: BaseException) -> None:
+    def record_failure(self, link: Link, endpoint: Endpoint, error: BaseException) -> None:
         """An attempt to open *link* has failed."""
         with self._lock:
             is_news = link.state is LinkState.NEW
