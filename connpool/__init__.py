@@ -101,8 +101,8 @@ if TYPE_CHECKING:
     from connpool.wire.connector import Connector, SocketConnector
     from connpool.wire.framing import Framing, Identified, LengthPrefixed, Lines, Raw
 
-# Imported when they are first asked for: who only borrows connections does not wait for spools and channels,
-# and who never makes a pool waits for nothing.
+# Imported when they are first asked for: a program that only borrows connections does not wait for spools and
+# channels, and one that never makes a pool waits for nothing.
 _LATER = {
     "connpool.calls.call_pool": ("CallPool",),
     "connpool.calls.channel": ("Channel", "Reply"),

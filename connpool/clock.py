@@ -12,7 +12,7 @@ __all__ = ["Clock", "Gate", "SystemClock", "now", "open_gate", "shut_gate", "sta
 class Gate(Protocol):
     """A binary semaphore that starts shut: a plain lock, acquired once.
 
-    ``release`` opens it for one ``acquire``. Who opens an open gate gets a
+    ``release`` opens it for one ``acquire``. To open an open gate is a
     RuntimeError, which means no more than "it is open already": see ``open_gate``.
     """
 

@@ -18,7 +18,13 @@ from connpool.calls.tally import Tally
 from connpool.clock import Clock, SystemClock
 from connpool.errors import UsageError
 from connpool.model.channel import ChannelInfo, Revive
-from connpool.model.checks import PLAIN_NUMBERS, handlers, require_methods, require_seconds, require_text
+from connpool.model.checks import (
+    PLAIN_NUMBERS,
+    require_listeners,
+    require_methods,
+    require_seconds,
+    require_text,
+)
 from connpool.pool.census import keep
 from connpool.pool.unwinding import drop_keys
 
@@ -67,7 +73,7 @@ class CallPool(Steering):
         clock = SystemClock() if clock is None else require_methods("clock", clock, "now", "wait")
         self._now = clock.now
         self._settle(Switch(self, clock, revive_initial, revive_max))
-        for handler in handlers(listeners):
+        for handler in require_listeners(listeners):
             self._office.listen(handler, ())
         keep(self)
 
@@ -241,7 +247,7 @@ class CallPool(Steering):
                     line.switch.pass_on(key)
                     return answer
                 line.idle.append(key)
-                # Looked at last: who waits looks after it has queued up, who condemns after it has said so.
+                # Looked at last: a waiter looks once it has queued up, ``condemn`` once the fate is stored.
                 if line.waiting or line.fate is not None:
                     line.switch.serve(line)
                 return answer
@@ -252,7 +258,7 @@ class CallPool(Steering):
             key = None  # a traceback must not keep a key from its finaliser
             drop_keys(error)
             if not isinstance(error, Exception):
-                self._switch.wink()  # an interrupt may have kept us from looking who waits
+                self._switch.wink()  # an interrupt may have kept us from serving the queue
             raise
 
     def __enter__(self) -> Self:

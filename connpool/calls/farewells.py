@@ -29,7 +29,7 @@ def take_out(
 ) -> list[ChannelInfo]:
     """Wait for the keys of *lines*, then let all of them go, or none.
 
-    *is_polite*: who waits already may still use them first.
+    *is_polite*: calls that wait already may still use them first.
     """
     stubs: list[Stub] = []
     try:
@@ -68,7 +68,7 @@ def drain(switch: Switch, lines: Sequence[Line], deadline: float) -> None:
             stubs += [Stub(switch, Ticket(each.home(), None, next(numbers), each)) for each in taken]
         for stub in stubs:
             if stub.ticket is not None:
-                with suppress(UnknownChannelError):  # who was quicker has it
+                with suppress(UnknownChannelError):  # another thread was quicker
                     wait(switch, stub.ticket, deadline)
     except (CallTimeoutError, PoolClosedError, UsageError):  # or another closes it at once, or it was forked
         pass
@@ -77,7 +77,7 @@ def drain(switch: Switch, lines: Sequence[Line], deadline: float) -> None:
 
 
 def _say_farewell(switch: Switch, lines: Sequence[Line], stubs: list[Stub], *, is_polite: bool) -> None:
-    """With the lock held: nobody who comes from now on queues for *lines*.
+    """With the lock held: no call that comes from now on queues for *lines*.
 
     *stubs* are filled for them; an interrupt that drops those has all of it undone.
     """

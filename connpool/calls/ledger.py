@@ -1,4 +1,4 @@
-"""Who waits, who may be called and who must be closed: the decisions of one call pool."""
+"""Which calls wait, which channels may be called and which must be closed: the decisions of one call pool."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Ledger:
         self.serve(line.home(), now)
 
     def pass_on(self, key: Key) -> bool:
-        """Give a key that is in good order to who came first. False: it is not as simple as that."""
+        """Give a key that is in good order to the first in the queue. False: it is not as simple as that."""
         line = key.line
         if not line.waiting or line.open_until == -NEVER or line.home().resting:
             return False  # with others at rest the next in the queue needs an alarm, too
@@ -172,7 +172,7 @@ class Ledger:
         line.open_until = line.expires_at if is_plain else -NEVER
         line.brisk_until = min(line.open_until, now + OFTEN) if line.rest_until <= now else -NEVER
 
-    def closed(self, key: Key, now: float) -> bool:
+    def record_close(self, key: Key, now: float) -> bool:
         """A channel is closed. Returns whether it is to be opened again."""
         line = key.line
         line.run = None
@@ -193,7 +193,7 @@ class Ledger:
         is_wanted = line.is_to_be_revived() and line.leaving is None
         return is_wanted and line.resource is not None and self.state is POOL_OPEN
 
-    def not_opened(self, key: Key, after: float | None, now: float) -> float | None:
+    def record_failure(self, key: Key, after: float | None, now: float) -> float | None:
         """An attempt to open it again has failed. Returns when the next is due; None: it is given up."""
         line = key.line
         line.move(Phase.DOWN)
@@ -214,7 +214,7 @@ class Ledger:
     # -- who gets what
 
     def serve(self, resource: Resource, now: float) -> None:
-        """Give free channels to those who wait for them, the oldest first; refuse who waits in vain."""
+        """Give free channels to those who wait for them, the oldest first; refuse those that wait in vain."""
         if resource.resting:
             resource.end_rests(now)
         if resource.queue:
@@ -244,7 +244,7 @@ class Ledger:
                 self.hand(ticket, key)
 
     def _review(self, resource: Resource, now: float) -> None:
-        """A channel is no longer there: refuse who waits for it in vain."""
+        """A channel is no longer there: refuse the calls that wait in vain."""
         resource.is_shrunk = False
         for ticket in list(resource.queue):
             self.review(ticket, now)

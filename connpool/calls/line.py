@@ -116,8 +116,8 @@ class Line:
         self.invoke: Callable[..., Any] = channel.call
         self.takes_timeout = takes_timeout(channel.call)
         self.took: dict[Hashable, Tally] = {}  # what it can do, and how long that took
-        self.run: Run | None = None  # the call that runs on it, or who opens or closes it
-        self.leaving: Ticket | None = None  # who wants to take it out of the pool
+        self.run: Run | None = None  # the call that runs on it, or the thread that opens or closes it
+        self.leaving: Ticket | None = None  # of a thread that wants to take it out of the pool
         self.opened_at: float | None = None
         self.called_at: float | None = None
         self.expires_at = NEVER
@@ -126,7 +126,9 @@ class Line:
         self.rest_until = -NEVER
         self.retry_at = NEVER  # while DOWN: when it is opened again
         self.failures = 0  # to open it again, in a row
-        self.unclosed: deque[None] = deque()  # holds one thing while it is open: who takes that closes it
+        self.unclosed: deque[None] = (
+            deque()
+        )  # holds one thing while it is open: the thread that takes that closes it
 
     def move(self, to: Phase) -> None:
         """Go on to phase *to*.

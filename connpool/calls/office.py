@@ -115,7 +115,7 @@ class Office:
             with self._lock:
                 if line.phase is Phase.OPENING:
                     self._ledger.doom(key, CloseReason.POOL_CLOSED)
-            switch.wink()  # an interrupt may have kept us from looking who waits
+            switch.wink()  # an interrupt may have kept us from serving the queue
             switch.carry_out()
             raise
         switch.carry_out()
@@ -198,7 +198,7 @@ class Office:
             for line in lines:
                 change.make(line)
         except BaseException:
-            self._switch.wink()  # an interrupt may have kept us from looking who waits
+            self._switch.wink()  # an interrupt may have kept us from serving the queue
             raise
 
     # -- listening
@@ -212,7 +212,7 @@ class Office:
 
         def stop() -> None:
             with self._lock:
-                if calls:  # who calls us again finds none
+                if calls:  # called again it finds none
                     self._switch.listeners.remove(calls.pop(), kinds)
                     self._attend_locked()
 

@@ -64,7 +64,7 @@ def _queue_up(
     resource = ledger.resources.get(name)
     if resource is None:
         switch.check_open()
-        raise refusal(ledger.name, name, method, False, False)
+        raise refusal(ledger.name, name, method, has_lines=False, is_offered=False)
     ticket = Ticket(resource, method, next(ledger.numbers))
     if where is not None:
         ticket.verdicts = {}

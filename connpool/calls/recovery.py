@@ -1,4 +1,4 @@
-"""What becomes of tickets and keys that are dropped: by an interrupt, or by who waits no longer."""
+"""What becomes of tickets and keys that are dropped: by an interrupt, or because nobody waits any longer."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def restore(ledger: Ledger, key: Key, now: float) -> None:
     else:
         line.run = None
         if line.leaving is not None and not line.leaving.is_waiting():
-            line.leaving = None  # who was to take it out has gone
+            line.leaving = None  # the thread that was to take it out has gone
         ledger.lay_down(key, now, was_used=False)

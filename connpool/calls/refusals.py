@@ -46,10 +46,12 @@ def objection(pool: str, ticket: Ticket, now: float) -> ConnPoolError | None:
                 pool=pool,
             )
         return None
-    return refusal(pool, ticket.resource.name, ticket.method, bool(lines), bool(offering))
+    return refusal(
+        pool, ticket.resource.name, ticket.method, has_lines=bool(lines), is_offered=bool(offering)
+    )
 
 
-def refusal(pool: str, name: Hashable, method: Hashable, has_lines: bool, is_offered: bool) -> CallError:
+def refusal(pool: str, name: Hashable, method: Hashable, *, has_lines: bool, is_offered: bool) -> CallError:
     """The error of a call that no channel can serve."""
     if not has_lines:
         return NoResourceError(f"pool {pool!r}: no channel offers {name!r}", pool=pool)

@@ -69,7 +69,7 @@ class Resource:
             queue.insert(sum(1 for other in queue if other.number < ticket.number), ticket)
 
     def ask_filters(self) -> None:
-        """A channel is new, or can do more than before: have the filters of who waits asked about it."""
+        """A channel is new, or can do more than before: have the filters of waiting calls asked about it."""
         for ticket in self.queue:
             if ticket.verdicts is not None:
                 ticket.wake()

@@ -9,7 +9,7 @@ from typing import Any, Final
 from connpool.clock import now
 from connpool.errors import CallTimeoutError, ChannelClosedError, ConfigError
 from connpool.model.channel import method_set
-from connpool.model.checks import require_callable
+from connpool.model.checks import require_function
 from connpool.model.endpoint import Endpoint
 from connpool.model.request import Request
 from connpool.model.uncopied import Uncopied
@@ -56,8 +56,8 @@ class SocketChannel(Uncopied):
     ) -> None:
         if not isinstance(pool, ConnectionPool):
             raise ConfigError(f"pool must be a ConnectionPool, got {pool!r}")
-        require_callable("encode", encode)
-        require_callable("decode", decode)
+        require_function("encode", encode, or_none=True)
+        require_function("decode", decode, or_none=True)
         self.resource = resource
         self.pool = pool
         self._methods = methods if callable(methods) else method_set(methods)
@@ -153,7 +153,7 @@ class SocketChannel(Uncopied):
             raise ChannelClosedError(f"{self!r} is not open") from None
         self._in_call = conn
         try:
-            if not self._is_open:  # asked after it can be seen: who closes looks for it after saying so
+            if not self._is_open:  # asked after it can be seen: ``close`` looks for it after saying so
                 raise ConnectionError("it was closed")
             if not is_usable(conn._held().raw):
                 raise ConnectionError("the peer closed the connection, or sent what nobody asked for")

@@ -97,9 +97,9 @@ class Steering(Uncopied):
         """Take no more calls, and close every channel.
 
         Args:
-            timeout: Seconds in which calls that run or wait may still end. After that who waits is told
-                PoolClosedError, and the channels of calls that run are closed under them. None:
-                who waits is told at once; calls that run may end, and their channels are closed then.
+            timeout: Seconds in which calls that run or wait may still end. After that those that wait
+                fail with PoolClosedError, and the channels of those that run are closed under them. None:
+                those that wait fail at once; those that run may end, and their channels are closed then.
 
         Returns:
             How many calls still run.

@@ -139,7 +139,7 @@ class Switch:
             return
         if line.is_run_by(threading.get_ident()):
             self.key_dropped(key)
-        elif line.waiting and line.idle:  # what was raised kept us from looking who waits
+        elif line.waiting and line.idle:  # what was raised kept us from serving the queue
             self.wink()
 
     def key_dropped(self, key: Key) -> None:

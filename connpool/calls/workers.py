@@ -67,7 +67,7 @@ class Workers:
                 switch.tell(ChannelClosed, line.id, line.resource.name, reason)
         finally:  # an interrupt, or a listener that ends its thread, keeps nothing from being recorded
             with switch._lock:
-                if switch.ledger.closed(key, switch.clock.now()):
+                if switch.ledger.record_close(key, switch.clock.now()):
                     self.openings.append(key)
 
     def close_channel(self, line: Line) -> bool:
@@ -154,7 +154,7 @@ class Workers:
             rest = rest_of(line.channel.open(*line.args))
         except BaseException as error:  # noqa: BLE001 - foreign code on a thread of ours
             with switch._lock:
-                until = switch.ledger.not_opened(key, retry_after(error), switch.clock.now())
+                until = switch.ledger.record_failure(key, retry_after(error), switch.clock.now())
             again = "for good" if until is None else f"next try in {until - switch.clock.now():.1f} s"
             logger.info("call pool %r: channel %d is down (%s): %r", switch.name, line.id, again, error)
             if until is not None:

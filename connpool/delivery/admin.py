@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Admin", "require_places"]
 
-LOOK: Final = 1.0  # seconds after which who waits sees to it that upkeep runs
+LOOK: Final = 1.0  # seconds after which a waiting thread sees to it that upkeep runs
 
 
 def require_places(pool: ConnectionPool, route: Route | None) -> None:

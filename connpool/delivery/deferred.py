@@ -25,7 +25,7 @@ class Deferred:
 
     Args:
         most: Messages that may wait.
-        waits: Whether who finds it full waits for room; else it is an error.
+        waits: Whether a caller that finds it full waits for room; else it is an error.
     """
 
     def __init__(self, sending: Sending, name: str, *, most: int, waits: bool) -> None:
@@ -79,7 +79,7 @@ class Deferred:
             while True:
                 with self._lock:
                     if not self._queue:
-                        self._thread = None  # said with the lock: who comes after that starts another
+                        self._thread = None  # said with the lock: a message that comes later starts another
                         self._changed.notify_all()
                         return
                 self._send_next()

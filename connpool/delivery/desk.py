@@ -16,9 +16,11 @@ from connpool.pool.piles import look_through
 
 __all__ = ["Call", "Desk", "Job"]
 
-LONGEST: Final = 0.01  # seconds that who comes waits at most for those who were served to leave
+LONGEST: Final = 0.01  # seconds that a newcomer waits at most for those who were served to leave
 LATE: Final = 0.0002  # seconds for each who was served, by which the next service should have begun
-PATIENCE: Final = 0.1  # seconds after which who was not told looks for itself, and then ever less often
+PATIENCE: Final = (
+    0.1  # seconds after which a thread that was not woken looks for itself, and then ever less often
+)
 SELDOM: Final = 1.0  # seconds between two such looks at most
 
 
@@ -114,23 +116,23 @@ class Call:
 class Desk:
     """Jobs in the order of arrival, and who has the file.
 
-    There is no lock. Who has a job puts it on the desk, *then* looks whether the
-    file is free; who leaves the file does that first, and looks for jobs *then*.
-    So one of the two sees the other. Who has the file does all jobs that are there:
+    There is no lock. A thread puts its job on the desk, *then* looks whether the file is
+    free; the thread that leaves the file does that first, and looks for jobs *then*. So one
+    of the two sees the other. The thread that has the file does all jobs that are there:
     one commit serves all that came while the last was on its way to the disk.
 
-    Who leaves the desk wakes one other: the next who was served and was not told; if all
-    were told, the first who still waits to be served. Woken all at once they would be in each
-    other's way, and each would wait once more, for the interpreter. Who comes meanwhile
-    waits for the last of them to leave: by then most have come again, and are one company,
-    not two of half the size that need a commit each. Where other threads compute, each link of that
-    chain would wait for the interpreter: if a service begins later than ``LATE`` for each who was
-    served after the last one ended, it wakes all whom it serves at once. (So it does after a pause, too.)
+    A thread that leaves the desk wakes one other: the next that was served and does not know it; if
+    all know, the first that still waits to be served. Woken all at once they would be in each
+    other's way, and each would wait once more, for the interpreter. Newcomers wait for the last of
+    them to leave: by then most have come again, and are one batch, not two of half the size that
+    need a commit each. Where other threads compute, each link of that chain would wait for the
+    interpreter: if a service begins later than ``LATE``, for each that was served, after the last one
+    ended, it wakes all that it serves at once. (So it does after a pause, too.)
 
-    If one of those who were served does not get on, in a signal handler say, nobody waits for it
-    for long. Who comes within twice the time of the last service waits ``LONGEST`` for it, who comes later
-    does not; all who wait already, served or not, look for themselves: after ``PATIENCE``, when they have
-    waited as long again, and at last every second (``SELDOM``).
+    If a thread that was served does not get on, in a signal handler say, nobody waits for it for
+    long. A newcomer within twice the time of the last service waits ``LONGEST`` for it, a later one
+    does not; all that wait already, served or not, look for themselves: after ``PATIENCE``, when they
+    have waited as long again, and at last every second (``SELDOM``).
 
     A job stays on the desk until its own thread takes it off. So a signal handler
     or a finaliser that calls from within a call of its own thread is found out,
@@ -159,7 +161,7 @@ class Desk:
         try:
             if self._wait(call, job, None) and not job.is_done:
                 self._serve(run)
-        finally:  # after Ctrl-C, too: who leaves wakes the next, and so everybody is told
+        finally:  # after Ctrl-C, too: each that leaves wakes the next, and so everybody is told
             try:
                 call.end()
             except BaseException:  # it is not dropped as long as somebody looks at the traceback
@@ -210,7 +212,7 @@ class Desk:
         return Call(self, job)
 
     def require_outside(self) -> None:
-        """Turn away who comes from within a call of the same thread.
+        """Refuse a call that comes from within another of the same thread.
 
         Raises:
             UsageError: it would wait for itself.
@@ -237,13 +239,13 @@ class Desk:
         return True
 
     def _may_go(self, job: Job) -> bool:
-        """Whether nobody has the file, and nobody who was served has yet to leave and wake who comes next."""
+        """Whether nobody has the file, and none that was served is still to leave and to wake the next."""
         if self.users:
             return False
         return not self.jobs[0].is_done or clock.now() >= self._leave_until or job.work is None
 
     def wake_next(self) -> None:
-        """Wake who was served and does not know it, or else who comes next: the file may be free."""
+        """Wake one that was served and does not know it, or else the next job: the file may be free."""
         for job in look_through(self.jobs):
             if job.is_done and job.gate is not None and not job.is_told:
                 job.tell()

@@ -294,7 +294,7 @@ class Keeper:
             try:
                 with Told(segment.path):
                     segment.roll_back()
-            except (Damaged, SpoolError):  # the next who opens it will see what is the matter
+            except (Damaged, SpoolError):  # whoever opens it next will see what is the matter
                 self.ledger.segment = None
                 segment.close()
 

@@ -84,7 +84,7 @@ class Keeping:
             due = tuple(at for at in retries if at is not None)
             due += tuple(errand.at for errand, _ in errands if errand.turns.are_free())  # who is at it tells
             at = min([*due, office.roster.switch_at])
-            office.settled.notify_all()  # who was torn away may have told nobody that all is sent
+            office.settled.notify_all()  # a thread that was torn away may have told nobody that all is sent
         kept = office.kept
         if at < math.inf and kept is not None:
             watch(kept, at)

@@ -25,7 +25,7 @@ SetHandler = Callable[["Broadcaster", LinkEvent], object]
 
 MOST_NEWS: Final = 1_000  # events, beside those of messages, that are kept for a handler that may come
 MOST_LETTERS: Final = 1_000  # messages that are read before somebody takes them
-A_LOOK: Final = 0.1  # seconds that who does not wait gives the thread that reads for one look
+A_LOOK: Final = 0.1  # seconds that a call without a wait gives the reading thread for one look
 
 ALL: Final = LinkEvent.INPUT | LinkEvent.DEAD | LinkEvent.ALIVE
 NONE: Final = LinkEvent(0)
@@ -166,7 +166,7 @@ class Mailbox:
         return self._wait_for(take_locked, timeout, reads=reads) or []
 
     def _look(self, *, reads: bool = True) -> None:
-        """Have what has come by now read; who does not wait would find none of it, since nobody wanted it."""
+        """Have what has come by now read; a call without a wait would find none of it: nobody wanted it."""
         gate = shut_gate()
         try:
             with self._lock:

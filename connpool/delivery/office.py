@@ -56,7 +56,7 @@ class Office:
         self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
         me = weakref.ref(self)  # a thread that waits at the mailbox must not keep a forgotten broadcaster
         self.mailbox = Mailbox(self._lock, pool.name, lambda: (office := me()) and office.on_strands())
-        self.kept: Kept | None = None  # who is given turns: the broadcaster
+        self.kept: Kept | None = None  # what is given turns: the broadcaster
         self.start_worker: Callable[[Link], bool] = lambda link: False
         self.stop_worker: Callable[[], object] = lambda: None
         self.hear_out: Callable[[Strand], object] = lambda strand: None  # take in a peer's last words
@@ -99,7 +99,7 @@ class Office:
                 self._mark_dead_locked(link, None, strand.endpoint)
             else:
                 is_behind = self.spool is not None and self.spool.count(link.queue) > 0
-                link.adopt(strand, is_behind=is_behind)  # who finds it broken waits for the lock to say so
+                link.adopt(strand, is_behind=is_behind)  # a thread that finds it broken waits for our lock
                 link.state, link.since, link.endpoint = LinkState.ALIVE, self.clock.now(), strand.endpoint
                 link.retry_at = link.last_error = None
                 link.failures, link.is_wanted = 0, False
@@ -163,7 +163,7 @@ class Office:
             if (strand := link.strand) is not None and strand.endpoint == endpoint:
                 self.lower(link, error, strand)
 
-    def not_opened(self, link: Link, endpoint: Endpoint, error: BaseException) -> None:
+    def record_failure(self, link: Link, endpoint: Endpoint, error: BaseException) -> None:
         """An attempt to open *link* has failed."""
         with self._lock:
             is_news = link.state is LinkState.NEW

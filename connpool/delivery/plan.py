@@ -35,7 +35,7 @@ class Plan:
     def shares(self, late: tuple[Link, ...], parcel: Parcel) -> Shares:
         """Who has *parcel*, for which *late* ones were not ready; their members and their queues.
 
-        Who is late for one message is late for the next, so the last answer is kept.
+        A link that is late for one message is late for the next, so the last answer is kept.
         """
         if parcel.reached:
             return shares_of(who_have(parcel, (link for link in self.links if link not in late)), late)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from connpool.delivery.mailbox import Handler, SetHandler
 from connpool.errors import ConfigError, UsageError
-from connpool.model.checks import is_number, require_callable, require_seconds
+from connpool.model.checks import is_number, require_function, require_seconds
 from connpool.model.delivery import LinkEvent
 from connpool.model.endpoint import Endpoint
 
@@ -19,7 +19,7 @@ __all__ = ["Receiving"]
 
 
 class Receiving:
-    """What who listens to the members calls."""
+    """What a program calls to hear from the members."""
 
     name: str
     _office: Office
@@ -59,7 +59,7 @@ class Receiving:
 
         Source: prelude_connection_pool_check_event (libprelude).
         """
-        require_callable("handler", handler)
+        require_function("handler", handler, or_none=True)
         seconds = _seconds(timeout)
         self._see_to_links()
         return self._telling.check(seconds, handler)

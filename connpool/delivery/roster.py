@@ -1,4 +1,4 @@
-"""The links of a route: which group is active, and who joins or leaves when the route changes."""
+"""The links of a route: which group is active, and which links come and go when the route changes."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Roster:
         return queue
 
     def _bequeath(self, left: Mapping[str, Member | None]) -> None:
-        """Give the messages in queues of nobody's to who may send them."""
+        """Give the messages in queues that are nobody's to links that may send them."""
         for link in self.links.values():
             link.heirlooms = ()
         heirs = kin_of({link: link.member for link in self.links.values()})

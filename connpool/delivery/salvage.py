@@ -119,8 +119,8 @@ def _read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 def is_whole(log: BinaryIO, index: BinaryIO | None) -> bool:
     """Whether *log* holds no commit behind something bad: SQLite would stop there and forget the rest.
 
-    Who is killed while it writes its last commit leaves the end of that in part: by the *index* of the log,
-    which outlives a process, it never came to its end, and nobody misses it.
+    A process that is killed while it writes its last commit leaves the end of that in part: by the *index* of
+    the log, which outlives a process, it never came to its end, and nobody misses it.
     """
     is_good, n_bad, n_committed = True, 0, 0
     for number, image in enumerate(_images(log), 1):

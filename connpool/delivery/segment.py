@@ -88,7 +88,7 @@ class Segment:
         self._is_open = False
         try:
             self._connection.close()
-        except sqlite3.Error:  # whatever is the matter, the next who opens it will see
+        except sqlite3.Error:  # whatever is the matter, whoever opens it next will see
             pass
 
     def __del__(self) -> None:
@@ -152,7 +152,7 @@ class Segment:
             self.execute(f"PRAGMA synchronous = {'FULL' if is_durable else 'NORMAL'}")
             self._is_durable = is_durable
         if is_durable and self._has_refuse:
-            self.settle()  # who opens the file after a crash would take what is left of it for damage
+            self.settle()  # opened after a crash, what is left of it would be taken for damage
             self._has_refuse = False
         self._connection.execute("BEGIN IMMEDIATE")
 
@@ -170,7 +170,7 @@ class Segment:
             self._cut_log()
 
     def _cut_log(self) -> None:
-        """Cut off a part of a page that a full disk has taken: who opens the file would think it damaged."""
+        """Cut off a part of a page that a full disk has taken: the file would seem damaged."""
         log = log_of(self.path)
         size = disk.size_of(log) or 0
         rest = (size - LOG_HEADER.size) % FRAME_SIZE if size > LOG_HEADER.size else 0

@@ -24,8 +24,8 @@ def _framing(_: object, __: object, value: Any) -> None:
     require_framing(value)
 
 
-def _callable_or_none(_: object, attribute: Any, value: Any) -> None:
-    checks.require_callable(attribute.name, value)
+def _function_or_none(_: object, attribute: Any, value: Any) -> None:
+    checks.require_function(attribute.name, value, or_none=True)
 
 
 def _rate(_: object, attribute: Any, value: Any) -> None:
@@ -59,7 +59,7 @@ class Settings:
     """See ``Broadcaster`` for what each means."""
 
     framing: Framing = field(factory=Raw, validator=_framing)
-    confirm: Confirm | None = field(default=None, validator=_callable_or_none)
+    confirm: Confirm | None = field(default=None, validator=_function_or_none)
     write_ahead: bool = field(default=False, validator=checks.flag)
     failover: bool = field(default=True, validator=checks.flag)
     reconnect: bool = field(default=True, validator=checks.flag)

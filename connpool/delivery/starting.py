@@ -19,7 +19,7 @@ GRACE: Final = 5.0  # seconds that the end waits for a thread, which may be in a
 class Starter:
     """Starts one thread once, whoever comes first and however many come.
 
-    With its turns in one object: who looks for the thread while another takes its place finds the turns that
+    With its turns in one object: a look for the thread, while another takes its place, finds the turns that
     go with it.
     """
 

@@ -88,7 +88,7 @@ class Strand:
         self.line = line
         self.endpoint = endpoint
         self.decoder = decoder  # touched by the reading thread alone
-        self.holder: Claim | None = None  # who waits for the peer; it writes without ``writing``
+        self.holder: Claim | None = None  # what waits for the peer; it writes without ``writing``
         self.is_midway = False  # the peer may have a part of a message, and only its sender the rest
         self.n_readers = 0
         self.is_dropped = False  # nobody new may use it; the last user closes it
@@ -97,7 +97,7 @@ class Strand:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody waits for the peer; who was torn away from it does not."""
+        """Whether somebody waits for the peer; a thread that was torn away from it does not."""
         return self.holder is not None and not self.holder.is_given_up
 
     def is_held_by(self, thread: int) -> bool:

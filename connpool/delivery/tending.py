@@ -69,7 +69,7 @@ class Tending:
                 if not link.is_stuck:  # else it has been told
                     logger.exception("broadcaster %r: tending %s failed", office.name, link.queue)
                 if job == "open":
-                    office.not_opened(link, link.endpoint, error)
+                    office.record_failure(link, link.endpoint, error)
                 else:
                     with office._lock:
                         link.is_stuck = True
@@ -87,14 +87,14 @@ class Tending:
         try:
             conn = office.pool.try_connect(Request(endpoint, timeout=timeout, cancel=self._stopped))
         except (PoolClosedError, PoolPausedError) as error:
-            office.not_opened(link, endpoint, error)
+            office.record_failure(link, endpoint, error)
             self._wait_for_the_pool(link)
             return
         except ConnPoolError as error:
             if self._has_others(link):
                 link.last_error = error
                 return  # it is still to be opened: at once, at another endpoint of the list
-            office.not_opened(link, endpoint, error)
+            office.record_failure(link, endpoint, error)
             if isinstance(error, CheckoutTimeoutError):  # others have all places, or it is paused
                 self._wait_for_the_pool(link)
             return

@@ -70,7 +70,7 @@ class Watch:
                 self._starter = Starter(
                     threading.Thread(target=self._run, args=(poller,), name=self._name, daemon=True)
                 )
-                self._poller = poller  # last: an interrupt before leaves all of it to the next who looks
+                self._poller = poller  # last: an interrupt before leaves all of it to the next look
         self.start(office)
         return True
 
@@ -254,7 +254,7 @@ class Watch:
         return False, None  # there may be more to read before the end
 
     def _may_leave(self, office: Office) -> bool:
-        """Whether the thread can end: said first, and looked after that. Who comes later starts another."""
+        """Whether the thread can end: said first, and looked after that. A later look starts another."""
         with self._lock:
             if any(link.strand is not None for link in office.roster.links.values()):
                 return False

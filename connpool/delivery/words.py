@@ -37,7 +37,7 @@ def closed(name: str) -> PoolClosedError:
 
 
 def require_open(office: Office, cause: Exception | None = None) -> None:
-    """Turn away who comes after the beginning of the close.
+    """Refuse what comes after the beginning of the close.
 
     Raises:
         PoolClosedError: the broadcaster is closed.

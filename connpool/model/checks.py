@@ -123,16 +123,10 @@ def require_methods(name: str, value: T, *methods: str) -> T:
     return value
 
 
-def require_callable(name: str, value: Any) -> None:
-    """Accept what can be called, and None."""
-    if value is not None and not callable(value):
-        raise ConfigError(f"{name} must be a function or None, got {value!r}")
-
-
-def require_function(name: str, value: Any) -> None:
+def require_function(name: str, value: Any, *, or_none: bool = False) -> None:
     """Accept what can be called."""
-    if not callable(value):
-        raise ConfigError(f"{name} must be a function, got {value!r}")
+    if not (callable(value) or (or_none and value is None)):
+        raise ConfigError(f"{name} must be a function{' or None' if or_none else ''}, got {value!r}")
 
 
 def require_hashable(name: str, value: Any) -> None:
@@ -143,7 +137,7 @@ def require_hashable(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be hashable, got {value!r}") from error
 
 
-def handlers(value: Any) -> Iterable[Callable[[Any], object]]:
+def require_listeners(value: Any) -> Iterable[Callable[[Any], object]]:
     """Give *value* if there can be listeners in it."""
     if not isinstance(value, Iterable):
         raise ConfigError(f"listeners must be several functions, got {value!r}")

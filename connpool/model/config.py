@@ -42,8 +42,8 @@ class PoolConfig:
         min_idle: Kept ready in the background, so that a burst finds them open.
         checkout_timeout: For one checkout as a whole, where the caller names none.
         connect_timeout: For one dial, name look-up, TLS and login included.
-        max_waiters: How many may queue; who comes then is refused at once, since
-            an answer that comes too late helps nobody.
+        max_waiters: How many may queue; a checkout that comes then is refused at once,
+            since an answer that comes too late helps nobody.
         max_connecting: Dials at a time to one endpoint, so that a server that
             comes back is not met by a storm.
         idle_timeout: Unused that long, a connection is closed.

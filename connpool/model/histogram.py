@@ -39,7 +39,7 @@ def _lower_edge(bucket: int) -> float:
 class Histogram:
     """Counts durations; tells their percentiles within 7 %, and their maximum exactly.
 
-    It has no lock: who records and who reads must exclude each other.
+    It has no lock: to record and to read must exclude each other.
     """
 
     __slots__ = ("_buckets", "_longer", "_longest", "_shorter")

@@ -20,7 +20,7 @@ __all__ = ["Attempts"]
 
 
 class Attempts:
-    """What is under way. Every method is called with the pool's lock held."""
+    """Begins dials and looks for waiters, and ends them. Every method is called with the pool's lock held."""
 
     def __init__(self, books: Books, *, looks_promptly: bool) -> None:
         self._books = books

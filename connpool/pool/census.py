@@ -1,4 +1,4 @@
-"""All that is kept up in the background, and what a forked child must do about what it inherits."""
+"""All that has upkeep in the background, and what a forked child must do about what it inherits."""
 
 from __future__ import annotations
 

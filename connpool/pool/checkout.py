@@ -201,7 +201,7 @@ class Checkout(Fitting):
         """The instant at which this checkout gives up."""
         if self._waiter.may_wait:
             return self._deadline
-        # It waits for nothing but the dial that it could start at once.
+        # It waits for nothing but the dial that it could start at once, PATIENCE before ``patience_at``.
         began = self._waiter.patience_at - PATIENCE
         return began + self._books.config.connect_timeout + DIAL_MARGIN
 

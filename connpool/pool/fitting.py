@@ -22,7 +22,7 @@ __all__ = ["Fitting"]
 
 
 class Fitting:
-    """The last step of a checkout that took the long way: from a key to a loan."""
+    """The last step of a ``Checkout``, of which it is a part: from a key to a loan."""
 
     __slots__ = ()
 

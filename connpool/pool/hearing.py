@@ -1,8 +1,8 @@
 """Loans of a pool that somebody listens to: both fast paths once more, with what is told on the way.
 
-To go through those of every pool and tell before and after would cost a turn half as
-much again, since each step would look up what another has in hand. These are closures
-for the same reason: what stays as it is for as long as somebody listens is found once.
+To wrap the fast paths of every pool, and tell before and after, would cost a turn half as
+much again: each wrapper would look up what the path has in hand. These are closures for
+the same reason: what stays the same for as long as somebody listens is looked up once.
 
 The events of a loan are made in a third of the time that attrs takes for a frozen
 instance, whose fields it sets by a call each: they are assigned while the instance is of

@@ -33,7 +33,7 @@ __all__ = ["Lender"]
 
 
 class Lender(Desk):
-    """What comes back, and what dials bring."""
+    """A desk that takes back loans, and records what dials and looks have brought."""
 
     def __init__(
         self, pool: ConnectionPool, connector: FullConnector, clock: Clock, config: PoolConfig

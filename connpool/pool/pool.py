@@ -12,9 +12,9 @@ from typing import Any, Final, Self, TypeVar
 from connpool.clock import Clock, SystemClock
 from connpool.model.checks import (
     PLAIN_NUMBERS,
-    handlers,
     require_flag,
     require_kind,
+    require_listeners,
     require_methods,
     require_text,
 )
@@ -122,7 +122,7 @@ class ConnectionPool(Steering):
         self._settle(Lender(self, full, clock, config))
         if rng is not None:
             self._lender.books.rng = require_kind("rng", rng, random.Random)
-        for handler in handlers(listeners):
+        for handler in require_listeners(listeners):
             self._control.listen(handler, ())
         where_to = None if route is None else Route.coerce(route)
         if self._lender.listeners.by_kind[PoolOpened]:

@@ -206,8 +206,8 @@ class Key:
     that opens, looks at or closes the transport. Wherever an interrupt or a
     forgotten ``release`` drops it, the finaliser reports the record, and the
     pool's next turn recovers the place. That is why no step of a checkout needs
-    to be undone by hand. The key of a loan loses its record then: finalisers that the
-    collector comes to later may use the loan.
+    to be undone by hand. The key of a loan loses its record then: a finaliser that
+    the collector calls later may still try to use the loan, and must find it ended.
     """
 
     __slots__ = ("record",)

@@ -1,4 +1,4 @@
-"""What lies idle, lent without a dial and without a wait."""
+"""What is idle: taken for good, or shared, without a dial."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Look(threading.Event):
 
 
 class Stock:
-    """The idle connections of one pool."""
+    """Takes and shares idle connections of one pool; dials nothing."""
 
     def __init__(self, lender: Lender) -> None:
         self._lender = lender

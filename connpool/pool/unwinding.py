@@ -1,4 +1,4 @@
-"""What an error that is kept must not keep: keys, in the frames that it has ended."""
+"""Keys in the frames of a traceback: an error that somebody keeps must not keep them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def is_from_outside(error: BaseException) -> bool:
 
 
 def drop_keys(error: BaseException) -> None:
-    """Have frames of ours that *error* has ended forget what they had in hand, however long it is kept.
+    """Have the frames of ours that *error* has ended forget what they had in hand, however long it is kept.
 
-    It came from without: Ctrl-C, a signal handler, foreign code. Errors of our own are raised with nothing
-    in hand, and keep their frames; unless a signal handler has let one pass, of what it tried itself.
+    It came from outside: Ctrl-C, a signal handler, foreign code. Errors of our own are raised with nothing
+    in hand, and keep their frames; unless one has come through a signal handler that uses a pool.
     """
     seen: set[int] = set()
     current: BaseException | None = error

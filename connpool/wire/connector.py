@@ -9,7 +9,7 @@ from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from connpool.errors import ConfigError, HandshakeError
-from connpool.model.checks import is_whole, require_callable
+from connpool.model.checks import is_whole, require_flag, require_function
 from connpool.model.endpoint import Endpoint
 from connpool.wire import look
 from connpool.wire.dial import DialOptions, open_tcp, open_unix
@@ -100,10 +100,9 @@ class SocketConnector:
         if tls is not None:
             require_context("tls", tls)
         require_server_hostname(server_hostname)
-        if not isinstance(nodelay, bool):
-            raise ConfigError(f"nodelay must be True or False, got {nodelay!r}")
-        require_callable("handshake", handshake)
-        require_callable("permissions", permissions)
+        require_flag("nodelay", nodelay)
+        require_function("handshake", handshake, or_none=True)
+        require_function("permissions", permissions, or_none=True)
         _check_keepalive(keepalive)
         _check_source_address(source_address)
         if tls is not None and tls.verify_mode == ssl.CERT_NONE:

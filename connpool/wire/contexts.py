@@ -21,7 +21,7 @@ def make_context(
     """What TLS clients need to know.
 
     Args:
-        ca: Certificates of who may vouch for servers; None: those the system trusts.
+        ca: Certificates of authorities that vouch for servers; None: those the system trusts.
         certificate: The client's own, with its chain, for servers that ask for one.
         key: Belongs to *certificate*; None: it is in the same file.
         password: Opens *key*. Appears in no error.

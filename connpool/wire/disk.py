@@ -82,7 +82,7 @@ class FileLock:
                     if isinstance(error, BlockingIOError):
                         return None
                     raise
-            lock.abandon()  # who had it before has removed the file: it excludes nobody any more
+            lock.abandon()  # its last owner has removed the file: it excludes nobody any more
 
     def is_in_place(self) -> bool:
         """Whether others who look for it find it: nobody has removed or replaced its file."""
@@ -98,7 +98,7 @@ class FileLock:
         try:
             is_ours = self._is_held and not self._file.closed and self._process == os.getpid()
             if is_ours and self.is_in_place():
-                remove(self._path)  # while it is locked: who has opened it meanwhile will look again
+                remove(self._path)  # while it is locked: whoever has opened it meanwhile will look again
         finally:
             self.abandon()
 

@@ -17,7 +17,7 @@ from connpool.wire import look
 from connpool.wire.stream import ByteStream
 from connpool.wire.waiting import BRIEF, limit_waits
 
-__all__ = ["MINDED", "Minded", "SocketModes", "is_tls"]
+__all__ = ["WATCHED", "SocketModes", "WatchedCalls", "is_tls"]
 
 T = TypeVar("T")
 
@@ -31,18 +31,18 @@ def is_tls(raw: object) -> TypeGuard[ssl.SSLSocket]:
     return isinstance(raw, ssl.SSLSocket)
 
 
-class Minded:
-    """Calls on TLS in which the system waits, and somebody who ends those that last too long.
+class WatchedCalls:
+    """Calls on TLS in which the system waits, and a watchdog that ends those that last too long.
 
     OpenSSL goes on until it has a whole record: each of its pieces may come in time, and all of them together
-    too late; and nobody else gets a turn meanwhile. That is seen to from another thread, which is of a higher
-    floor and so introduces itself.
+    too late; and nobody else gets a turn meanwhile. The watchdog runs on another thread. It is of a higher
+    floor, and so introduces itself.
     """
 
     def __init__(self) -> None:
         self.calls: dict[SocketModes, int] = {}  # each with a number of its own
-        self.is_minded = False  # somebody will look at them before long
-        self.begin: Callable[[], bool] = bool  # have somebody look; False: nobody can
+        self.is_watched = False  # the watchdog will look at them before long
+        self.begin: Callable[[], bool] = bool  # have it look; False: it cannot
         self._seen: dict[SocketModes, int] = {}
 
     def cut_short(self) -> None:
@@ -55,7 +55,7 @@ class Minded:
         self._seen = going_on if self.calls else {}  # what is over is not kept
 
 
-MINDED: Final = Minded()
+WATCHED: Final = WatchedCalls()
 
 
 class SocketModes(ByteStream):
@@ -69,7 +69,7 @@ class SocketModes(ByteStream):
     A socket that one thread alone reads from is read in one system call instead of two, each of which gives
     the GIL away, if an answer comes soon: the system itself waits for bytes (SO_RCVTIMEO), or for room
     (SO_SNDTIMEO, which only TLS needs). Under TLS that keeps the lock for as long, so whoever finds it taken
-    declares that there are two of them, for good. What lasts long nevertheless is cut short: see ``Minded``.
+    declares that there are two of them, for good. What lasts long is cut short: see ``WatchedCalls``.
 
     Attributes:
         raw: The socket; after ``start_tls`` the TLS socket. For others only after ``hand_out``.
@@ -103,7 +103,7 @@ class SocketModes(ByteStream):
         """Be a stream over *raw* from now on."""
         self.raw = raw
         self._descriptor: Callable[[], int] = raw.fileno  # -1: it cannot be used any more
-        if is_tls(raw) and not self._is_private:  # who has it may take its TLS off
+        if is_tls(raw) and not self._is_private:  # others may take its TLS off
             self._descriptor = partial(look.descriptor_of_tls, raw)
 
     def hand_out(self) -> None:
@@ -179,8 +179,8 @@ class SocketModes(ByteStream):
             with turn:
                 try:
                     self._has_turn = me
-                    MINDED.calls[self] = next(_numbers)  # said first, and looked after that
-                    if not MINDED.is_minded and not MINDED.begin():
+                    WATCHED.calls[self] = next(_numbers)  # said first, and looked after that
+                    if not WATCHED.is_watched and not WATCHED.begin():
                         return None
                     if self._is_alone and (self._system_waits == BRIEF or self._tell_system(BRIEF)):
                         return operation(argument)
@@ -191,7 +191,7 @@ class SocketModes(ByteStream):
         except OSError as exc:
             self._raise_why(exc)
         finally:
-            MINDED.calls.pop(self, None)
+            WATCHED.calls.pop(self, None)
         return None
 
     def _come_second(self, me: int) -> None:

@@ -140,7 +140,7 @@ def _shortage() -> OSError | None:
 
 
 def _free(place: _Place, mine: weakref.ref[_Lookup]) -> None:
-    """Free *place*, unless it was given back: who had it may be forgotten long after that."""
+    """Free *place*, unless it was given back: the look-up may be forgotten long after that."""
     if _under_way.get(place) is mine:
         _under_way.pop(place, None)
 

@@ -143,7 +143,7 @@ def _is_our_own_fault(exc: Exception) -> bool:
 def arose_here(error: BaseException) -> bool:
     """Whether *error* says nothing against the peer: this machine lacks something, or *we* were refused.
 
-    With TLS 1.3 a peer that refuses our certificate may say so to who reads first after the handshake.
+    With TLS 1.3 a peer that refuses our certificate may say so only at the first read after the handshake.
     """
     reason = _reason(error)
     is_refused = "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason)

@@ -34,7 +34,7 @@ from connpool.testing import (
 )
 from connpool.wire import look
 from connpool.wire.io import Stream
-from connpool.wire.modes import MINDED, SocketModes
+from connpool.wire.modes import WATCHED, SocketModes
 from connpool.wire.waiting import limit_waits
 from tests.helpers.certificates import Certificates
 from tests.helpers.forks import in_child
@@ -92,14 +92,14 @@ def test_the_mode_is_set_once(
                 with pool.try_connect(timeout=5) as conn:
                     ask(conn)
                     raw = conn._record.raw
-                    assert conn._record.stream not in MINDED.calls
+                    assert conn._record.stream not in WATCHED.calls
                     n_waiting.append(is_waiting_mode(raw))
         return sum(n_waiting)
 
     n_waiting: list[bool] = []
     told, begun = count_tellings(monkeypatch), []
-    begin = MINDED.begin
-    monkeypatch.setattr(MINDED, "begin", lambda: begun.append(None) or begin())
+    begin = WATCHED.begin
+    monkeypatch.setattr(WATCHED, "begin", lambda: begun.append(None) or begin())
     assert apart(turns) > 10
     assert len(told) < 20  # an answer may be late now and then
     assert len(begun) < 20
@@ -307,20 +307,20 @@ def test_where_nobody_can_cut_a_call_short_the_system_does_not_wait(
 ) -> None:
     def turn() -> None:
         with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
-            monkeypatch.setattr(MINDED, "begin", bool)
-            monkeypatch.setattr(MINDED, "is_minded", False)
+            monkeypatch.setattr(WATCHED, "begin", bool)
+            monkeypatch.setattr(WATCHED, "is_watched", False)
             ask(conn)
             assert not any(limits_of(conn._record.raw))
 
     apart(turn)
 
 
-def test_calls_are_minded_no_longer_than_there_are_any(
+def test_calls_are_watched_no_longer_than_there_are_any(
     echo: ScriptedServer, certificates: Certificates
 ) -> None:
     with secure_pool(echo, certificates) as pool, pool.try_connect(timeout=5) as conn:
         apart(lambda: ask(conn))
-        until(lambda: not MINDED.is_minded and not MINDED.calls, "end of looking")
+        until(lambda: not WATCHED.is_watched and not WATCHED.calls, "end of looking")
 
 
 HAND_OUTS: dict[str, Callable[[Connection], Any]] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from connpool.wire.modes import Minded
+from connpool.wire.modes import WatchedCalls
 
 
 class Waiting:
@@ -22,34 +22,34 @@ class Waiting:
 
 
 @pytest.fixture
-def minded() -> Any:
-    return Minded()
+def watched() -> Any:
+    return WatchedCalls()
 
 
-def test_a_call_is_ended_at_the_second_look_and_not_at_the_first(minded: Any) -> None:
+def test_a_call_is_ended_at_the_second_look_and_not_at_the_first(watched: Any) -> None:
     one = Waiting()
-    minded.calls[one] = 1
-    minded.cut_short()
+    watched.calls[one] = 1
+    watched.cut_short()
     assert one.n_cut == 0
-    minded.cut_short()
+    watched.cut_short()
     assert one.n_cut == 1
 
 
-def test_calls_one_after_the_other_are_not_taken_for_one_that_lasts(minded: Any) -> None:
+def test_calls_one_after_the_other_are_not_taken_for_one_that_lasts(watched: Any) -> None:
     one = Waiting()
     for number in range(5):
-        minded.calls[one] = number
-        minded.cut_short()
+        watched.calls[one] = number
+        watched.cut_short()
     assert one.n_cut == 0
 
 
-def test_what_was_ended_is_looked_at_no_more_and_not_kept(minded: Any) -> None:
+def test_what_was_ended_is_looked_at_no_more_and_not_kept(watched: Any) -> None:
     """Even if it was interrupted before it could take itself off the list."""
     one = Waiting()
-    minded.calls[one] = 1
-    minded.cut_short()
-    minded.cut_short()
-    assert not minded.calls
+    watched.calls[one] = 1
+    watched.cut_short()
+    watched.cut_short()
+    assert not watched.calls
     known = weakref.ref(one)
     del one
     gc.collect()
