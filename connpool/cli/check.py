@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import attrs
 
@@ -50,13 +50,12 @@ class Finding:
         return f"ok in {took}{self.details}"
 
 
-def check(path: Path, out: TextIO | None = None, err: TextIO | None = None) -> int:
+def check(path: Path) -> int:
     """Dial every endpoint that *path* names, and report each. Returns the exit status: 1 if any fails."""
-    out, err = out or sys.stdout, err or sys.stderr
     try:
         pools = read_pools(path)
     except (ConfigError, OSError) as error:
-        print(error, file=err)
+        print(error, file=sys.stderr)
         return 1
     jobs = [(pool, endpoint) for pool in pools for endpoint in dict.fromkeys(pool.route.endpoints)]
     width = max(len(f"{pool.name}  {endpoint}") for pool, endpoint in jobs)
@@ -68,9 +67,9 @@ def check(path: Path, out: TextIO | None = None, err: TextIO | None = None) -> i
             cancel.set()
             raise
     for finding in findings:
-        print(f"{f'{finding.pool}  {finding.endpoint}':{width}}  {finding}", file=out)
+        print(f"{f'{finding.pool}  {finding.endpoint}':{width}}  {finding}")
     n_good = sum(finding.error is None for finding in findings)
-    print(f"{n_good} of {len(findings)} endpoints can be reached.", file=out)
+    print(f"{n_good} of {len(findings)} endpoints can be reached.")
     return 0 if n_good == len(findings) else 1
 
 

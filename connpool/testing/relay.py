@@ -132,8 +132,6 @@ class Pipe:
                 self._sink.shutdown(socket.SHUT_WR)
             elif isinstance(piece, Ending):
                 return Ending.OUR_RESET
-            elif self.budget == 0:
-                return self.line.ending
             else:
                 try:
                     n = self._sink.send(piece[: self._portion()])
@@ -168,7 +166,7 @@ class Pipe:
         if self.budget is not None:
             self.budget -= n
         if self.line.rate is not None:
-            self._free_at = max(now, self._free_at) + n / self.line.rate
+            self._free_at = now + n / self.line.rate
 
 
 class Relay:
@@ -203,9 +201,9 @@ class Relay:
         server = select.POLLOUT if self._is_dialling else 0
         if self._is_connected:
             client |= select.POLLIN if self._up.wants_more else 0
-            client |= select.POLLOUT if self._down.is_blocked and not self._down.is_silent else 0
+            client |= select.POLLOUT if self._down.is_blocked else 0
             server |= select.POLLIN if self._down.wants_more else 0
-            server |= select.POLLOUT if self._up.is_blocked and not self._up.is_silent else 0
+            server |= select.POLLOUT if self._up.is_blocked else 0
         if client:
             yield self._client.fileno(), client
         if server:

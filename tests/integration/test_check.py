@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from connpool.cli.check import _names
 from connpool.cli.main import main
 from connpool.testing import ScriptedServer
 from tests.helpers.architecture import ROOT
@@ -87,6 +88,18 @@ def test_a_file_that_is_wrong_or_missing_is_told_and_nothing_is_dialled(run, tmp
         assert server.accepts == 0
     assert main(["check", str(tmp_path / "none.toml")]) == 1
     assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("certificate", "names"),
+    [
+        ({"subjectAltName": (("DNS", "a"), ("IP Address", "::1"))}, "a, ::1"),
+        ({"subject": ((("organizationName", "o"),), (("commonName", "c"),))}, "c"),
+        ({}, "nobody"),
+    ],
+)
+def test_whom_a_certificate_is_made_out_to(certificate: dict[str, object], names: str) -> None:
+    assert _names(certificate) == names
 
 
 def test_it_is_a_command_and_says_how_it_is_used() -> None:

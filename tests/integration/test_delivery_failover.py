@@ -15,6 +15,7 @@ from connpool.delivery.link import Link, Outcome
 from connpool.delivery.mailbox import Mailbox
 from connpool.delivery.roster import Roster
 from connpool.testing import FakeClock, FaultProxy, ServedConnection
+from connpool.wire import threads
 from connpool.wire.line import Poller
 from tests.helpers.faults import WatchedConnector
 from tests.helpers.sinks import Sink, all_alive, broadcasting, established, kill, narrow, numbered, refused
@@ -429,3 +430,22 @@ def test_events_are_told_although_a_look_for_them_met_a_lack_of_memory(a, monkey
         sender.on(LinkEvent.ALIVE, lambda *_: told.set())
         assert told.wait(10)
         assert not failures
+
+
+def test_a_link_for_which_no_thread_could_be_had_is_opened_a_moment_later(a, b, monkeypatch):
+    """Of a group that is dialled on demand, without a spool: nothing else would have upkeep look at it."""
+    start, missed = threads.start, []
+
+    def refuse_once(thread: threading.Thread) -> bool:
+        if thread.name.startswith("connpool-link-") and not missed:
+            missed.append(thread.name)
+            return False
+        return start(thread)
+
+    with broadcasting(a, "||", b, standby="cold", spool=None) as sender:
+        until_alive(sender, a)
+        (link,) = (each for each in sender._office.roster.links.values() if 1 in each.groups)
+        monkeypatch.setattr(threads, "start", refuse_once)
+        sender._office.want(link)
+        assert missed
+        until_alive(sender, b)

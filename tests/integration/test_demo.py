@@ -36,7 +36,12 @@ def test_a_killed_server_costs_no_answer_and_serves_again() -> None:
     with running("demo", "--act", "1", "--seconds", "2", "--plain") as program:
         told, complaints = program.communicate(timeout=LIMIT)
     assert (program.returncode, complaints) == (0, b""), told.decode()
-    for sign in (b"server B is killed", b"server B is back on", b" 0 wrong; 0 requests without", b"verdict "):
+    for sign in (
+        b"server B is killed",
+        b"server B is back on",
+        b" 0 wrong; 0 requests without",
+        b"every answer was right",
+    ):
         assert sign in told
     assert b"\r" not in told
     servers = processes_named_in(told)
@@ -180,7 +185,13 @@ def test_a_request_on_a_connection_that_breaks_is_answered_all_the_same(lets_poo
         assert (asker.right, asker.wrong, asker.lost) == (2, 0, 0)
         assert asker.repeated_by_pool == (1 if lets_pool_repeat else 0)
         assert dict(asker.errors) == ({} if lets_pool_repeat else {"ConnectionResetError": 1})
-        assert asker.slowest_repeated > 0
+        assert 0 < asker.slowest_repeated < LIMIT
+        assert (asker.turns, dict(asker.served), [*asker.first_served_at]) == (
+            2,
+            {os.getpid(): 2},
+            [os.getpid()],
+        )
+        assert b"".join(server.received) == b"1 1\n1 2\n1 2\n"
 
 
 def test_an_answer_to_another_request_is_wrong_and_no_success() -> None:
@@ -188,7 +199,8 @@ def test_an_answer_to_another_request_is_wrong_and_no_success() -> None:
     with ScriptedServer(script=to_another) as server, ConnectionPool(server.endpoint) as pool:
         asker = Asker(pool, 1, lets_pool_repeat=True)
         asker.ask(threading.Event())
-        assert (asker.right, asker.wrong) == (0, 1)
+        assert (asker.right, asker.wrong, asker.turns) == (0, 1, 1)
+        assert not asker.served
         assert not is_success([asker], Outage("B", served_at=1.0))
         assert "1 wrong answers" in summary([asker], pool.stats(), Outage("B", back_at=0.5), 1.0)
 
@@ -201,6 +213,14 @@ def test_a_request_that_is_never_answered_is_given_up_and_no_success() -> None:
         asker.ask(hurry)
         assert (asker.right, asker.lost, asker.errors.total()) == (0, 1, 6)
         assert not is_success([asker], Outage("B", served_at=1.0))
+
+
+def test_a_request_that_the_end_of_the_pool_cuts_off_is_lost_and_no_error() -> None:
+    pool = ConnectionPool("127.0.0.1:1")
+    pool.close()
+    asker = Asker(pool, 1, lets_pool_repeat=False)
+    asker.run(threading.Event())
+    assert (asker.lost, dict(asker.errors)) == (1, {})
 
 
 def test_a_server_that_never_serves_again_is_no_success() -> None:
@@ -218,3 +238,4 @@ def test_a_crowd_asks_through_one_pool_and_ends_together() -> None:
         assert crowd.take_waits()
         assert crowd.take_waits() == []
         assert server.peak == 2
+        assert {asker.slowest_repeated for asker in crowd.askers} == {0.0}, "nobody had to repeat"

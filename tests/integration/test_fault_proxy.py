@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import math
+import random
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -19,6 +23,8 @@ from tests.helpers.certificates import Certificates
 from tests.helpers.clients import LIMIT, read_all, reset
 from tests.helpers.together import together
 from tests.helpers.wire import needs_ipv6, taking
+
+MUCH = 100_000_000  # bytes; more than all that lies between two ends
 
 
 @pytest.fixture
@@ -62,12 +68,47 @@ def hears_nothing(client: socket.socket, seconds: float = 0.1) -> bool:
         client.settimeout(LIMIT)
 
 
+@contextmanager
+def through() -> Iterator[tuple[FaultProxy, socket.socket, socket.socket]]:
+    """A proxy, and the bare sockets on both sides of one connection through it."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        FaultProxy(Endpoint(*listener.getsockname())) as proxy,
+    ):
+        client = socket.create_connection(("127.0.0.1", proxy.port), timeout=LIMIT)
+        server, _ = listener.accept()
+        server.settimeout(LIMIT)
+        yield proxy, client, server
+
+
+def read_available(sock: socket.socket) -> bytes:
+    """What has come, until nothing more does."""
+    came = b""
+    while select.select([sock], [], [], 0.05)[0]:
+        came += sock.recv(1_000_000)
+    return came
+
+
+def count_turns(proxy: FaultProxy) -> list[None]:
+    """One for each time that its thread wakes for its one connection, from now on."""
+    (relay,) = proxy._relays
+    turns: list[None] = []
+    turn = relay.turn
+
+    def counted(ready: Mapping[int, int], now: float) -> None:
+        turns.append(None)
+        turn(ready, now)
+
+    relay.turn = counted  # type: ignore[method-assign]
+    return turns
+
+
 # -- left alone ------------------------------------------------------------------
 
 
 def test_left_alone_it_passes_every_byte_and_counts_them(proxy: FaultProxy, server: ScriptedServer) -> None:
     with dialled(proxy) as client:
-        data = bytes(range(256)) * 2_000
+        data = bytes(range(256)) * 8_000
         assert ask_and_read_meanwhile(client, data) == data
         assert (proxy.accepts, proxy.open, server.accepts) == (1, 1, 1)
         assert (proxy.bytes_up, proxy.bytes_down) == (len(data), len(data))
@@ -97,6 +138,70 @@ def test_a_half_closed_connection_still_hears_the_answer() -> None:
         client.shutdown(socket.SHUT_WR)
         assert read_all(client) == b"bye"
         proxy.until_open(0)
+
+
+@pytest.mark.parametrize("way", Way)
+def test_the_other_way_goes_on_after_the_end_of_one_and_the_thread_sleeps(way: Way) -> None:
+    with through() as (proxy, client, server), client, server:
+        first, second = (client, server) if way is Way.UP else (server, client)
+        first.shutdown(socket.SHUT_WR)
+        assert second.recv(1) == b""
+        turns = count_turns(proxy)
+        second.sendall(b"late")
+        assert first.recv(4) == b"late"
+        assert hears_nothing(first)
+        assert len(turns) < 10
+        second.shutdown(socket.SHUT_WR)
+        assert first.recv(1) == b""
+        proxy.until(lambda: not proxy._relays)
+
+
+@pytest.mark.parametrize("way", Way)
+def test_who_does_not_read_holds_the_sender_up_and_gets_it_all_in_the_end(way: Way) -> None:
+    with through() as (proxy, client, server), client, server:
+        sender, reader = (client, server) if way is Way.UP else (server, client)
+        sender.settimeout(0.2)
+        data = random.Random(1).randbytes(65_536)
+        sent, told = 0, hashlib.blake2b()
+        with contextlib.suppress(TimeoutError):
+            while sent < MUCH:
+                n = sender.send(data)
+                sent += n
+                told.update(data[:n])
+        assert sent < MUCH
+        turns = count_turns(proxy)
+        assert hears_nothing(sender)
+        proxy.drop(way)
+        came = read_available(reader)
+        assert hears_nothing(reader)
+        assert len(turns) < 10
+        proxy.heal()
+        sender.shutdown(socket.SHUT_WR)
+        came += read_all(reader)
+        assert hashlib.blake2b(came).digest() == told.digest()
+        turns.clear()
+        assert hears_nothing(sender)
+        assert len(turns) < 10
+        proxy.until(lambda: (proxy.bytes_up if way is Way.UP else proxy.bytes_down) == sent)
+
+
+@pytest.mark.parametrize("way", Way)
+def test_a_reset_is_passed_on_though_it_is_met_by_who_writes(way: Way) -> None:
+    """What leaves is not read from, since its own way lets nothing pass."""
+    with through() as (proxy, client, server), client, server:
+        leaver, stayer = (client, server) if way is Way.UP else (server, client)
+        proxy.drop(way)
+        stayer.sendall(b"unread")
+        assert leaver.recv(6) == b"unread"
+        reset(leaver)
+        counts = count_turns(proxy)
+        for _ in range(3):
+            stayer.sendall(b"x")
+            assert hears_nothing(stayer, 0.05)
+        assert len(counts) < 20
+        proxy.heal()
+        with pytest.raises(ConnectionResetError):
+            stayer.recv(1)
 
 
 def test_ends_are_passed_on_as_what_they_are(proxy: FaultProxy, server: ScriptedServer) -> None:
@@ -188,7 +293,8 @@ def test_a_delay_of_years_is_one(proxy: FaultProxy) -> None:
     with dialled(proxy) as client:
         proxy.delay(1e9)
         client.sendall(b"x")
-        proxy.until_open(1)
+        proxy.until_accepts(1)
+        proxy.until(lambda: bool(proxy._relays[0].pipes[Way.UP]._held))
         proxy.heal()
         assert client.recv(1) == b"x"
 
@@ -344,8 +450,68 @@ def test_a_delay_holds_everything_back_that_long(proxy: FaultProxy) -> None:
 def test_a_rate_limits_bytes_a_second(proxy: FaultProxy) -> None:
     with dialled(proxy) as client:
         proxy.limit(10_000, Way.DOWN)
+        data = bytes(range(250)) * 12
         with taking(0.25, 3):
-            assert ask(client, bytes(3_000)) == bytes(3_000)
+            assert ask(client, data) == data
+
+
+def test_a_rate_of_less_than_a_byte_at_a_time_lets_them_pass_one_by_one_and_healed_the_rest_at_once(
+    proxy: FaultProxy,
+) -> None:
+    with dialled(proxy) as client:
+        proxy.limit(0.1, Way.UP)
+        client.sendall(b"12345")
+        assert client.recv(5) == b"1"
+        assert hears_nothing(client)
+        proxy.heal()
+        with taking(0, 5):
+            assert b"".join(iter_bytes(client, 4)) == b"2345"
+
+
+def test_a_rate_leaves_a_delay_in_force(proxy: FaultProxy) -> None:
+    with dialled(proxy) as client:
+        proxy.delay(0.1)
+        proxy.limit(1e6)
+        with taking(0.19, 2):
+            assert ask(client) == b"ping"
+
+
+def test_it_cuts_after_so_many_bytes_at_a_limited_rate(proxy: FaultProxy) -> None:
+    with dialled(proxy) as client:
+        proxy.limit(1_000, Way.DOWN)
+        proxy.cut(110, Way.DOWN, ending=Ending.OURS)
+        data = bytes(range(200))
+        client.sendall(data)
+        with taking(0.07, 3):
+            assert read_all(client) == data[:110]
+
+
+def test_it_cuts_after_the_last_byte_and_not_before_the_next(proxy: FaultProxy) -> None:
+    with dialled(proxy) as client:
+        proxy.cut(4, Way.DOWN, ending=Ending.OURS)
+        client.sendall(b"1234")
+        assert read_all(client) == b"1234"
+
+
+def test_a_delay_holds_an_end_back_as_well(proxy: FaultProxy, server: ScriptedServer) -> None:
+    with dialled(proxy) as client:
+        assert ask(client) == b"ping"
+        proxy.delay(0.1)
+        with taking(0.09, 2):
+            server.until_accepts(1).close()
+            assert client.recv(1) == b""
+
+
+def test_what_is_on_its_way_when_it_begins_to_drop_is_kept_back(proxy: FaultProxy) -> None:
+    with dialled(proxy) as client:
+        assert ask(client) == b"ping"
+        proxy.delay(0.05)
+        client.sendall(b"x")
+        proxy.until(lambda: bool(proxy._relays[0].pipes[Way.UP]._held))
+        proxy.drop()
+        assert hears_nothing(client, 0.2)
+        proxy.heal()
+        assert client.recv(1) == b"x"
 
 
 @pytest.mark.parametrize("ending", [Ending.OUR_RESET, Ending.OURS])

@@ -101,6 +101,7 @@ def test_an_unknown_name_is_told_with_the_nearest() -> None:
                 ask("order")
         with pytest.raises(KeyError):
             repo.add_to_pool("x", object())
+        assert [] not in repo
 
 
 def test_a_wrong_setting_takes_no_name() -> None:
@@ -137,11 +138,16 @@ def test_a_pool_that_is_closed_the_moment_it_can_be_found_leaves(monkeypatch: py
     assert repo._entries == {}
 
 
-def test_who_hears_that_a_pool_was_closed_can_make_another_of_that_name() -> None:
+def test_who_hears_that_a_pool_was_closed_finds_it_no_more_and_can_make_another_of_that_name() -> None:
     made = []
+
+    def make_another(_: object) -> None:
+        assert "orders" not in repo
+        made.append(repo.new("orders", "b:1"))
+
     with Repository() as repo:
         old = repo.new("orders", "a:1")
-        old.listen(lambda _: made.append(repo.new("orders", "b:1")), PoolClosed)
+        old.listen(make_another, PoolClosed)
         old.close()
         assert made == [repo["orders"]]
         assert made[0].stats().state is PoolState.OPEN

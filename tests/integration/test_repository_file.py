@@ -158,6 +158,11 @@ def test_all_problems_are_told_at_once_each_with_its_place(write) -> None:
     ]
 
 
+def test_a_route_is_no_default(write) -> None:
+    (problem,) = problems_of(write("[defaults]\nroute = 'a:1'\n[pools.a]\nroute = 'a:1'\n"))
+    assert problem.startswith("[defaults]: unknown key 'route'")
+
+
 def _message_of_route(text: str) -> str:
 
     with pytest.raises(ConfigError) as caught:

@@ -507,3 +507,23 @@ def test_a_process_that_ends_while_it_mends_leaves_it_to_the_next(folder, in_log
     spool.close()
     assert lost(path, in_log) == 0
     assert not [name for name in os.listdir(path.parent) if name.endswith(("mending", "mended"))]
+
+
+def test_what_a_later_image_of_its_page_no_longer_has_does_not_come_back_from_a_bad_one(folder) -> None:
+    path = folder / "sent" / "spool.db"
+    path.parent.mkdir()
+    spool = SQLiteSpool(path, durable=False)
+    for n in range(3):
+        spool.put(["a:1"], b"message %d" % n, bytes([n] * 16))
+    spool.remove([spool.peek("a:1", *ALL)[1].position])
+    left = copy(path, folder / "killed with one sent")
+    spool.close()
+    log = log_of(left).read_bytes()
+    at = log.find(b"message 1")
+    page = at - (at - LOG_HEADER.size) % FRAME_SIZE
+    free = log.index(bytes(64), page + 24 + 512, page + FRAME_SIZE)
+    flip(log_of(left), free + 32)
+    spool = SQLiteSpool(left, durable=False)
+    assert spool.damage is not None
+    assert [message for _, message in content(spool)["a:1"]] == [b"message 0", b"message 2"]
+    spool.close()

@@ -39,6 +39,10 @@ def read_all(sock: socket.socket, n: int) -> bytes:
     return bytes(data)
 
 
+def read_to_the_end(sock: socket.socket) -> bytes:
+    return b"".join(iter(lambda: sock.recv(65_536), b""))
+
+
 # -- writing
 
 
@@ -64,6 +68,14 @@ def test_more_buffers_than_the_system_takes_at_once_arrive_whole(pair: Pair, tim
         lambda: read_all(theirs, len(expected)),
     )
     assert received == expected
+
+
+@pytest.mark.parametrize("data", [b"ping", bytearray(b"ping"), memoryview(b"ping"), array.array("I", [1])])
+def test_what_is_sent_arrives_once_whatever_its_type(pair: Pair, data) -> None:
+    ours, theirs = pair
+    ours.sendall(data, timeout=5)
+    ours.raw.shutdown(socket.SHUT_WR)
+    assert read_to_the_end(theirs) == bytes(data)
 
 
 def test_nothing_to_write_is_written_at_once(pair: Pair) -> None:
