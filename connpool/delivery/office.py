@@ -53,7 +53,7 @@ class Office:
         self.is_closed = False
         self._due_at = math.inf  # when the next turn is needed, as far as that is not passed on yet
         self._switches: deque[tuple[int, int | None]] = deque()  # of the active group, to be logged
-        self.settled = threading.Condition(self._lock)  # told whenever an attempt to open a link has ended
+        self.settled = threading.Condition(self._lock)  # told when a link was opened, was not, or is gone
         me = weakref.ref(self)  # a thread that waits at the mailbox must not keep a forgotten broadcaster
         self.mailbox = Mailbox(self._lock, pool.name, lambda: (office := me()) and office.on_strands())
         self.kept: Kept | None = None  # what is given turns: the broadcaster
@@ -173,7 +173,6 @@ class Office:
             link.is_wanted = False
             self.plan_attempt_locked(link, error)
             self._publish_locked()
-            self.settled.notify_all()
         if is_news and not self.is_closed:
             logger.warning("broadcaster %r: %s cannot be reached: %s", self.name, endpoint, error)
         self.speak_up()
@@ -222,6 +221,7 @@ class Office:
         if self.roster.switch_at < math.inf:
             self.expect_locked(self.roster.switch_at)
         self.plan = None
+        self.settled.notify_all()
         active, groups = self.roster.active, self.roster.groups
         if active is None or active >= len(groups) or self.settings.write_ahead or self.settings.confirm:
             return

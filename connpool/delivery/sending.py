@@ -291,7 +291,8 @@ class Sending:
             office.want(link)
 
         def are_settled() -> bool:
-            return office.is_closed or all(link.state is not LinkState.NEW for link in links)
+            has = office.roster.has  # one that has been removed meanwhile is not opened any more
+            return office.is_closed or not any(link.state is LinkState.NEW and has(link) for link in links)
 
         def is_enough() -> bool:
             return are_settled() or any(link.state is LinkState.ALIVE for link in links)

@@ -823,6 +823,31 @@ def test_of_a_member_whose_dial_hangs_the_error_tells_of_the_dial(a):
         assert isinstance(cause, ConnectTimeoutError)
 
 
+class HalfDeaf(Exchange):
+    """Only dials to b hang."""
+
+    def open(self, endpoint: Endpoint, timeout: float | None, cancel: threading.Event) -> socket.socket:
+        return super().open(endpoint, timeout, cancel) if endpoint.host == "b" else self.connect()
+
+
+def test_a_message_does_not_wait_for_a_member_that_is_removed_meanwhile():
+    exchange = HalfDeaf()
+    settings = {"connector": exchange, "connect_timeout": 30}
+    with broadcasting("a:1", "b:1", spool=None, pool_settings=settings) as sender:
+        exchange.until_dialling(1)
+        (first_dial,) = [link for link in sender._office.roster.links.values() if link.name == "b:1"]
+
+        def remove() -> None:
+            until(lambda: first_dial.was_awaited, "the broadcast")
+            sender.remove("b:1")
+
+        delivery, _ = together(lambda: sender.broadcast(b"hello"), remove, limit=5)
+        assert delivery.sent == (Endpoint.parse("a:1"),)
+        exchange.gate.set()
+    for peer in exchange.peers:
+        peer.close()
+
+
 # -- settings
 
 
