@@ -126,9 +126,7 @@ class Line:
         self.rest_until = -NEVER
         self.retry_at = NEVER  # while DOWN: when it is opened again
         self.failures = 0  # to open it again, in a row
-        self.unclosed: deque[None] = (
-            deque()
-        )  # holds one thing while it is open: the thread that takes that closes it
+        self.unclosed: deque[None] = deque()  # holds one thing while it is open: whoever takes that closes it
 
     def move(self, to: Phase) -> None:
         """Go on to phase *to*.

@@ -18,9 +18,7 @@ __all__ = ["Call", "Desk", "Job"]
 
 LONGEST: Final = 0.01  # seconds that a newcomer waits at most for those who were served to leave
 LATE: Final = 0.0002  # seconds for each who was served, by which the next service should have begun
-PATIENCE: Final = (
-    0.1  # seconds after which a thread that was not woken looks for itself, and then ever less often
-)
+PATIENCE: Final = 0.1  # seconds after which a thread not woken looks for itself, and then ever less often
 SELDOM: Final = 1.0  # seconds between two such looks at most
 
 

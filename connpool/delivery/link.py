@@ -82,7 +82,7 @@ class Link:
             strand = self.strand
             if strand is None:
                 return Outcome.DEAD
-            spool = self.spool
+            spool = self.spool  # asked for its count here: as a rule it is 0, and that is two calls less
             if (
                 self.is_flushing
                 or (strand.holder is not None and strand.is_held)

@@ -132,9 +132,7 @@ class Reaper:
     def _run(self) -> None:
         self._wake()  # one that another has taken the place of sees it, and ends
         me = threading.current_thread()
-        while (
-            self._thread is me
-        ):  # looked at again and again: the thread that has our place may be at it for hours
+        while self._thread is me:  # looked at again and again: another that has our place may go on for hours
             if self._at_it.acquire(timeout=TAKEOVER):
                 try:
                     self._keep_up(me)
