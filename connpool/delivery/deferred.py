@@ -34,7 +34,8 @@ class Deferred:
         self._most = most
         self._waits = waits
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._room = threading.Condition(self._lock)  # each message that leaves wakes one who waits for it
+        self._idle = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, Future[Delivery]]] = deque()
         self._n_open = 0  # of its first ones: being sent, or their callbacks called
         self._n_refused = 0  # which the end has overtaken
@@ -57,11 +58,15 @@ class Deferred:
                     f"broadcaster {self._name!r}: {self._most} messages wait to be sent already",
                     pool=self._name,
                 )
-            if not self._is_own():
-                self._changed.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
-            if self._is_closed:
-                raise closed(self._name)
-            self._queue.append((message, future))
+            try:
+                if not self._is_own():
+                    self._room.wait_for(lambda: len(self._queue) < self._most or self._is_closed)
+                if self._is_closed:
+                    raise closed(self._name)
+                self._queue.append((message, future))
+            except BaseException:
+                self._room.notify()  # what has woken this one is for the next
+                raise
             is_running = self._thread is not None and self._thread.is_alive()
         if not is_running:
             self._begin()
@@ -80,7 +85,8 @@ class Deferred:
                 with self._lock:
                     if not self._queue:
                         self._thread = None  # said with the lock: a message that comes later starts another
-                        self._changed.notify_all()
+                        self._room.notify_all()
+                        self._idle.notify_all()
                         return
                 self._send_next()
 
@@ -102,7 +108,7 @@ class Deferred:
         with self._lock:
             del self._queue[place]
             self._n_refused += is_refused
-            self._changed.notify_all()
+            self._room.notify()
         return True
 
     def _deliver(self, message: bytes) -> Delivery:
@@ -123,7 +129,7 @@ class Deferred:
             return
         with self._lock:
             left = None if until is None else max(0.0, until - real.now())
-            self._changed.wait_for(lambda: not self._queue, left)
+            self._idle.wait_for(lambda: not self._queue, left)
 
     def lost(self) -> int:
         """How many messages still wait, or came to their turn after the end."""
@@ -134,7 +140,7 @@ class Deferred:
         """Take nothing more. What waits is still sent."""
         with self._lock:
             self._is_closed = True
-            self._changed.notify_all()
+            self._room.notify_all()
 
 
 def _settle(future: Future[Delivery], deliver: Callable[[bytes], Delivery], message: bytes) -> None:

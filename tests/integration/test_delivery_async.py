@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
@@ -85,6 +86,65 @@ def test_who_finds_the_queue_full_waits_for_room(a, gate):
         thread.join(GUARD)
         assert late[0].result(GUARD).sent == (a.endpoint,)
         assert a.until_lines(11) == numbered(11)
+
+
+class Watched(deque[Any]):
+    """A queue that counts for each thread how often it has looked how long it is."""
+
+    def __init__(self, content: deque[Any], strikes_at: tuple[str, int] | None = None) -> None:
+        super().__init__(content)
+        self.looks: Counter[str] = Counter()
+        self._strikes_at = strikes_at
+
+    def __len__(self) -> int:
+        who = threading.current_thread().name
+        self.looks[who] += 1
+        if (who, self.looks[who]) == self._strikes_at:
+            raise KeyboardInterrupt
+        return super().__len__()
+
+
+def test_room_for_one_wakes_one_of_those_who_wait_for_it_and_the_first_first(a):
+    confirmed = threading.Semaphore(0)
+    who = [f"sender-{number}" for number in range(8)]
+    with broadcasting(a, confirm=lambda *_: confirmed.acquire(timeout=GUARD), max_async=2) as sender:
+        for message in numbered(2):
+            sender.broadcast_async(message)
+        queue = sender._deferred._queue = Watched(sender._deferred._queue)
+        threads = [threading.Thread(target=sender.broadcast_async, args=[w.encode()], name=w) for w in who]
+        for thread in threads:
+            thread.start()
+            until(lambda w=thread.name: queue.looks[w] == 2)  # as it comes, and before it sleeps
+        for thread in threads:
+            confirmed.release()
+            thread.join(GUARD)
+        confirmed.release(2)
+        assert a.until_lines(10) == [*numbered(2), *(w.encode() for w in who)]
+        assert [queue.looks[w] for w in who] == [3] * 8
+
+
+def test_who_is_interrupted_as_there_is_room_leaves_it_to_the_next(a):
+    confirmed = threading.Semaphore(0)
+
+    def struck() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            sender.broadcast_async(b"struck")
+
+    with broadcasting(a, confirm=lambda *_: confirmed.acquire(timeout=GUARD), max_async=2) as sender:
+        for message in numbered(2):
+            sender.broadcast_async(message)
+        queue = sender._deferred._queue = Watched(sender._deferred._queue, strikes_at=("struck", 3))
+        first = threading.Thread(target=struck, name="struck")
+        second = threading.Thread(target=sender.broadcast_async, args=[b"next"], name="next")
+        for thread in (first, second):
+            thread.start()
+            until(lambda w=thread.name: queue.looks[w] == 2)
+        confirmed.release()
+        first.join(GUARD)
+        second.join(GUARD / 2)
+        assert not second.is_alive()  # though nothing more has left
+        confirmed.release(2)
+        assert a.until_lines(3) == [*numbered(2), b"next"]
 
 
 def test_who_finds_the_queue_full_gets_an_error_where_that_is_wanted(a, gate):
@@ -171,7 +231,7 @@ def test_who_waits_for_room_is_let_go_by_the_end(a, gate):
 
         def close() -> None:
             assert gate.reached.wait(GUARD)
-            until(lambda: sender._deferred._changed._waiters, "who waits for room")  # type: ignore[attr-defined]
+            until(lambda: sender._deferred._room._waiters, "who waits for room")  # type: ignore[attr-defined]
             sender.close(0.1)
             gate.opened.set()
 
