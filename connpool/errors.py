@@ -54,7 +54,7 @@ class UsageError(ConnPoolError, RuntimeError):
 
 
 class UnknownEndpointError(UsageError, LookupError):
-    """The pool has never heard of that endpoint. Nothing was changed."""
+    """The pool knows of no such endpoint, or no longer. Nothing was changed."""
 
 
 class NotSharableError(UsageError):

@@ -199,7 +199,7 @@ class Dialler:
         try:
             return reset is None or reset(record.raw) is not False
         except Exception as error:  # noqa: BLE001 - foreign code
-            logger.debug("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
+            logger.warning("pool %r: resetting connection %d failed: %r", self._name, record.id, error)
             return False
 
     def is_fatal(self, record: Record, error: BaseException | None) -> bool:

@@ -47,6 +47,44 @@ def test_anything_can_be_pooled_and_is_closed_by_its_own_close() -> None:
     assert thing.closed == 1
 
 
+class Odd:
+    """Equal to everything, false, and without a hash, a text or a reference to it."""
+
+    __slots__ = ("closed",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        raise ValueError("it cannot be shown")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"look_after_idle": 0}, {"max_uses": 2}, {"dial_in_caller": True}])
+def test_things_are_told_apart_by_what_they_are_and_not_by_what_they_say(settings: dict[str, Any]) -> None:
+    with ConnectionPool.of(Odd, max_size=2, **settings) as pool:
+        one, other = pool.try_connect(), pool.try_connect()
+        things = [one.raw, other.raw]
+        assert things[0] is not things[1]
+        one.release()
+        with pool.try_connect() as conn:
+            assert conn.raw is things[0]
+        other.terminate()
+        until(lambda: things[1].closed == 1)
+        assert repr(pool)
+        assert all(pool.connections())
+    assert [thing.closed for thing in things] == [1, 1]
+
+
 def test_a_usage_error_on_a_healthy_thing_does_not_break_it() -> None:
     with ConnectionPool.of(Thing) as pool:
         conn = pool.try_connect()
@@ -251,4 +289,18 @@ def test_each_one_is_looked_at_once_a_checkout_where_that_is_asked_for() -> None
     with ConnectionPool.of(Thing, is_usable=look, look_after_idle=0) as pool:
         for _ in range(4):
             pool.try_connect(timeout=2).release()
+    assert len(looks) == 3
+
+
+def test_what_is_never_usable_is_dialled_for_each_checkout_and_asked_once() -> None:
+    looks: list[object] = []
+
+    def look(raw: object) -> bool:
+        looks.append(raw)
+        return False
+
+    with ConnectionPool.of(Thing, is_usable=look, look_after_idle=0, max_size=1) as pool:
+        for _ in range(4):
+            pool.try_connect(timeout=2).release()
+        assert pool.stats().opened == 4
     assert len(looks) == 3

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
 from connpool import CheckoutTimeoutError, ConnectionPool, Endpoint, EndpointState, NoEndpointError, Request
 from connpool.testing import FakeClock
-from tests.helpers.switchboard import Line, Switchboard, check_books, down, endpoints_of, info_of, until
+from tests.helpers.switchboard import (
+    GUARD,
+    Line,
+    Switchboard,
+    check_books,
+    down,
+    endpoints_of,
+    info_of,
+    until,
+)
 from tests.helpers.together import together
 from tests.helpers.wire import taking
 from tests.stress.works import Caller
@@ -82,6 +92,39 @@ def test_a_probe_that_fails_fails_everybody_who_waited_for_it(clock: FakeClock) 
         assert len(board.dialled) == 2
         assert info_of(pool, "a:1").failures == 2
         assert pool.stats().waiting == 0
+
+
+@pytest.mark.parametrize("in_caller", [False, True])
+def test_a_dial_that_fails_fails_none_for_whom_another_is_under_way(in_caller: bool) -> None:
+    ends = [threading.Event(), threading.Event()]
+    begun: list[int] = []
+
+    def open_one() -> object:
+        begun.append(number := len(begun))
+        assert ends[number].wait(GUARD)
+        if number == 1:
+            raise ConnectionRefusedError("the second")
+        return object()
+
+    with ConnectionPool.of(open_one, max_size=2, dial_in_caller=in_caller) as pool:
+
+        def ask() -> object:
+            with pool.try_connect() as conn:
+                return conn.raw
+
+        def ask_too() -> None:
+            until(lambda: len(begun) == 1)
+            with pytest.raises(NoEndpointError, match="the second"):
+                pool.try_connect()
+            ends[0].set()
+
+        def watch() -> None:
+            until(lambda: len(begun) == 2)
+            ends[1].set()
+
+        served, *_ = together(ask, ask_too, watch)
+        assert served is not None
+        assert pool.stats().opened == 1
 
 
 # -- all blacklisted: fail_fast ------------------------------------------------------

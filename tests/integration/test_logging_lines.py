@@ -14,7 +14,7 @@ import warnings
 import pytest
 
 import connpool
-from connpool import ConnectionPool, ConnPoolError, SocketConnector
+from connpool import CloseReason, ConnectionPool, ConnPoolError, SocketConnector
 from connpool.testing import Answer, FakeClock, ScriptedServer
 from tests.stress.stage import make_stage  # noqa: F401 - a fixture
 from tests.stress.works import A, Works
@@ -241,6 +241,20 @@ def test_a_close_that_fails_is_logged_and_harms_nobody(log):
         assert pool.stats().size == 0
     assert len([record for record in log.records if record.levelno >= logging.WARNING]) == 1
     assert "the door is stuck" in log.text
+
+
+def test_a_reset_that_fails_is_one_line_and_one_that_says_no_is_none(log):
+    def explode(raw):
+        raise AttributeError("no such method")
+
+    for reset in (explode, lambda raw: False):
+        with ConnectionPool.of(object, reset=reset, name="orders") as pool:
+            pool.try_connect().release()
+            assert pool.stats().closed == {CloseReason.DIRTY: 1}
+    (line,) = [record for record in log.records if record.levelno >= logging.WARNING]
+    assert line.getMessage() == (
+        "pool 'orders': resetting connection 1 failed: AttributeError('no such method')"
+    )
 
 
 # -- secrets --------------------------------------------------------------------------------------
