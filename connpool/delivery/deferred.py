@@ -40,7 +40,8 @@ class Deferred:
         self._n_open = 0  # of its first ones: being sent, or their callbacks called
         self._n_refused = 0  # which the end has overtaken
         self._at_it = threading.Lock()  # held by the thread that sends
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # started for what is in the queue
+        self._sender: threading.Thread | None = None  # who sends, or was the last; mostly it
         self._is_closed = False
         self.has_spooled = False  # of some that were sent copies waited, and may do so still
 
@@ -67,7 +68,7 @@ class Deferred:
             except BaseException:
                 self._room.notify()  # what has woken this one is for the next
                 raise
-            is_running = self._thread is not None and self._thread.is_alive()
+            is_running = self._is_own() or (self._thread is not None and self._thread.is_alive())
         if not is_running:
             self._begin()
         return future
@@ -81,6 +82,7 @@ class Deferred:
     def _run(self) -> None:
         """Send all that waits. Of two threads that were started for it the second finds nothing left."""
         with self._at_it:
+            self._sender = threading.current_thread()
             while True:
                 with self._lock:
                     if not self._queue:
@@ -118,7 +120,7 @@ class Deferred:
 
     def _is_own(self) -> bool:
         """Whether the caller is a callback of a future: nobody but itself makes room and sends the rest."""
-        return threading.current_thread() is self._thread and self._n_open > 0
+        return threading.current_thread() is self._sender and self._n_open > 0
 
     def drain(self, timeout: float | None) -> None:
         """Wait until all is sent, or *timeout* seconds are over."""

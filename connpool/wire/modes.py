@@ -186,12 +186,11 @@ class SocketModes(ByteStream):
                         return operation(argument)
                 finally:
                     self._has_turn = 0
+                    WATCHED.calls.pop(self, None)  # still in our turn: what is there next is another's
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             pass
         except OSError as exc:
             self._raise_why(exc)
-        finally:
-            WATCHED.calls.pop(self, None)
         return None
 
     def _come_second(self, me: int) -> None:

@@ -22,6 +22,7 @@ from connpool import (
 )
 from connpool.delivery.deferred import Deferred
 from connpool.delivery.words import closed
+from connpool.wire import threads
 from tests.helpers.scripts import run_program, running_program
 from tests.helpers.sinks import GUARD, broadcasting, numbered, refused
 from tests.helpers.switchboard import until
@@ -435,3 +436,43 @@ def test_what_comes_to_its_turn_after_the_end_counts_as_lost_and_what_failed_bef
     deferred.drain(GUARD)
     assert [type(future.exception(GUARD)) for future in futures] == [NoEndpointError, *[PoolClosedError] * 2]
     assert deferred.lost() == 2
+
+
+class Held:
+    """Delivers nothing before it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def deliver(self, message: bytes) -> Delivery:
+        assert self.opened.wait(GUARD)
+        return Delivery()
+
+
+def test_a_callback_may_wait_for_the_rest_although_a_second_thread_was_started_for_it(monkeypatch):
+    # Who comes while the thread for another's message is about to start has one started, too. Here that
+    # second one, which is known as the thread from then on, comes late: the first sends.
+    sending: Any = Held()
+    deferred = Deferred(sending, "sensors", most=10, waits=True)
+    started: list[threading.Thread] = []
+    start_now = threads.start
+
+    def start(thread: threading.Thread) -> bool:
+        started.append(thread)
+        if thread is not started[0]:
+            return True
+        deferred.add(b"m-1")  # as another thread would just now
+        return start_now(thread)
+
+    monkeypatch.setattr(threads, "start", start)
+    first = deferred.add(b"m-0")
+    left: list[int] = []
+
+    def wait_for_the_rest(_: object) -> None:
+        deferred.drain(0.5)
+        left.append(deferred.lost())
+
+    first.add_done_callback(wait_for_the_rest)
+    sending.opened.set()
+    until(lambda: left, "the end of the callback")
+    assert left == [0]

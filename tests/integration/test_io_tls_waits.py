@@ -323,6 +323,45 @@ def test_calls_are_watched_no_longer_than_there_are_any(
         until(lambda: not WATCHED.is_watched and not WATCHED.calls, "end of looking")
 
 
+class Ledger(dict[SocketModes, int]):
+    """The calls that are watched. Something happens as one is taken out."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        super().__init__()
+        self.happens = happens
+
+    def pop(self, *args: Any) -> Any:
+        self.happens()
+        return super().pop(*args)
+
+
+def test_a_call_that_begins_as_that_of_another_thread_ends_is_watched(monkeypatch):
+    # One of them writes, say, and the other reads.
+    here, there = socket.socketpair()
+    stream = Stream(here, is_private=True)
+    is_inside, may_end = threading.Event(), threading.Event()
+    second = threading.Thread(
+        target=lambda: stream._on_tls_alone(lambda _: is_inside.set() or may_end.wait(10), None)
+    )
+
+    def begin_second() -> None:
+        if second.ident is None and not stream._tls_turn.locked():
+            second.start()
+            assert is_inside.wait(10)
+
+    monkeypatch.setattr(WATCHED, "calls", Ledger(begin_second))
+    monkeypatch.setattr(WATCHED, "is_watched", True)
+    with here, there:
+        stream._on_tls_alone(lambda _: None, None)
+        begin_second()
+        try:
+            assert stream in WATCHED.calls
+        finally:
+            may_end.set()
+            second.join(10)
+        assert not WATCHED.calls
+
+
 HAND_OUTS: dict[str, Callable[[Connection], Any]] = {
     "raw": lambda conn: conn.raw,
     "socket": lambda conn: conn.socket,
