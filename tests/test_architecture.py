@@ -66,6 +66,12 @@ def test_nothing_slow_or_foreign_runs_under_a_lock(module: str, path: Path) -> N
 
 
 @MODULES
+def test_a_thread_has_a_name_and_holds_up_no_end(module: str, path: Path) -> None:
+    if architecture.floor_of(module) != "cli":
+        assert list(architecture.thread_offences(parse(path))) == []
+
+
+@MODULES
 def test_a_module_can_be_read_in_one_sitting(module: str, path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 320
 

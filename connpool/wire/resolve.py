@@ -102,8 +102,6 @@ class _Lookup(threading.Thread):
 
     def _claim(self, whose: str | None, most: int) -> bool:
         for place in zip(repeat(whose), range(most)):
-            if place in _under_way:
-                continue
             mine = weakref.ref(self, partial(_free, place))
             if _under_way.setdefault(place, mine) is mine:
                 self._claims.append((place, mine))

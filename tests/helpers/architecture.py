@@ -192,6 +192,17 @@ def lock_offences(tree: ast.Module) -> Iterator[str]:
                     yield f"{where} calls {ast.unparse(node.func)} under the lock"
 
 
+def thread_offences(tree: ast.Module) -> Iterator[str]:
+    """Threads without a name, which nobody knows in a dump, or that hold up the end of the interpreter."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "threading.Thread":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if "name" not in given:
+                yield f"line {node.lineno} makes a thread without a name"
+            if given.get("daemon") != "True":
+                yield f"line {node.lineno} makes a thread that the interpreter waits for"
+
+
 def unguarded_jumps(source: str) -> Iterator[str]:
     """Rounds of loops in locked sections, and conditions of comprehensions, whose interrupt would not unlock.
 

@@ -76,12 +76,12 @@ def test_the_three_refusals_come_in_their_order(pool, sockets):
     def nobody(info: ChannelInfo) -> bool:
         return False
 
-    with pytest.raises(NoResourceError):
+    with pytest.raises(NoResourceError, match=f"pool {pool.name!r}: no channel offers {RESOURCE!r}"):
         pool.call(RESOURCE, "DEC", where=nobody)
     pool.init(TextChannel(sockets))
-    with pytest.raises(NoResourceError):
+    with pytest.raises(NoResourceError, match="no channel offers 'another'"):
         pool.call("another", "DEC", where=nobody)
-    with pytest.raises(MethodNotSupportedError):
+    with pytest.raises(MethodNotSupportedError, match=f"no channel of {RESOURCE!r} supports 'DEC'"):
         pool.call(RESOURCE, "DEC", where=nobody)
     with pytest.raises(FilteredOutError):
         pool.call(RESOURCE, "GET", where=nobody)

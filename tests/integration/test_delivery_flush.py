@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import connpool.delivery.keeping
 from connpool import Connection, LinkEvent, LinkState, MemorySpool, SocketConnector
 from connpool.testing import FakeClock, ScriptedServer, ServedConnection
 from connpool.wire import line as line_of_link
@@ -396,6 +397,42 @@ def test_a_disk_that_hangs_holds_up_no_heartbeat(a, clock: FakeClock):
                 until(sender._keeping._beating.turns.are_free)
         finally:
             is_free.set()
+
+
+def test_what_others_have_left_is_looked_for_once_a_second(a, clock: FakeClock):
+    class Watched(MemorySpool):
+        def adopt(self) -> dict[str, int]:
+            looks.append(clock.now())
+            return {}
+
+    looks: list[float] = []
+    began = clock.now()
+    settings = {"clock": clock, "reap_interval": None}
+    with broadcasting(a, spool=Watched(max_age=1_000.0), pool_settings=settings) as sender:
+        for _ in range(3):
+            for _ in range(3):
+                until(sender._keeping._adopting.turns.are_free)
+                sender.sweep()
+            until(sender._keeping._adopting.turns.are_free)
+            clock.advance(1.0)
+    assert looks == [began, began + 1.0, began + 2.0]
+
+
+def test_a_look_for_what_others_have_left_that_outlasts_its_turn_is_followed_by_the_next(a, monkeypatch):
+    class Slow(MemorySpool):
+        def adopt(self) -> dict[str, int]:
+            looks.append(None)
+            may_end.wait(GUARD)
+            return {}
+
+    looks: list[None] = []
+    may_end = threading.Event()
+    monkeypatch.setattr(connpool.delivery.keeping, "ADOPT_INTERVAL", 0.02)
+    with broadcasting(a, spool=Slow(max_age=1_000.0)) as sender:
+        all_alive(sender)
+        sender.sweep()
+        may_end.set()
+        until(lambda: len(looks) >= 3, "the looks after the first")
 
 
 def test_heartbeats_that_a_leap_of_the_clock_has_left_out_are_not_made_up_for(a, clock: FakeClock):

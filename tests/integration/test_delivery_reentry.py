@@ -69,6 +69,29 @@ def test_a_heartbeat_may_close(a, when):
         assert ends
 
 
+@pytest.mark.parametrize("hook", ["heartbeat", "confirm"])
+def test_a_hook_that_closes_what_another_thread_is_closing_does_not_wait_for_that(a, hook):
+    ends: list[int] = []
+
+    def close_too(*_: object) -> bytes:
+        if not is_called.is_set():
+            is_called.set()
+            until(lambda: not sender._closings.are_free(), "the end that waits for us")
+            ends.append(sender.close())
+        return b"beat"
+
+    is_called = threading.Event()
+    a.stop()
+    settings = {"heartbeat": (0.02, close_too)} if hook == "heartbeat" else {"confirm": close_too}
+    with broadcasting(a, **settings) as sender:
+        sender.broadcast(b"hello")
+        a.start()
+        assert is_called.wait(GUARD)
+        with taking(0, GUARD / 3):
+            sender.close()
+        assert ends
+
+
 @pytest.mark.parametrize("call", ["close", "flush"])
 def test_a_confirm_on_the_thread_that_empties_a_queue_does_not_wait_for_itself(a, call):
     results: list[int] = []

@@ -95,9 +95,9 @@ def test_a_waiter_for_whom_a_place_becomes_free_dials_on_its_own_thread(clock: F
 def test_the_callers_dial_gets_the_smaller_of_its_deadline_and_the_connect_timeout(clock: FakeClock) -> None:
     board = Switchboard()
     with caller_pool("a:1", board, clock=clock, connect_timeout=5) as pool:
-        for timeout in (2, 50, 0):
+        for timeout in (2, 50, 0, 0.5):
             pool.try_connect(timeout=timeout).terminate()
-        assert board.timeouts == [2, 5, 5]
+        assert board.timeouts == [2, 5, 5, 0.5]
 
 
 def test_a_callers_short_deadline_blames_nobody_and_is_no_connect_timeout() -> None:

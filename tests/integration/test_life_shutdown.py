@@ -120,7 +120,10 @@ def test_shutdown_takes_the_direction(how: int) -> None:
         conn = pool.try_connect()
         served = server.until_accepts(1)
         assert pool.shutdown(how) == 1
-        if how != socket.SHUT_RD:
+        if how == socket.SHUT_RD:
+            conn.socket.send(b"hello")
+            served.until_received(b"hello")
+        else:
             served.until_eof()
         conn.release()
         served.until_ended()

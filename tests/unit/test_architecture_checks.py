@@ -117,3 +117,9 @@ class Pool:
 """
     )
     assert list(architecture.lock_offences(tree)) == []
+
+
+def test_a_thread_that_nobody_knows_or_that_holds_up_the_end_is_caught() -> None:
+    assert list(architecture.thread_offences(ast.parse("threading.Thread(name=n, daemon=True)"))) == []
+    for source in ("threading.Thread(daemon=True)", "threading.Thread(name=n)"):
+        assert len(list(architecture.thread_offences(ast.parse(source)))) == 1
